@@ -15,9 +15,12 @@ from transformers import AutoModelForCausalLM, GenerationMixin, LlamaForCausalLM
 from transformers.generation import GenerationMode
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from hf_judge.cropping import CroppingBackend
 from hf_judge.decoding import judged_decoding
 from hf_judge.head import JudgeHead
+from hf_judge.ragged.backend import RaggedBackend, why_not_ragged
 from hf_judge.sources import CandidateSource, DraftingOptions
+from hf_judge.states import StateReader
 from hf_judge.verify import CandidateVerifier, JudgeCandidateVerifier
 from hf_judge.views import shared_view
 
@@ -31,6 +34,7 @@ class _JudgeCall:
 
     verifier: CandidateVerifier
     options: DraftingOptions
+    engine: str  # "auto", "ragged" or "upstream"
     is_default: bool  # the model's own judge, not the caller's: it steps aside where nothing is drafted
 
 
@@ -43,7 +47,7 @@ class JudgeGenerationMixin:
     default_judge: CandidateVerifier | None = None
 
     @torch.no_grad()
-    def generate(self, *args, judge=None, judge_threshold: float | None = None, **kwargs):
+    def generate(self, *args, judge=None, judge_threshold: float | None = None, judge_engine: str = "auto", **kwargs):
         """Generate as `GenerationMixin.generate` does, accepting drafted tokens that the judge finds acceptable.
 
         Args:
@@ -67,7 +71,7 @@ class JudgeGenerationMixin:
             return super().generate(*args, **kwargs)
         config = kwargs.get("generation_config", args[1] if len(args) > 1 else None)
         given = {name: kwargs.get(name, getattr(config, name, None)) for name in _DRAFTING_OPTIONS}
-        call = _JudgeCall(verifier, DraftingOptions(**given), is_default=judge is None)
+        call = _JudgeCall(verifier, DraftingOptions(**given), engine=judge_engine, is_default=judge is None)
         return super().generate(*args, _judge_call=call, **kwargs)
 
     def resolve_judge(self, judge, threshold: float | None = None) -> CandidateVerifier | None:
@@ -159,6 +163,49 @@ class JudgeGenerationMixin:
                 tokenizer=tokenizer,
                 **model_kwargs,
             )
+        verifier = judge_call.verifier
+        with StateReader(self, getattr(verifier, "hidden_state", "post_norm")) as reader:
+            backend = self._judge_backend(
+                judge_call,
+                reader,
+                input_ids,
+                generation_config=generation_config,
+                logits_processor=logits_processor,
+                model_kwargs=model_kwargs,
+                assistant_model=assistant_model,
+                target_tokenizer=tokenizer,
+                assistant_tokenizer=assistant_tokenizer,
+                inputs_tensor=inputs_tensor,
+            )
+            return judged_decoding(
+                backend,
+                input_ids,
+                verifier=verifier,
+                logits_processor=logits_processor,
+                stopping_criteria=stopping_criteria,
+                generation_config=generation_config,
+                has_unfinished=lambda done: self._has_unfinished_sequences(done, synced_gpus, device=input_ids.device),
+                streamer=streamer,
+            )
+
+    def _judge_backend(
+        self, call: _JudgeCall, reader: StateReader, input_ids, *, generation_config, model_kwargs, **more
+    ):
+        """The backend that serves this call: the ragged engine where it can, upstream's caches elsewhere."""
+        reason = why_not_ragged(self, more["assistant_model"], generation_config, model_kwargs)
+        if call.engine == "ragged":
+            end = generation_config._eos_token_tensor
+            return RaggedBackend(
+                self,
+                more["assistant_model"],
+                input_ids,
+                attention_mask=model_kwargs.get("attention_mask"),
+                reader=reader,
+                generation_config=generation_config,
+                logits_processor=more["logits_processor"],
+                options=call.options,
+                end_ids=input_ids.new_zeros(0) if end is None else end,
+            )
         _check_cache_and_batch(input_ids, generation_config, model_kwargs)
         # upstream 5.17 on: sliding-window and linear layers keep what a rollback needs
         model_kwargs["past_key_values"].activate_past_recording()
@@ -166,26 +213,11 @@ class JudgeGenerationMixin:
             self,
             input_ids,
             generation_config=generation_config,
-            logits_processor=logits_processor,
             model_kwargs=model_kwargs,
-            options=judge_call.options,
-            assistant_model=assistant_model,
-            target_tokenizer=tokenizer,
-            assistant_tokenizer=assistant_tokenizer,
-            inputs_tensor=inputs_tensor,
+            options=call.options,
+            **more,
         )
-        return judged_decoding(
-            self,
-            input_ids,
-            verifier=judge_call.verifier,
-            source=source,
-            logits_processor=logits_processor,
-            stopping_criteria=stopping_criteria,
-            generation_config=generation_config,
-            model_kwargs=model_kwargs,
-            synced_gpus=synced_gpus,
-            streamer=streamer,
-        )
+        return CroppingBackend(self, source, reader, generation_config, model_kwargs)
 
     def __reduce__(self):
         # a class made at run time is found again through the upstream class it extends

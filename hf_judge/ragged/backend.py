@@ -1,0 +1,137 @@
+"""The ragged backend: any batch, an assistant model of the same vocabulary, full attention."""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
+
+from hf_judge.constraints import RowProcessor
+from hf_judge.decoding import Draft, Forward
+from hf_judge.ragged.drafting import Drafter
+from hf_judge.ragged.rows import ModelRows
+from hf_judge.sources import DraftingOptions
+from hf_judge.states import StateReader
+
+DEFAULT_TOKENS = 20  # upstream's default draft length
+
+
+class RaggedBackend:
+    """Runs target and draft on caches whose rows have lengths of their own.
+
+    Args:
+        model: the target.
+        draft: the assistant model.
+        input_ids: (batch, n) long, prompts, padded on the left.
+        attention_mask: (batch, n), 0 on padding; None: no padding.
+        reader: reads the target's hidden state.
+        generation_config: the prepared config of this call.
+        logits_processor: the target's processors; drafts obey them too.
+        options: drafting settings of this call.
+        end_ids: (n,) long, tokens that end an answer.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        draft: PreTrainedModel,
+        input_ids: torch.LongTensor,
+        *,
+        attention_mask: torch.Tensor | None,
+        reader: StateReader,
+        generation_config: GenerationConfig,
+        logits_processor: LogitsProcessorList,
+        options: DraftingOptions,
+        end_ids: torch.LongTensor,
+    ):
+        batch = input_ids.shape[0]
+        self._reader = reader
+        self._pads = [0] * batch if attention_mask is None else (attention_mask == 0).sum(dim=1).tolist()
+        self._slots = list(range(batch))  # which row of the caches each row in work has; None: a finished one
+        self._n_tokens = options.num_assistant_tokens or draft.generation_config.num_assistant_tokens or DEFAULT_TOKENS
+        self._target = ModelRows(model, batch)
+        self._drafter = Drafter(
+            draft,
+            batch,
+            processors=[RowProcessor(logits_processor, row) for row in range(batch)] if logits_processor else [],
+            do_sample=bool(generation_config.do_sample),
+            end_ids=end_ids,
+            confidence=options.assistant_confidence_threshold or 0.0,
+        )
+        lengths = [input_ids.shape[1] - pad for pad in self._pads]
+        packed = torch.stack([torch.roll(ids, -pad) for ids, pad in zip(input_ids, self._pads, strict=True)])
+        self._target.prefill(packed, lengths)
+        self._drafter.prefill(packed, lengths)
+
+    def propose(self, answers: list[torch.LongTensor], budgets: list[int]) -> Draft:
+        """See [`hf_judge.decoding.Backend`]."""
+        n_tokens = min(self._n_tokens, max(budgets))
+        if n_tokens <= 0:
+            none = answers[0].new_zeros(len(answers), 0)
+            return Draft(none, none.new_zeros(len(answers)), None)
+        tails, starts = self._tails(answers)
+        ids, lengths, logits = self._drafter.propose(answers, tails, starts, n_tokens)
+        return Draft(ids, lengths.clamp(max=lengths.new_tensor(budgets)), logits)
+
+    def forward(self, answers: list[torch.LongTensor], draft: Draft) -> Forward:
+        """See [`hf_judge.decoding.Backend`]."""
+        last = torch.cat([answer[:, -1:] for answer in answers])
+        starts = [answer.shape[1] - pad - 1 for answer, pad in zip(answers, self._pads, strict=True)]
+        n_rows = draft.ids.shape[1] + 1
+        outputs = self._target.forward(
+            torch.cat([last, draft.ids], dim=1).to(self._target.device),
+            starts,
+            n_logits=n_rows,
+            **self._reader.request({}, {}),
+        )
+        logits = outputs.logits[:, -n_rows:].to(device=draft.ids.device, dtype=torch.float32)
+        return Forward(logits, self._reader.read(outputs, n_rows), None)
+
+    def commit(self, answers: list[torch.LongTensor], grown: list[tuple[int, int]], scores: torch.Tensor) -> None:
+        """See [`hf_judge.decoding.Backend`]: the next round's starts say it all."""
+
+    def keep(self, rows: list[int]) -> None:
+        """See [`hf_judge.decoding.Backend`]."""
+        self._pads = [self._pads[r] for r in rows]
+        self._target.cache.keep(rows)
+        self._drafter.keep(rows)
+
+    def idle(self) -> None:
+        """See [`hf_judge.decoding.Backend`]."""
+        raise NotImplementedError("the ragged engine does not run under synced_gpus")
+
+    def cache(self) -> None:
+        """Rows of different lengths are no cache that a later turn of upstream's could use."""
+
+    def _tails(self, answers: list[torch.LongTensor]) -> tuple[torch.LongTensor, list[int]]:
+        """The last two tokens of every row and the first one's position; a one-token row counts its token twice."""
+        lengths = [answer.shape[1] - pad for answer, pad in zip(answers, self._pads, strict=True)]
+        tails = [answer[:, -2:] if n > 1 else answer[:, [-1, -1]] for answer, n in zip(answers, lengths, strict=True)]
+        return torch.cat(tails), [n - 2 for n in lengths]
+
+
+def why_not_ragged(
+    model: PreTrainedModel, draft: PreTrainedModel | None, generation_config, model_kwargs
+) -> str | None:
+    """Why the ragged engine cannot serve this call, or None when it can."""
+    if draft is None:
+        return "drafts do not come from an assistant model"
+    if model.config.get_text_config().vocab_size != draft.config.get_text_config().vocab_size:
+        return "the assistant has another vocabulary"
+    for name, one in (("target", model), ("assistant", draft)):
+        if (reason := _unfit(one)) is not None:
+            return f"the {name} {reason}"
+    return None
+
+
+def _unfit(model: PreTrainedModel) -> str | None:
+    config = model.config.get_text_config()
+    if config._attn_implementation not in ("eager", "sdpa"):
+        return f"uses {config._attn_implementation}, which takes no 4-D mask"
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        return "takes no position_ids"
+    layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if layer_types != {"full_attention"} or getattr(config, "sliding_window", None) is not None:
+        return "has layers that do not attend fully"
+    return None
