@@ -6,6 +6,7 @@ The classes add no weights and no state to a model; everything a judged call nee
 from __future__ import annotations
 
 import functools
+import logging
 import os
 from dataclasses import dataclass
 
@@ -24,7 +25,10 @@ from hf_judge.states import StateReader
 from hf_judge.verify import CandidateVerifier, JudgeCandidateVerifier
 from hf_judge.views import shared_view
 
+logger = logging.getLogger(__name__)
+
 _DRAFTING_OPTIONS = ("num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold")
+ENGINES = ("auto", "ragged", "upstream")
 _STATIC_CACHES = ("static", "offloaded_static", "hybrid", "sliding_window", "hybrid_chunked")
 
 
@@ -57,6 +61,8 @@ class JudgeGenerationMixin:
             judge (`str`, `os.PathLike`, [`JudgeHead`], [`CandidateVerifier`] or `False`, *optional*): the judge's
                 directory, the head, or any acceptance rule. None: the model's own default judge if it has one, else
                 upstream's path. False: upstream's path.
+            judge_engine (`str`): `"ragged"`: the engine for batches, with its own drafting; `"upstream"`: upstream's
+                caches and candidate sources, one prompt; `"auto"`: the first where it can serve the call.
             judge_threshold (`float`, *optional*): between 0 (lenient) and 1 (strict); default: the head's own.
 
         Returns:
@@ -71,6 +77,8 @@ class JudgeGenerationMixin:
             return super().generate(*args, **kwargs)
         config = kwargs.get("generation_config", args[1] if len(args) > 1 else None)
         given = {name: kwargs.get(name, getattr(config, name, None)) for name in _DRAFTING_OPTIONS}
+        if judge_engine not in ENGINES:
+            raise ValueError(f"judge_engine must be one of {ENGINES}, got {judge_engine!r}")
         call = _JudgeCall(verifier, DraftingOptions(**given), engine=judge_engine, is_default=judge is None)
         return super().generate(*args, _judge_call=call, **kwargs)
 
@@ -132,7 +140,12 @@ class JudgeGenerationMixin:
                 del generation_mode_kwargs["judge_call"]
             else:
                 _check_judged_call(generation_mode, generation_config)
+        n_sequences = generation_config.num_return_sequences
+        if "judge_call" in generation_mode_kwargs:
+            # upstream's assisted loop cannot give several answers; the ragged engine can
+            generation_config.num_return_sequences = 1
         super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
+        generation_config.num_return_sequences = n_sequences
 
     def _assisted_decoding(
         self,
@@ -172,6 +185,7 @@ class JudgeGenerationMixin:
                 generation_config=generation_config,
                 logits_processor=logits_processor,
                 model_kwargs=model_kwargs,
+                synced_gpus=synced_gpus,
                 assistant_model=assistant_model,
                 target_tokenizer=tokenizer,
                 assistant_tokenizer=assistant_tokenizer,
@@ -189,24 +203,38 @@ class JudgeGenerationMixin:
             )
 
     def _judge_backend(
-        self, call: _JudgeCall, reader: StateReader, input_ids, *, generation_config, model_kwargs, **more
+        self, call: _JudgeCall, reader: StateReader, input_ids, *, generation_config, model_kwargs, synced_gpus, **more
     ):
         """The backend that serves this call: the ragged engine where it can, upstream's caches elsewhere."""
-        reason = why_not_ragged(self, more["assistant_model"], generation_config, model_kwargs)
-        if call.engine == "ragged":
-            end = generation_config._eos_token_tensor
+        draft = more["assistant_model"]
+        reason = why_not_ragged(
+            self,
+            draft,
+            input_ids,
+            generation_config,
+            model_kwargs,
+            other_tokenizer=more["assistant_tokenizer"] is not None,
+            synced_gpus=synced_gpus,
+        )
+        if call.engine == "ragged" and reason is not None:
+            raise ValueError(
+                f"judge_engine='ragged' cannot serve this call: {reason}; use judge_engine='auto', which takes the "
+                "'upstream' engine then"
+            )
+        if call.engine != "upstream" and reason is None:
             return RaggedBackend(
                 self,
-                more["assistant_model"],
+                draft,
                 input_ids,
                 attention_mask=model_kwargs.get("attention_mask"),
                 reader=reader,
                 generation_config=generation_config,
                 logits_processor=more["logits_processor"],
                 options=call.options,
-                end_ids=input_ids.new_zeros(0) if end is None else end,
             )
-        _check_cache_and_batch(input_ids, generation_config, model_kwargs)
+        if call.engine == "auto":
+            logger.info("judge_engine: upstream's caches, because %s", reason)
+        _check_cache_and_batch(input_ids, generation_config, model_kwargs, reason)
         # upstream 5.17 on: sliding-window and linear layers keep what a rollback needs
         model_kwargs["past_key_values"].activate_past_recording()
         source = CandidateSource(
@@ -359,10 +387,10 @@ def _check_judged_call(mode: GenerationMode, config) -> None:
         raise ValueError(
             f"judge= does not work with beam search (num_beams={config.num_beams}): set num_beams=1 or judge=False"
         )
-    if config.num_return_sequences is not None and config.num_return_sequences > 1:
+    if config.num_return_sequences is not None and config.num_return_sequences > 1 and not config.do_sample:
         raise ValueError(
-            f"judge= gives one answer per prompt, got num_return_sequences={config.num_return_sequences}: "
-            "call generate() several times"
+            f"judge= gives the same answer every time without sampling, got num_return_sequences="
+            f"{config.num_return_sequences}: set do_sample=True or num_return_sequences=1"
         )
     if mode != GenerationMode.ASSISTED_GENERATION:
         raise ValueError(
@@ -379,10 +407,12 @@ def _check_judged_call(mode: GenerationMode, config) -> None:
         )
 
 
-def _check_cache_and_batch(input_ids: torch.Tensor, config, model_kwargs: dict) -> None:
+def _check_cache_and_batch(input_ids: torch.Tensor, config, model_kwargs: dict, reason: str | None) -> None:
     if input_ids.shape[0] > 1:
         raise ValueError(
-            f"judge= serves one prompt at a time, got a batch of {input_ids.shape[0]}: call generate() per prompt"
+            f"judge= serves one prompt at a time here, got a batch of {input_ids.shape[0]} "
+            f"(a batch needs the ragged engine; {reason or 'judge_engine=upstream was asked for'}): call generate() "
+            "per prompt"
         )
     if not model_kwargs.get("use_cache", True):
         raise ValueError("judge= needs the key-value cache to verify drafts: drop use_cache=False")

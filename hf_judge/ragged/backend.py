@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 
 import torch
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
+from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, PreTrainedModel
 
 from hf_judge.constraints import RowProcessor
 from hf_judge.decoding import Draft, Forward
@@ -29,7 +29,6 @@ class RaggedBackend:
         generation_config: the prepared config of this call.
         logits_processor: the target's processors; drafts obey them too.
         options: drafting settings of this call.
-        end_ids: (n,) long, tokens that end an answer.
     """
 
     def __init__(
@@ -43,12 +42,11 @@ class RaggedBackend:
         generation_config: GenerationConfig,
         logits_processor: LogitsProcessorList,
         options: DraftingOptions,
-        end_ids: torch.LongTensor,
     ):
-        batch = input_ids.shape[0]
+        batch, end = input_ids.shape[0], generation_config._eos_token_tensor
         self._reader = reader
         self._pads = [0] * batch if attention_mask is None else (attention_mask == 0).sum(dim=1).tolist()
-        self._slots = list(range(batch))  # which row of the caches each row in work has; None: a finished one
+        self._n_cached = 0 if batch == 1 else None  # tokens of a single row that its cache holds
         self._n_tokens = options.num_assistant_tokens or draft.generation_config.num_assistant_tokens or DEFAULT_TOKENS
         self._target = ModelRows(model, batch)
         self._drafter = Drafter(
@@ -56,7 +54,7 @@ class RaggedBackend:
             batch,
             processors=[RowProcessor(logits_processor, row) for row in range(batch)] if logits_processor else [],
             do_sample=bool(generation_config.do_sample),
-            end_ids=end_ids,
+            end_ids=input_ids.new_zeros(0) if end is None else end,
             confidence=options.assistant_confidence_threshold or 0.0,
         )
         lengths = [input_ids.shape[1] - pad for pad in self._pads]
@@ -90,6 +88,8 @@ class RaggedBackend:
 
     def commit(self, answers: list[torch.LongTensor], grown: list[tuple[int, int]], scores: torch.Tensor) -> None:
         """See [`hf_judge.decoding.Backend`]: the next round's starts say it all."""
+        if self._n_cached is not None:
+            self._n_cached = answers[0].shape[1] - self._pads[0] - 1
 
     def keep(self, rows: list[int]) -> None:
         """See [`hf_judge.decoding.Backend`]."""
@@ -101,8 +101,14 @@ class RaggedBackend:
         """See [`hf_judge.decoding.Backend`]."""
         raise NotImplementedError("the ragged engine does not run under synced_gpus")
 
-    def cache(self) -> None:
-        """Rows of different lengths are no cache that a later turn of upstream's could use."""
+    def cache(self) -> DynamicCache | None:
+        """The target's cache for a later turn; None for a batch, whose rows have different lengths."""
+        if self._n_cached is None:
+            return None
+        cache = DynamicCache(config=self._target.model.config.get_text_config(decoder=True))
+        for i, layer in enumerate(self._target.cache.layers):
+            cache.update(layer.keys[:, :, : self._n_cached], layer.values[:, :, : self._n_cached], i)
+        return cache
 
     def _tails(self, answers: list[torch.LongTensor]) -> tuple[torch.LongTensor, list[int]]:
         """The last two tokens of every row and the first one's position; a one-token row counts its token twice."""
@@ -112,25 +118,74 @@ class RaggedBackend:
 
 
 def why_not_ragged(
-    model: PreTrainedModel, draft: PreTrainedModel | None, generation_config, model_kwargs
+    model: PreTrainedModel,
+    draft: PreTrainedModel | None,
+    input_ids: torch.LongTensor,
+    generation_config: GenerationConfig,
+    model_kwargs: dict,
+    *,
+    other_tokenizer: bool,
+    synced_gpus: bool,
 ) -> str | None:
-    """Why the ragged engine cannot serve this call, or None when it can."""
-    if draft is None:
-        return "drafts do not come from an assistant model"
-    if model.config.get_text_config().vocab_size != draft.config.get_text_config().vocab_size:
+    """Why the ragged engine cannot serve this call, or None when it can.
+
+    Args:
+        model, draft: target and assistant model; None without one.
+        input_ids: (batch, n) long, the prompts.
+        generation_config, model_kwargs: as `generate()` prepared them.
+        other_tokenizer: the assistant has a tokenizer of its own.
+        synced_gpus: ranks wait for each other.
+    """
+    config = generation_config
+    others = (
+        config.prompt_lookup_num_tokens,
+        config.assistant_early_exit,
+        config.speculation_type,
+        config.use_mtp or None,
+    )
+    if draft is None or any(source is not None for source in others):
+        return "drafts do not come from an assistant model's own forward"
+    if other_tokenizer or _text(model).vocab_size != _text(draft).vocab_size:
         return "the assistant has another vocabulary"
     for name, one in (("target", model), ("assistant", draft)):
         if (reason := _unfit(one)) is not None:
             return f"the {name} {reason}"
+    if synced_gpus:
+        return "ranks wait for each other (synced_gpus)"
+    if input_ids.shape[1] == 0 or model_kwargs.get("inputs_embeds") is not None:
+        return "the prompt is given as embeddings"
+    cache = model_kwargs.get("past_key_values")
+    if cache is not None and cache.get_seq_length() > 0:
+        return "past_key_values holds an earlier turn"
+    if config.return_dict_in_generate and (config.output_attentions or config.output_hidden_states):
+        return "attentions or hidden states were asked for"
+    if unknown := sorted(key for key, value in model_kwargs.items() if value is not None and key not in _KNOWN_KWARGS):
+        return f"the target's forward is given {', '.join(unknown)}"
+    mask = model_kwargs.get("attention_mask")
+    if mask is not None and bool((mask[:, 1:] < mask[:, :-1]).any()):
+        return "attention_mask hides more than padding on the left"
     return None
 
 
+# what generate() prepares for a plain decoder; the engine makes its own of each
+_KNOWN_KWARGS = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
+
+
+def _text(model: PreTrainedModel):
+    return model.config.get_text_config()
+
+
 def _unfit(model: PreTrainedModel) -> str | None:
-    config = model.config.get_text_config()
+    if not isinstance(model, PreTrainedModel):
+        return f"is a {type(model).__name__}, not a transformers model"
+    config = _text(model)
+    if model.config.is_encoder_decoder or model._is_stateful:
+        return "is not a decoder whose cache can be rolled back"
     if config._attn_implementation not in ("eager", "sdpa"):
         return f"uses {config._attn_implementation}, which takes no 4-D mask"
-    if "position_ids" not in inspect.signature(model.forward).parameters:
-        return "takes no position_ids"
+    parameters = inspect.signature(model.forward).parameters
+    if "position_ids" not in parameters or "logits_to_keep" not in parameters:
+        return "takes no position_ids or no logits_to_keep"
     layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
     if layer_types != {"full_attention"} or getattr(config, "sliding_window", None) is not None:
         return "has layers that do not attend fully"
