@@ -25,7 +25,7 @@ from hf_judge import (
 # a draft that always has its full length: what the naive loop does
 FIXED = {"num_assistant_tokens_schedule": "constant", "assistant_confidence_threshold": 0.0, "do_sample": False}
 KINDS = {code.name.lower(): int(code) for code in VerdictCode}
-N_PROMPTS = 200
+N_PROMPTS = 200  # times five thresholds
 
 
 def judge_generate(target, ids, draft=None, judge=None, *, n=4, **kwargs) -> JudgeDecoderOnlyOutput:
