@@ -118,6 +118,9 @@ def settings():
         head_dim=8,
         num_mtp_layers=1,
     )
+    for model in (stock, with_mtp, draft, other):
+        # upstream puts its listeners on a model the first time that any hidden state is asked for, and leaves them
+        model(prompt(0), output_hidden_states=True)
     return {
         "assistant": Setting(stock, target, {"assistant_model": draft} | CONSTANT, [draft], tokenizer),
         "other_tokenizer": Setting(
@@ -222,7 +225,8 @@ def left_padded(setting, ids):
 
 def embeds_alone(setting, ids):
     embeds = setting.stock.get_input_embeddings()(ids) * 1.5
-    return Case({"inputs_embeds": embeds}, torch.empty(0))
+    # always the same token: something that prompt lookup can find, where the prompt has no ids
+    return Case({"inputs_embeds": embeds, "sequence_bias": [[[10], 30.0]]}, torch.empty(0))
 
 
 def embeds_and_ids(setting, ids):
@@ -243,12 +247,13 @@ def past_full_ids(setting, ids):
 
 
 def past_new_ids(setting, ids):
-    cache, before, full = earlier_turn(setting, ids)
+    """Nothing says that these are not all ids, but there are fewer of them than the cache holds."""
+    cache, before, full = earlier_turn(setting, ids[:, :9])
     return Case({"past_key_values": cache}, full[:, before.shape[1] - 1 :], {}, full, tail=N_NEW)
 
 
 def past_new_ids_and_mask(setting, ids):
-    case = past_new_ids(setting, ids)
+    case = past_new_ids(setting, ids[:, :9])
     return case._replace(kwargs=case.kwargs | {"attention_mask": torch.ones_like(case.plain_ids)})
 
 
@@ -355,6 +360,12 @@ EXCEPTIONS = {
     for source in SOURCES
     if source != "lookup"
 }
+EXCEPTIONS |= {(source, "past_new_ids"): r"holds 17 tokens, but input_ids and attention_mask have 10" for source in SOURCES}
+EXCEPTIONS |= {
+    (source, option): r"draft from the target's states of the whole prompt, but past_key_values already holds"
+    for source in ("dflash", "mtp")
+    for option in ("past_full_ids", "past_new_ids", "past_new_ids_and_mask", "past_left_padded")
+}
 
 # cells in which nothing can be drafted
 NO_DRAFT = {(source, "max_new_tokens_1") for source in SOURCES} | {
@@ -419,7 +430,7 @@ def snapshot(model):
     hooks = [(len(m._forward_pre_hooks), len(m._forward_hooks)) for m in model.modules()]
     generation = getattr(model, "generation_config", None)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.state_dict().items()}
-    return model.config.to_dict(), generation and generation.to_dict(), sum(map(sum, hooks)) > 0, shapes, type(model)
+    return model.config.to_dict(), generation and generation.to_dict(), hooks, shapes, type(model)
 
 
 @pytest.mark.parametrize("option", REFUSED)
