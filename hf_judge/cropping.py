@@ -104,6 +104,11 @@ class CroppingBackend:
                 n_next = kwargs["inputs_embeds"].shape[1] - cached
             else:
                 # either the whole sequence was passed again, or only what the cache does not hold yet
+                if total == input_ids.shape[1] <= cached:
+                    raise ValueError(
+                        f"past_key_values holds {cached} tokens, but input_ids and attention_mask have {total}: "
+                        "pass the ids of the whole sequence, or only the new ids with the attention_mask of all"
+                    )
                 n_next = k + (input_ids.shape[1] - cached if total == input_ids.shape[1] else input_ids.shape[1])
         inputs = self._model.prepare_inputs_for_generation(
             torch.cat([input_ids, candidate_ids], dim=1),

@@ -336,8 +336,7 @@ def judge_class(upstream_class: type) -> type:
 
 
 def __getattr__(name: str) -> type:
-    """`hf_judge.modeling.Judge<Arch>ForCausalLM` for every architecture of transformers, so that pickled classes are "
-    "found."""
+    """`Judge<Arch>ForCausalLM` for every architecture of transformers, so that pickled classes are found."""
     if name.startswith("Judge") and name.removeprefix("Judge") in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
         return judge_class(getattr(transformers, name.removeprefix("Judge")))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -410,7 +409,7 @@ def _check_judged_call(mode: GenerationMode, config) -> None:
 def _check_cache_and_batch(input_ids: torch.Tensor, config, model_kwargs: dict, reason: str | None) -> None:
     if input_ids.shape[0] > 1:
         raise ValueError(
-            f"judge= serves one prompt at a time here, got a batch of {input_ids.shape[0]} "
+            f"judge= serves one prompt at a time, got a batch of {input_ids.shape[0]} "
             f"(a batch needs the ragged engine; {reason or 'judge_engine=upstream was asked for'}): call generate() "
             "per prompt"
         )

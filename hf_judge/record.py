@@ -48,8 +48,10 @@ class Record:
 
 
 def merged(records: list[Record]) -> dict[str, tuple | None]:
-    """The fields of upstream's output for a batch: scores and logits as one (batch, V) per step, zeros where a row "
-    "had ended."""
+    """The fields of upstream's output for a batch: scores and logits as one (batch, V) per step.
+
+    They are zero where a row had ended.
+    """
     if len(records) == 1:
         return records[0].collected()
     fields = [record.collected() for record in records]

@@ -54,13 +54,13 @@ class JudgeStats:
 
     @property
     def tokens_per_forward(self) -> float:
-        """New tokens per forward pass of the target over a row of the batch (1.0 for plain decoding)."""
-        return self.new_tokens / max(self.row_forwards, 1)
+        """New tokens per forward pass of the target (1.0 for plain decoding of one prompt)."""
+        return self.new_tokens / max(self.target_forwards, 1)
 
     @property
     def accepted_per_forward(self) -> float:
         """Accepted drafted tokens per forward pass of the target over a row of the batch: the paper's m*."""
-        return self.accepted / max(self.row_forwards, 1)
+        return self.accepted / max(self.row_forwards or self.target_forwards, 1)
 
     @property
     def rescued_fraction(self) -> float:

@@ -47,7 +47,10 @@ class RaggedBackend:
         self._reader = reader
         self._pads = [0] * batch if attention_mask is None else (attention_mask == 0).sum(dim=1).tolist()
         self._n_cached = 0 if batch == 1 else None  # tokens of a single row that its cache holds
-        self._n_tokens = options.num_assistant_tokens or draft.generation_config.num_assistant_tokens or DEFAULT_TOKENS
+        own = draft.generation_config
+        self._n_tokens = options.num_assistant_tokens or own.num_assistant_tokens or DEFAULT_TOKENS
+        schedule = options.num_assistant_tokens_schedule or own.num_assistant_tokens_schedule or "constant"
+        self._heuristic = schedule.startswith("heuristic")
         self._target = ModelRows(model, batch)
         self._drafter = Drafter(
             draft,
@@ -87,7 +90,11 @@ class RaggedBackend:
         return Forward(logits, self._reader.read(outputs, n_rows), None)
 
     def commit(self, answers: list[torch.LongTensor], grown: list[tuple[int, int]], scores: torch.Tensor) -> None:
-        """See [`hf_judge.decoding.Backend`]: the next round's starts say it all."""
+        """See [`hf_judge.decoding.Backend`]: nothing to roll back, the next round's starts say it all."""
+        if self._heuristic:
+            # upstream's rule: two more after a wholly accepted draft, one fewer otherwise
+            whole = all(n_accepted == scores.shape[1] - 1 for _, n_accepted in grown)
+            self._n_tokens = max(1, self._n_tokens + (2 if whole else -1))
         if self._n_cached is not None:
             self._n_cached = answers[0].shape[1] - self._pads[0] - 1
 

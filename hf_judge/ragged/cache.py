@@ -34,8 +34,7 @@ class RaggedLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
-        """Write (batch, heads, n, head_dim) at the planned positions; return all keys and values that may be "
-        "visible."""
+        """Write (batch, heads, n, head_dim) at the planned positions; return all that may be visible."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         if self.keys.shape[2] < self._cache.capacity:
@@ -90,7 +89,8 @@ class RaggedCache(Cache):
             (batch, n_new) long, the position ids.
         """
         first = torch.tensor(starts, dtype=torch.long).to(self._device, non_blocking=True)
-        self.positions = first[:, None] + torch.arange(n_new, device=self._device)
+        # a start of -1 feeds a row's only token twice, to the same place
+        self.positions = (first[:, None] + torch.arange(n_new, device=self._device)).clamp_(min=0)
         self.visible = -(-(max(starts) + n_new) // STEP) * STEP
         if self.visible > self.capacity:
             self.capacity = max(self.visible, 2 * self.capacity)

@@ -36,8 +36,7 @@ class ModelRows:
             self.forward(ids[:, :n].to(self.device), [0] * len(lengths), n_logits=1)
 
     def forward(self, ids: torch.LongTensor, starts: list[int], *, n_logits: int, **more) -> ModelOutput:
-        """Run (n_rows, n) new tokens, row r's first one at position `starts[r]`; logits for the last `n_logits` of "
-        "them."""
+        """Run (n_rows, n) new tokens, row r's first at position `starts[r]`; logits for the last `n_logits`."""
         positions = self.cache.plan(starts, ids.shape[1])
         return self.model(
             input_ids=ids,
