@@ -9,7 +9,13 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import VOCAB, always_head, repetitive_prompt, tiny_model
-from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 from transformers.generation.logits_process import MinPLogitsWarper
 
 from hf_judge import JudgeCandidateVerifier, VerdictCode, judged
@@ -137,7 +143,9 @@ class TestForbidden:
         assert out.judge_stats.refused_by_constraint > 0
 
     @pytest.mark.parametrize(
-        "constraint", [{"min_new_tokens": N_NEW}, {"min_length": IDS.shape[1] + N_NEW}], ids=lambda kwargs: next(iter(kwargs))
+        "constraint",
+        [{"min_new_tokens": N_NEW}, {"min_length": IDS.shape[1] + N_NEW}],
+        ids=lambda kwargs: next(iter(kwargs)),
     )
     def test_shortest_answer(self, target, constraint, monkeypatch):
         """An end token that comes too early; every source of upstream's avoids it, so this one is ours."""
