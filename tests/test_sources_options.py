@@ -164,7 +164,7 @@ def mtp_layers_without_a_checkpoint(monkeypatch):
 SOURCES = ["assistant", "other_tokenizer", "lookup", "early_exit", "dflash", "mtp"]
 
 
-# --- options: functions of (setting, ids) that give the kwargs --------------------------------------------------
+# --- options: functions of (setting, ids) that give the kwargs ------------------------------------------------------
 
 
 class Case(NamedTuple):
