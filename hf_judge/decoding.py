@@ -264,7 +264,7 @@ class _Stop:
 
     def cut(self, input_ids, new_ids, record: _Record, logits, scores) -> tuple[int, bool]:
         """How many of the new tokens (1, n) stand, and whether the answer ends with them; keeps their scores."""
-        room = self.max_length - input_ids.shape[1]
+        room = max(self.max_length - input_ids.shape[1], 1)  # plain decoding too looks after its first token
         tokens = new_ids[0].tolist()[:room]
         n_new = next((i + 1 for i, token in enumerate(tokens) if token in self._ends), len(tokens))
         finished = n_new == room or tokens[n_new - 1] in self._ends
