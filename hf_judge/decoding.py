@@ -300,7 +300,7 @@ class _Stop:
             tokens: the block.
             logits, scores: (1, k+1, V), the target's rows, raw and processed.
         """
-        room = self.max_length - answer.ids.shape[1]
+        room = max(self.max_length - answer.ids.shape[1], 1)  # plain decoding too looks after its first token
         tokens = tokens[:room]
         n_new = next((i + 1 for i, token in enumerate(tokens) if token in self._ends), len(tokens))
         finished = n_new == room or tokens[n_new - 1] in self._ends

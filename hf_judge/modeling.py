@@ -6,6 +6,7 @@ The classes add no weights and no state to a model; everything a judged call nee
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 import os
 from dataclasses import dataclass
@@ -370,6 +371,8 @@ def _check_supported(model: PreTrainedModel) -> None:
         )
     if model._is_stateful:
         raise ValueError(f"{name} is stateful: its state cannot be rolled back when a drafted token is rejected")
+    if "past_key_values" not in inspect.signature(type(model).forward).parameters:
+        raise ValueError(f"{name} keeps no key-value cache (past_key_values), which verifying drafts needs")
 
 
 def _check_fit(head: JudgeHead, model: PreTrainedModel) -> None:
@@ -416,7 +419,7 @@ def _check_cache_and_batch(input_ids: torch.Tensor, config, model_kwargs: dict, 
             "per prompt"
         )
     if not model_kwargs.get("use_cache", True):
-        raise ValueError("judge= needs the key-value cache to verify drafts: drop use_cache=False")
+        raise ValueError("judge= needs the key-value cache to verify drafts: pass use_cache=True")
     cache = model_kwargs.get("past_key_values")
     if config.cache_implementation in _STATIC_CACHES or (cache is not None and cache.is_compileable):
         raise ValueError(
