@@ -415,8 +415,8 @@ def _check_cache_and_batch(input_ids: torch.Tensor, config, model_kwargs: dict, 
     if input_ids.shape[0] > 1:
         raise ValueError(
             f"judge= serves one prompt at a time, got a batch of {input_ids.shape[0]} "
-            f"(a batch needs the ragged engine; {reason or 'judge_engine=upstream was asked for'}): call generate() "
-            "per prompt"
+            f"(a batch needs the ragged engine; {reason or 'judge_engine=upstream was asked for'}): "
+            "call generate() per prompt"
         )
     if not model_kwargs.get("use_cache", True):
         raise ValueError("judge= needs the key-value cache to verify drafts: pass use_cache=True")
