@@ -43,7 +43,8 @@ class _Unpickler(pickle.Unpickler):
         if (module, name) in _ESTIMATORS:
             return _Record
         if (module, name) in _NUMPY:
-            current = module.replace("numpy.core", "numpy._core") if hasattr(numpy, "_core") else module
+            old = int(numpy.__version__.partition(".")[0]) < 2
+            current = module.replace(".core", "._core") if not old else module.replace("._core", ".core")
             return getattr(importlib.import_module(current), name)
         raise pickle.UnpicklingError(f"names {module}.{name}, which a head does not hold")
 

@@ -46,8 +46,8 @@ class JudgeConfig(PeftConfig):
             model.
         hidden_state (`str`): which state the head reads. ``"post_norm"``: the input of the LM head. ``"pre_norm"``: the
             input of the final norm, as in the paper (section 3).
-        draft_hidden_size (`int`, *optional*): the first so many of the `hidden_size` features are the draft's state, the
-            rest the target's (AutoJudge's DD-DT); None: the head reads the target alone, as `generate` needs it.
+        draft_hidden_size (`int`, *optional*): the first so many of the `hidden_size` features are the draft's state,
+            the rest the target's (AutoJudge's DD-DT); None: the head reads the target alone, as `generate` needs it.
         threshold (`float`): a drafted token is acceptable where ``sigmoid(logit) > threshold``; between 0 and 1.
         label (`str`): the meaning of the head's positive class.
         format_version (`int`): version of the two files; this package reads version 1.

@@ -33,6 +33,8 @@ class LabelledResponse:
             swapped tokens alone); None: the whole response.
         response_ids (`tuple[int]`, *optional*): the tokens that a model wrote, where they are known; the response is
             then not tokenised again.
+        near_tie (`bool`, *optional*): of mined rows: two choices of a model were so close that another batch size may
+            give another row.
 
     Raises:
         TypeError: a field has the wrong type.
@@ -46,12 +48,16 @@ class LabelledResponse:
     task_id: str | None = None
     scope: tuple[tuple[int, int], ...] | None = None
     response_ids: tuple[int, ...] | None = None
+    near_tie: bool | None = None
 
     def __post_init__(self):
         _check_prompt(self.prompt)
-        for name, kinds in (("response", str), ("source", str), ("task_id", (str, type(None)))):
-            if not isinstance(getattr(self, name), kinds):
-                raise TypeError(f"{name} must be text, got {type(getattr(self, name)).__name__}")
+        for name in ("response", "source", "task_id"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and not (name == "task_id" and value is None):
+                raise TypeError(f"{name} must be text, got {type(value).__name__}")
+        if self.near_tie not in (None, True, False):
+            raise TypeError(f"near_tie must be true or false, got {self.near_tie!r:.60}")
         object.__setattr__(self, "mistakes", _spans("mistakes", self.mistakes or (), len(self.response)))
         if self.scope is not None:
             object.__setattr__(self, "scope", _spans("scope", self.scope, len(self.response)))
