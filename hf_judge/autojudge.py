@@ -38,10 +38,18 @@ class _Record:
         self.__dict__.update(state)
 
 
+def _latin1(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"names the encoding {encoding!r:.40}, which a head does not hold")
+    return text.encode("latin1")
+
+
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str):
         if (module, name) in _ESTIMATORS:
             return _Record
+        if (module, name) == ("_codecs", "encode"):  # how protocols below 3 write bytes
+            return _latin1
         if (module, name) in _NUMPY:
             old = int(numpy.__version__.partition(".")[0]) < 2
             current = module.replace(".core", "._core") if not old else module.replace("._core", ".core")

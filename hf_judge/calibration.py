@@ -41,10 +41,11 @@ class RiskCertificate:
     def message(self) -> str:
         """The result in one sentence."""
         if self.threshold is not None:
+            good = "" if self.good_accepted is None else f", and {self.good_accepted:.1%} of good tokens"
             return (
                 f"threshold {self.threshold:g}: at most {self.bound:.2%} of mistakes are accepted (confidence "
                 f"{self.confidence:.0%}, {self.n_accepted} of {self.n_mistakes} mistakes accepted, one of "
-                f"{self.n_thresholds} thresholds tried), and {self.good_accepted:.1%} of good tokens"
+                f"{self.n_thresholds} thresholds tried){good}"
             )
         wanted = f"at most {self.risk:.1%} accepted mistakes at confidence {self.confidence:.0%}"
         if self.n_needed is None:
