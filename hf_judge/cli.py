@@ -1,0 +1,194 @@
+"""The command line, ``hf-judge``: parses, calls the library, prints. The only module of the package that prints."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import hf_judge
+from hf_judge.decoding import VerdictStreamer
+from hf_judge.stats import JudgeStats, VerdictCode
+
+# how a token of each verdict is marked, with and without colour
+MARKS = {
+    VerdictCode.MATCHED: ("", ""),
+    VerdictCode.RESCUED: ("[", "]"),
+    VerdictCode.CORRECTED: ("<", ">"),
+    VerdictCode.BONUS: ("{", "}"),
+}
+COLOURS = {
+    VerdictCode.MATCHED: "",
+    VerdictCode.RESCUED: "\033[1;32m",
+    VerdictCode.CORRECTED: "\033[1;31m",
+    VerdictCode.BONUS: "\033[36m",
+}
+MEANINGS = {
+    VerdictCode.MATCHED: "matched: drafted, the target says the same",
+    VerdictCode.RESCUED: "rescued: drafted, different, and the judge accepts it",
+    VerdictCode.CORRECTED: "corrected: the target's own token in place of a rejected one",
+    VerdictCode.BONUS: "bonus: the target's own token after a whole draft",
+}
+
+
+class VerdictPrinter(VerdictStreamer):
+    """Prints tokens as they come, marked by verdict.
+
+    Args:
+        tokenizer: decodes the tokens.
+        colour: mark with colours as well.
+    """
+
+    def __init__(self, tokenizer, *, colour: bool):
+        self._tokenizer, self._colour = tokenizer, colour
+        self._prompt_seen = False
+        self._codes = []
+        self._pending = []  # tokens whose text is not complete yet: a character may span several
+
+    def put_verdicts(self, codes: torch.Tensor) -> None:
+        self._codes += codes.tolist()
+
+    def put(self, value: torch.Tensor) -> None:
+        if not self._prompt_seen:  # generate() sends the prompt first
+            self._prompt_seen = True
+            return
+        for token in value.flatten().tolist():
+            self._pending.append(token)
+            code = self._codes.pop(0) if self._codes else VerdictCode.BONUS
+            text = self._tokenizer.decode(self._pending, skip_special_tokens=True)
+            if text and not text.endswith("\N{REPLACEMENT CHARACTER}"):
+                print(self.mark(text, VerdictCode(code)), end="", flush=True)
+                self._pending = []
+
+    def end(self) -> None:
+        print(flush=True)
+
+    def mark(self, text: str, code: VerdictCode) -> str:
+        """The text with its marks; leading blanks stay outside them."""
+        text = printable(text)
+        word = text.lstrip(" ")
+        left, right = MARKS[code]
+        marked = text[: len(text) - len(word)] + left + word + right
+        colour = COLOURS[code] if self._colour else ""
+        return f"{colour}{marked}\033[0m" if colour else marked
+
+    def legend(self) -> str:
+        """One line per verdict."""
+        return "\n".join("  " + self.mark(meaning, code) for code, meaning in MEANINGS.items())
+
+
+def printable(text: str) -> str:
+    """Model text without control characters, which could drive the terminal."""
+    return "".join(c for c in text if c in "\n\t" or (c.isprintable()))
+
+
+def table(rows: list[list[str]]) -> str:
+    """Aligned columns, the first to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        lines.append("  ".join(cells))
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)
+
+
+def run_demo(args: argparse.Namespace) -> None:
+    from hf_judge.demo import compare, stream_problem
+    from hf_judge.tiny import load_pair
+    from hf_judge.tiny.world import problems
+
+    if args.problems < 1:
+        raise ValueError(f"--problems must be at least 1, got {args.problems}")
+    pair = load_pair()
+    held_out = problems(args.problems + 1, seed=args.seed)
+    printer = VerdictPrinter(pair.tokenizer, colour=use_colour())
+    print("The embedded pair: a 24-layer target (4 trained layers, the others add zero) and a 2-layer draft.\n")
+    print(f"Question: {held_out[0].question}\n\nJudged answer, as it is decoded:\n")
+    stats = stream_problem(pair, held_out[0], printer, args.num_assistant_tokens)
+    print(f"\n{printer.legend()}\n\n{describe(stats)}\n")
+    with tqdm(total=3 * args.problems, desc="Answering in three ways", unit="answer", leave=False) as bar:
+        figures = compare(
+            pair, held_out[1:], num_assistant_tokens=args.num_assistant_tokens, on_answer=lambda: bar.update()
+        )
+    print(demo_table(figures, args.problems))
+    if args.json:
+        Path(args.json).write_text(json.dumps(figures, indent=2) + "\n")
+        print(f"\nThe same figures are in {args.json}")
+
+
+def describe(stats: JudgeStats) -> str:
+    """One sentence about a generation."""
+    return (
+        f"{stats.new_tokens} tokens in {stats.target_forwards} target forwards "
+        f"({stats.tokens_per_forward:.1f} per forward; {stats.rescued} rescued, {stats.corrected} corrected)"
+    )
+
+
+def demo_table(figures: dict[str, dict[str, float]], n_problems: int) -> str:
+    """The demo's table."""
+    names = {"plain": "plain generate", "assisted": "assisted (upstream)", "judged": "judged"}
+    rows = [["", f"accuracy ({n_problems})", "tokens/forward", "accepted/forward", "tokens/s", "ratio to plain"]]
+    for way, values in figures.items():
+        accepted = f"{values['accepted_per_forward']:.1f}" if "accepted_per_forward" in values else "-"
+        rows.append(
+            [
+                names[way],
+                f"{values['accuracy']:.1%}",
+                f"{values['tokens_per_forward']:.1f}",
+                accepted,
+                f"{values['tokens_per_second']:.0f}",
+                f"{values['ratio_to_plain']:.2f}x",
+            ]
+        )
+    return table(rows)
+
+
+def use_colour() -> bool:
+    """Colour on a terminal, unless NO_COLOR is set (no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every subcommand."""
+    parser = argparse.ArgumentParser(prog="hf-judge", description="Judge Decoding for Hugging Face generate().")
+    parser.add_argument("--version", action="version", version=f"hf-judge {hf_judge.__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="command")
+    add_demo(commands)
+    return parser
+
+
+def add_demo(commands) -> None:
+    demo = commands.add_parser(
+        "demo", help="see the embedded pair at work: one streamed answer, then three ways compared"
+    )
+    demo.add_argument("--problems", type=int, default=20, metavar="N", help="held-out problems to answer (default: 20)")
+    demo.add_argument(
+        "--num-assistant-tokens", type=int, default=32, metavar="M", help="drafted tokens per round (default: 32)"
+    )
+    demo.add_argument("--seed", type=int, default=0, metavar="S", help="which held-out problems (default: 0)")
+    demo.add_argument("--json", metavar="PATH", help="write the figures to this file")
+    demo.set_defaults(run=run_demo)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; errors a user can mend are one line on stderr and exit code 2."""
+    args = build_parser().parse_args(argv)
+    try:
+        args.run(args)
+    except (ValueError, TypeError, OSError) as error:
+        print(f"hf-judge: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nhf-judge: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

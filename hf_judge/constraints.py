@@ -1,0 +1,85 @@
+"""Runs the logits processors over a round's rows and tells which drafted tokens a hard constraint forbids.
+
+A rescue may go beyond the target's nucleus, so built-in warpers (top-k, top-p, ...) must not block it; it must never
+break a constraint, built in or a user's own. Knows nothing about rules or models.
+"""
+
+from __future__ import annotations
+
+import torch
+from transformers import LogitsProcessorList
+from transformers.generation import logits_process as upstream
+
+# They shape the distribution to sample from. The exact type counts: a user's subclass may well forbid tokens.
+WARPERS = frozenset(
+    {
+        upstream.TemperatureLogitsWarper,
+        upstream.TopKLogitsWarper,
+        upstream.TopPLogitsWarper,
+        upstream.TopHLogitsWarper,
+        upstream.MinPLogitsWarper,
+        upstream.TypicalLogitsWarper,
+        upstream.EpsilonLogitsWarper,
+        upstream.EtaLogitsWarper,
+    }
+)
+# They only move scores that are finite; upstream puts them behind the warpers.
+NEVER_FORBID = WARPERS | {upstream.WatermarkLogitsProcessor, upstream.LogitNormalization}
+
+
+class RowProcessor:
+    """The logits processors of one generation, applied to every row of a round.
+
+    Args:
+        logits_processor: the prepared list, in upstream's order.
+
+    Raises:
+        ValueError: a processor of the list keeps state from token to token.
+    """
+
+    def __init__(self, logits_processor: LogitsProcessorList):
+        processors = list(logits_processor)
+        for processor in processors:
+            if isinstance(processor, upstream.SynthIDTextWatermarkLogitsProcessor):
+                raise ValueError(
+                    "SynthID watermarking keeps state from token to token and cannot follow drafts that are rolled "
+                    "back: "
+                    "use WatermarkingConfig instead, or generate without judge"
+                )
+        n_constraints = next((i for i, p in enumerate(processors) if type(p) in NEVER_FORBID), len(processors))
+        self._before = LogitsProcessorList(processors[:n_constraints])
+        self._after = LogitsProcessorList(processors[n_constraints:])
+        # Constraints behind a warper (a user's own list) must be asked without it: what a warper removed looks
+        # forbidden.
+        constraints = [p for p in processors if type(p) not in NEVER_FORBID]
+        self._alone = None if constraints == processors[:n_constraints] else LogitsProcessorList(constraints)
+
+    def __call__(
+        self, input_ids: torch.LongTensor, logits: torch.Tensor, candidate_ids: torch.LongTensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Process the rows one after the other, each with the ids that lead to it.
+
+        Args:
+            input_ids: (batch, n) long, everything before the draft.
+            logits: (batch, k+1, V) float32, the target's raw logits.
+            candidate_ids: (batch, k) long, the draft.
+
+        Returns:
+            scores (batch, k+1, V) float32 after all processors, and forbidden (batch, k) bool: drafted tokens whose
+            score the constraints put at the dtype's minimum or below (or at NaN).
+        """
+        sequence = torch.cat([input_ids, candidate_ids], dim=1)
+        n, k = input_ids.shape[1], candidate_ids.shape[1]
+        constrained = self._over_rows(self._before, sequence, n, logits)
+        alone = constrained if self._alone is None else self._over_rows(self._alone, sequence, n, logits)
+        drafted = alone[:, :k].gather(-1, candidate_ids.unsqueeze(-1)).squeeze(-1)
+        forbidden = ~(drafted > torch.finfo(drafted.dtype).min)
+        return self._over_rows(self._after, sequence, n, constrained), forbidden
+
+    @staticmethod
+    def _over_rows(processors: LogitsProcessorList, sequence, n: int, logits):
+        if not processors:
+            return logits
+        # clone: some processors write into the scores they are given
+        rows = [processors(sequence[:, : n + i], logits[:, i].clone()) for i in range(logits.shape[1])]
+        return torch.stack(rows, dim=1)

@@ -1,0 +1,364 @@
+"""Judge classes: transformers' causal language models with ``generate(..., judge=...)``.
+
+The classes add no weights and no state to a model; everything a judged call needs travels with the call.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from dataclasses import dataclass
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, GenerationMixin, LlamaForCausalLM, PreTrainedModel
+from transformers.generation import GenerationMode
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from hf_judge.decoding import judged_decoding
+from hf_judge.head import JudgeHead
+from hf_judge.sources import CandidateSource, DraftingOptions
+from hf_judge.verify import CandidateVerifier, JudgeCandidateVerifier
+from hf_judge.views import shared_view
+
+_DRAFTING_OPTIONS = ("num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold")
+_STATIC_CACHES = ("static", "offloaded_static", "hybrid", "sliding_window", "hybrid_chunked")
+
+
+@dataclass(frozen=True)
+class _JudgeCall:
+    """What one judged call carries from `generate` to the loop."""
+
+    verifier: CandidateVerifier
+    options: DraftingOptions
+    is_default: bool  # the model's own judge, not the caller's: it steps aside where nothing is drafted
+
+
+class JudgeGenerationMixin:
+    """Adds ``judge=`` to ``generate()``; goes before a transformers causal LM class in the bases.
+
+    Without a judge every call is upstream's own path.
+    """
+
+    default_judge: CandidateVerifier | None = None
+
+    @torch.no_grad()
+    def generate(self, *args, judge=None, judge_threshold: float | None = None, **kwargs):
+        """Generate as `GenerationMixin.generate` does, accepting drafted tokens that the judge finds acceptable.
+
+        Args:
+            *args, **kwargs: as upstream. With a judge, something must draft: `assistant_model=`,
+                `prompt_lookup_num_tokens=`, `assistant_early_exit=`, ... `num_assistant_tokens`,
+                `num_assistant_tokens_schedule` and `assistant_confidence_threshold` given here count for this call.
+            judge (`str`, `os.PathLike`, [`JudgeHead`], [`CandidateVerifier`] or `False`, *optional*): the judge's
+                directory, the head, or any acceptance rule. None: the model's own default judge if it has one, else
+                upstream's path. False: upstream's path.
+            judge_threshold (`float`, *optional*): between 0 (lenient) and 1 (strict); default: the head's own.
+
+        Returns:
+            As upstream: ids, or with `return_dict_in_generate=True` a [`JudgeDecoderOnlyOutput`].
+
+        Raises:
+            TypeError: `judge` is of another type.
+            ValueError: the judge does not fit this model, or the call asks for what a judge cannot serve.
+        """
+        verifier = self.resolve_judge(judge, judge_threshold)
+        if verifier is None:
+            return super().generate(*args, **kwargs)
+        config = kwargs.get("generation_config", args[1] if len(args) > 1 else None)
+        given = {name: kwargs.get(name, getattr(config, name, None)) for name in _DRAFTING_OPTIONS}
+        call = _JudgeCall(verifier, DraftingOptions(**given), is_default=judge is None)
+        return super().generate(*args, _judge_call=call, **kwargs)
+
+    def resolve_judge(self, judge, threshold: float | None = None) -> CandidateVerifier | None:
+        """The acceptance rule that `generate(judge=judge, judge_threshold=threshold)` uses, or None for upstream's
+        path.
+
+        Raises:
+            TypeError: `judge` is of a type that `generate` does not take.
+            ValueError: the judge does not fit this model, or a threshold is given without a head.
+        """
+        if judge is None and self.default_judge is not None:
+            judge = self.default_judge
+        if judge is None or judge is False:
+            if threshold is not None:
+                raise ValueError("judge_threshold was given without a judge: pass judge= as well")
+            return None
+        if isinstance(judge, (str, os.PathLike)):
+            judge = JudgeHead.from_pretrained(judge)
+        if isinstance(judge, JudgeHead):
+            judge = JudgeCandidateVerifier(judge, threshold)
+        elif isinstance(judge, JudgeCandidateVerifier) and threshold is not None:
+            judge = judge.with_threshold(threshold)
+        elif isinstance(judge, type) or not isinstance(judge, CandidateVerifier):
+            raise TypeError(
+                "judge must be a Hub id or directory (str), a JudgeHead, a CandidateVerifier (an object with `verify` "
+                "and "
+                f"`stats`), None or False; got {judge!r:.80}"
+            )
+        elif threshold is not None:
+            raise ValueError(f"judge_threshold is for judge heads; {judge!r} has settings of its own")
+        if isinstance(judge, JudgeCandidateVerifier):
+            _check_fit(judge.head, self)
+        return judge
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, judge=None, **kwargs):
+        """Load the model as upstream does; `judge` becomes its default judge (see `generate`)."""
+        model = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        if judge is not None:
+            model.default_judge = model.resolve_judge(judge)
+        return model
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """Save the model under upstream's own architecture name, so that it reloads anywhere."""
+        return shared_view(self, _upstream_class(type(self))).save_pretrained(save_directory, *args, **kwargs)
+
+    def _extract_generation_mode_kwargs(self, custom_generate, kwargs, *args, **more):
+        call = kwargs.pop("_judge_call", None)
+        mode_kwargs = super()._extract_generation_mode_kwargs(custom_generate, kwargs, *args, **more)
+        if call is not None:
+            mode_kwargs["judge_call"] = call
+        return mode_kwargs
+
+    def _validate_generation_mode(self, generation_mode, generation_config, generation_mode_kwargs):
+        call = generation_mode_kwargs.get("judge_call")
+        if call is not None:
+            if generation_mode != GenerationMode.ASSISTED_GENERATION and call.is_default:
+                del generation_mode_kwargs["judge_call"]
+            else:
+                _check_judged_call(generation_mode, generation_config)
+        super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
+
+    def _assisted_decoding(
+        self,
+        input_ids,
+        logits_processor,
+        stopping_criteria,
+        generation_config,
+        synced_gpus=False,
+        streamer=None,
+        inputs_tensor=None,
+        assistant_model=None,
+        assistant_tokenizer=None,
+        tokenizer=None,
+        judge_call: _JudgeCall | None = None,
+        **model_kwargs,
+    ):
+        if judge_call is None:
+            return super()._assisted_decoding(
+                input_ids,
+                logits_processor=logits_processor,
+                stopping_criteria=stopping_criteria,
+                generation_config=generation_config,
+                synced_gpus=synced_gpus,
+                streamer=streamer,
+                inputs_tensor=inputs_tensor,
+                assistant_model=assistant_model,
+                assistant_tokenizer=assistant_tokenizer,
+                tokenizer=tokenizer,
+                **model_kwargs,
+            )
+        _check_cache_and_batch(input_ids, generation_config, model_kwargs)
+        # upstream 5.17 on: sliding-window and linear layers keep what a rollback needs
+        model_kwargs["past_key_values"].activate_past_recording()
+        source = CandidateSource(
+            self,
+            input_ids,
+            generation_config=generation_config,
+            logits_processor=logits_processor,
+            model_kwargs=model_kwargs,
+            options=judge_call.options,
+            assistant_model=assistant_model,
+            target_tokenizer=tokenizer,
+            assistant_tokenizer=assistant_tokenizer,
+            inputs_tensor=inputs_tensor,
+        )
+        return judged_decoding(
+            self,
+            input_ids,
+            verifier=judge_call.verifier,
+            source=source,
+            logits_processor=logits_processor,
+            stopping_criteria=stopping_criteria,
+            generation_config=generation_config,
+            model_kwargs=model_kwargs,
+            synced_gpus=synced_gpus,
+            streamer=streamer,
+        )
+
+    def __reduce__(self):
+        # a class made at run time is found again through the upstream class it extends
+        return _rebuild, (_upstream_class(type(self)),), self.__dict__
+
+
+def _rebuild(upstream_class: type) -> PreTrainedModel:
+    return object.__new__(judge_class(upstream_class))
+
+
+class JudgeLlamaForCausalLM(JudgeGenerationMixin, LlamaForCausalLM):
+    """`LlamaForCausalLM` with ``generate(..., judge=...)``."""
+
+
+class AutoJudgeModelForCausalLM:
+    """Loads any decoder-only causal language model as its Judge class."""
+
+    def __init__(self):
+        raise OSError("AutoJudgeModelForCausalLM is made with AutoJudgeModelForCausalLM.from_pretrained(...)")
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, judge=None, **kwargs) -> PreTrainedModel:
+        """Load `pretrained_model_name_or_path` through `AutoModelForCausalLM` and make it `Judge<Arch>ForCausalLM`.
+
+        Args:
+            judge: becomes the model's default judge; everything that `generate(judge=)` takes.
+            **kwargs: as `AutoModelForCausalLM.from_pretrained`.
+
+        Raises:
+            ValueError: the architecture cannot be judged, or the judge does not fit it.
+        """
+        model = AutoModelForCausalLM.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        if isinstance(model, tuple):  # output_loading_info=True
+            return cls._judged_in_place(model[0], judge), *model[1:]
+        return cls._judged_in_place(model, judge)
+
+    @staticmethod
+    def _judged_in_place(model: PreTrainedModel, judge) -> PreTrainedModel:
+        _check_supported(model)
+        model.__class__ = judge_class(type(model))
+        if judge is not None:
+            model.default_judge = model.resolve_judge(judge)
+        return model
+
+
+def judged(model: torch.nn.Module) -> PreTrainedModel:
+    """The model as its Judge class: a new object over the same weights; `model` itself is not changed.
+
+    Args:
+        model: a decoder-only causal LM of transformers, or a `PeftModel` around one (its adapters stay active).
+
+    Raises:
+        TypeError: not such a model; a compiled wrapper.
+        ValueError: an architecture that cannot be judged.
+    """
+    if isinstance(model, JudgeGenerationMixin):
+        return model
+    if type(model).__name__ == "OptimizedModule":
+        raise TypeError(
+            "judged() got a torch.compile'd wrapper, whose generate() would bypass the compiled code: compile the "
+            "judged "
+            "model's forward instead: model = judged(model); model.forward = torch.compile(model.forward)"
+        )
+    if type(model).__module__.partition(".")[0] == "peft":
+        model = _peft_base(model)
+        if isinstance(model, JudgeGenerationMixin):
+            return model
+    if not isinstance(model, PreTrainedModel) or not isinstance(model, GenerationMixin):
+        raise TypeError(f"judged() expects a transformers model that generates, got {type(model).__name__}")
+    _check_supported(model)
+    return shared_view(model, judge_class(type(model)))
+
+
+@functools.cache
+def judge_class(upstream_class: type) -> type:
+    """`Judge<Arch>` for a causal LM class of transformers; the same class every time.
+
+    Args:
+        upstream_class: e.g. `Qwen2ForCausalLM`.
+    """
+    if issubclass(upstream_class, JudgeGenerationMixin):
+        return upstream_class
+    if upstream_class is LlamaForCausalLM:
+        return JudgeLlamaForCausalLM
+    name = f"Judge{upstream_class.__name__}"
+    doc = f"`{upstream_class.__name__}` with ``generate(..., judge=...)``."
+    return type(name, (JudgeGenerationMixin, upstream_class), {"__doc__": doc, "__module__": __name__})
+
+
+def __getattr__(name: str) -> type:
+    """`hf_judge.modeling.Judge<Arch>ForCausalLM` for every architecture of transformers, so that pickled classes are "
+    "found."""
+    if name.startswith("Judge") and name.removeprefix("Judge") in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+        return judge_class(getattr(transformers, name.removeprefix("Judge")))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _upstream_class(cls: type) -> type:
+    return next(base for base in cls.__mro__ if not issubclass(base, JudgeGenerationMixin))
+
+
+def _peft_base(model) -> PreTrainedModel:
+    from peft import PeftModel
+
+    if not isinstance(model, PeftModel):
+        raise TypeError(f"judged() expects a transformers model or a PeftModel, got {type(model).__name__}")
+    if model.active_peft_config.is_prompt_learning:
+        raise ValueError(
+            f"judged() cannot serve {model.active_peft_config.peft_type}: prompt learning lives in the PeftModel, not "
+            "in "
+            "its base model; use an adapter that changes the layers (LoRA and its kin)"
+        )
+    return model.get_base_model()
+
+
+def _check_supported(model: PreTrainedModel) -> None:
+    name = type(model).__name__
+    if model.config.is_encoder_decoder:
+        raise ValueError(
+            f"{name} is an encoder-decoder model: judge decoding reads decoder-only causal language models"
+        )
+    if model._is_stateful:
+        raise ValueError(f"{name} is stateful: its state cannot be rolled back when a drafted token is rejected")
+
+
+def _check_fit(head: JudgeHead, model: PreTrainedModel) -> None:
+    expected, actual = head.config.hidden_size, model.config.get_text_config().hidden_size
+    if expected != actual:
+        base = head.config.base_model_name_or_path or "an unnamed model"
+        raise ValueError(
+            f"head expects hidden size {expected}, target has {actual}: it was trained for '{base}'; load that target "
+            "or "
+            "train a head for this one"
+        )
+
+
+def _check_judged_call(mode: GenerationMode, config) -> None:
+    if config.num_beams is not None and config.num_beams > 1:
+        raise ValueError(
+            f"judge= does not work with beam search (num_beams={config.num_beams}): set num_beams=1 or judge=False"
+        )
+    if config.num_return_sequences is not None and config.num_return_sequences > 1:
+        raise ValueError(
+            f"judge= gives one answer per prompt, got num_return_sequences={config.num_return_sequences}: "
+            "call generate() several times"
+        )
+    if mode != GenerationMode.ASSISTED_GENERATION:
+        raise ValueError(
+            "judge= needs something that drafts tokens: pass assistant_model=, prompt_lookup_num_tokens= or another "
+            "candidate "
+            "source of generate()"
+        )
+    if config.guidance_scale is not None and config.guidance_scale != 1:
+        raise ValueError("judge= does not work with guidance_scale: a head reads the plain forward, not the guided one")
+    if config.assistant_ensemble_weight is not None:
+        raise ValueError(
+            "judge= and assistant_ensemble_weight are two acceptance rules: pass one of them (the ensemble could "
+            "override a verdict)"
+        )
+
+
+def _check_cache_and_batch(input_ids: torch.Tensor, config, model_kwargs: dict) -> None:
+    if input_ids.shape[0] > 1:
+        raise ValueError(
+            f"judge= serves one prompt at a time, got a batch of {input_ids.shape[0]}: call generate() per prompt"
+        )
+    if not model_kwargs.get("use_cache", True):
+        raise ValueError("judge= needs the key-value cache to verify drafts: drop use_cache=False")
+    cache = model_kwargs.get("past_key_values")
+    if config.cache_implementation in _STATIC_CACHES or (cache is not None and cache.is_compileable):
+        raise ValueError(
+            f"judge= needs a dynamic cache, got {config.cache_implementation or type(cache).__name__}: drop "
+            "cache_implementation"
+        )
+    if cache is None:
+        raise ValueError("judge= needs a model that takes past_key_values: this one keeps its cache elsewhere")

@@ -1,0 +1,240 @@
+"""Candidates from every generator that upstream has, without upstream's side effects on the user's models.
+
+Knows how each of transformers' candidate generators is built and called; knows nothing about verification.
+Upstream facts are those of transformers 5.17 to 5.23.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
+from transformers.generation.candidate_generator import (
+    AssistantToTargetTranslator,
+    AssistedCandidateGenerator,
+    CandidateGenerator,
+    PromptLookupCandidateGenerator,
+    SinglePositionMultiTokenCandidateGenerator,
+    UniversalSpeculativeDecodingGenerator,
+)
+from transformers.utils import ModelOutput
+
+from hf_judge.views import shared_view
+
+# kwargs of the target that mean nothing to a generator: it makes its own cache, and drafts from token ids
+_TARGET_ONLY = ("inputs_embeds", "past_key_values", "output_attentions", "output_hidden_states")
+
+
+@dataclass(frozen=True)
+class DraftingOptions:
+    """Drafting settings passed to ``generate()``; ``None`` leaves the draft's own generation_config in charge."""
+
+    num_assistant_tokens: int | None = None
+    num_assistant_tokens_schedule: str | None = None
+    assistant_confidence_threshold: float | None = None
+
+    def __post_init__(self):
+        n = self.num_assistant_tokens
+        if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
+            raise ValueError(f"num_assistant_tokens must be an integer of at least 1, got {n!r}")
+        schedules = ("heuristic", "heuristic_transient", "constant")
+        if self.num_assistant_tokens_schedule not in (None, *schedules):
+            raise ValueError(
+                f"num_assistant_tokens_schedule must be one of {schedules}, got {self.num_assistant_tokens_schedule!r}"
+            )
+
+
+class CandidateSource:
+    """One generation's stream of drafts.
+
+    Args:
+        model: the target.
+        input_ids: (1, n) long, the prompt; n is 0 when only embeddings are known.
+        generation_config: the prepared config of this call.
+        logits_processor: the target's processors; drafts obey them too.
+        model_kwargs: what the target's forward is called with.
+        options: drafting settings of this call.
+        assistant_model, target_tokenizer, assistant_tokenizer, inputs_tensor: as in
+            `GenerationMixin._assisted_decoding`.
+
+    Raises:
+        ValueError: the combination cannot draft; the message says why.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        input_ids: torch.LongTensor,
+        *,
+        generation_config: GenerationConfig,
+        logits_processor: LogitsProcessorList,
+        model_kwargs: dict,
+        options: DraftingOptions,
+        assistant_model: PreTrainedModel | None = None,
+        target_tokenizer=None,
+        assistant_tokenizer=None,
+        inputs_tensor: torch.Tensor | None = None,
+    ):
+        if input_ids.shape[1] == 0 and generation_config.prompt_lookup_num_tokens is None:
+            raise ValueError(
+                "drafting needs the prompt's token ids, but only inputs_embeds was passed: pass input_ids as well, "
+                "or draft with prompt_lookup_num_tokens"
+            )
+        # Embeddings of the prompt and drafted ids cannot share a forward: the first round only reads the prompt.
+        self._skip_first = model_kwargs.get("inputs_embeds") is not None
+        if self._skip_first:
+            inputs_tensor = input_ids
+        self._generator = _build_generator(
+            model,
+            input_ids,
+            generation_config=generation_config,
+            logits_processor=logits_processor,
+            model_kwargs=_draft_kwargs(model_kwargs, input_ids),
+            assistant_model=assistant_model,
+            target_tokenizer=target_tokenizer,
+            assistant_tokenizer=assistant_tokenizer,
+            inputs_tensor=inputs_tensor,
+        )
+        if isinstance(self._generator, AssistedCandidateGenerator):
+            _apply_options(self._generator, options)
+        elif isinstance(self._generator, SinglePositionMultiTokenCandidateGenerator) and options.num_assistant_tokens:
+            self._generator.num_assistant_tokens = options.num_assistant_tokens
+        # It drafts by argmax whatever do_sample says: not a draw from its logits (5.19 to 5.23)
+        self._logits_are_proposals = not isinstance(self._generator, SinglePositionMultiTokenCandidateGenerator)
+
+    @property
+    def model_kwargs_overrides(self) -> dict:
+        """What the generator needs the target's forward to return."""
+        return self._generator.model_kwargs_overrides if self._generator.requires_model_outputs else {}
+
+    def propose(
+        self,
+        input_ids: torch.LongTensor,
+        *,
+        budget: int,
+        model_kwargs: dict,
+        outputs: ModelOutput | None,
+        n_last_accepted: int,
+    ) -> tuple[torch.LongTensor, torch.Tensor | None]:
+        """Draft the next tokens.
+
+        Args:
+            input_ids: (1, n) long, prompt and answer so far.
+            budget: at most this many drafted tokens are of use.
+            model_kwargs: the target's, as of this round.
+            outputs: the target's outputs of the round before; None in the first round.
+            n_last_accepted: drafted tokens that the round before accepted.
+
+        Returns:
+            ids (1, k) long and draft logits (1, k, V) or None, 0 <= k <= budget, on the device of `input_ids`.
+        """
+        is_first = outputs is None
+        if budget <= 0 or (is_first and self._skip_first) or input_ids.shape[1] == 0:
+            return input_ids[:, :0], None
+        if self._generator.requires_model_outputs:
+            sequence, logits = self._generator.get_candidates(
+                input_ids,
+                model_kwargs=model_kwargs,
+                model_outputs=outputs,
+                is_first_iteration=is_first,
+                n_last_matches=n_last_accepted,
+            )
+        else:
+            sequence, logits = self._generator.get_candidates(input_ids)
+        ids = sequence[:, input_ids.shape[1] :][:, :budget].to(input_ids.device)
+        if logits is None or ids.shape[1] == 0 or not self._logits_are_proposals:
+            return ids, None
+        return ids, logits[:, : ids.shape[1]].to(input_ids.device)
+
+    def update(self, input_ids: torch.LongTensor, scores: torch.Tensor, n_accepted: int) -> None:
+        """Tell the generator how its draft fared, so that it can follow its schedule.
+
+        Args:
+            input_ids: (1, n) long, with the new tokens.
+            scores: (1, k+1, V), the target's processed scores of the round.
+            n_accepted: accepted drafted tokens.
+        """
+        self._generator.update_candidate_strategy(input_ids, scores, n_accepted)
+
+
+def _build_generator(model, input_ids, *, generation_config, model_kwargs, **arguments) -> CandidateGenerator:
+    assistant, tokenizers = (
+        arguments["assistant_model"],
+        (arguments["target_tokenizer"], arguments["assistant_tokenizer"]),
+    )
+    if generation_config.assistant_early_exit is not None:
+        # It truncates config.num_hidden_layers while it drafts: on a view, other threads and exceptions see nothing of
+        # it.
+        model = _early_exit_view(model)
+    elif (
+        generation_config.do_sample
+        and assistant is not None
+        and all(tokenizer is not None for tokenizer in tokenizers)
+        and generation_config.prompt_lookup_num_tokens is None
+    ):
+        return _universal_generator(model, input_ids, generation_config, model_kwargs, **arguments)
+    generator = model._get_candidate_generator(
+        generation_config=generation_config, input_ids=input_ids, model_kwargs=model_kwargs, **arguments
+    )
+    if isinstance(generator, PromptLookupCandidateGenerator) and generator.logits_processor is not None:
+        # It probes the processors with made-up logits to filter forbidden tokens; the rule does that with the real
+        # scores.
+        generator.logits_processor = None
+    return generator
+
+
+def _universal_generator(
+    model, input_ids, generation_config, model_kwargs, *, assistant_model, target_tokenizer, assistant_tokenizer, **rest
+):
+    # Upstream prunes the assistant's LM head for good here. Its other mode masks the tokens the target lacks instead.
+    translator = AssistantToTargetTranslator(
+        target_tokenizer,
+        assistant_tokenizer,
+        model.config.get_text_config().vocab_size,
+        assistant_model=assistant_model,
+    )
+    return UniversalSpeculativeDecodingGenerator(
+        input_ids=input_ids,
+        assistant_model=assistant_model,
+        generation_config=generation_config,
+        model_kwargs=model_kwargs,
+        target_tokenizer=target_tokenizer,
+        assistant_tokenizer=assistant_tokenizer,
+        atm_translator=translator,
+        **rest,
+    )
+
+
+def _early_exit_view(model: PreTrainedModel) -> PreTrainedModel:
+    view = shared_view(model)
+    base = shared_view(getattr(model, model.base_model_prefix))
+    base.config = view.config = copy.deepcopy(base.config)
+    setattr(view, model.base_model_prefix, base)
+    return view
+
+
+def _draft_kwargs(model_kwargs: dict, input_ids: torch.LongTensor) -> dict:
+    """The target's kwargs for a generator: without what only the target can use, and as long as the ids it is given."""
+    kwargs = {key: value for key, value in model_kwargs.items() if key not in _TARGET_ONLY}
+    n = input_ids.shape[1]
+    for key in ("attention_mask", "position_ids", "token_type_ids"):
+        value = kwargs.get(key)
+        if value is not None and value.shape[-1] != n:
+            # an earlier turn lives in the target's cache only: the draft starts at the new ids
+            kwargs[key] = value[..., value.shape[-1] - n :] if key != "position_ids" else None
+    return kwargs
+
+
+def _apply_options(generator: AssistedCandidateGenerator, options: DraftingOptions) -> None:
+    # Upstream reads these from the draft's generation_config alone; the generator holds copies of that config.
+    config = generator.assistant_generation_config
+    if options.num_assistant_tokens is not None:
+        generator.num_assistant_tokens = options.num_assistant_tokens
+    if options.num_assistant_tokens_schedule is not None:
+        config.num_assistant_tokens_schedule = options.num_assistant_tokens_schedule
+    if options.assistant_confidence_threshold is not None:
+        config.assistant_confidence_threshold = options.assistant_confidence_threshold
+        generator.generation_config.assistant_confidence_threshold = options.assistant_confidence_threshold
+        generator.assistant_confidence_threshold = options.assistant_confidence_threshold
