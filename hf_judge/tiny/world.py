@@ -175,7 +175,7 @@ _WORDS = frozenset(
     for word in re.findall(r"[A-Za-z]+", re.sub(r"{.*?}", "", text))
 )
 _CLOSING = frozenset({"answer", "end", "Altogether", "Finally", "left"})  # only an ending says these
-_FINAL = re.compile(rf"({'|'.join(NAMES)}) has (\d+) ({'|'.join(ITEMS)}) left\.")
+_FINAL = re.compile(rf"({'|'.join(NAMES)}) has (\d+) ({'|'.join(ITEMS)}) left\b")
 
 
 def first_mistake(problem: Problem, text: str) -> tuple[int, int] | None:
@@ -191,7 +191,7 @@ def first_mistake(problem: Problem, text: str) -> tuple[int, int] | None:
     Returns:
         The span in characters: a whole word, an operator, or the first wrong digit of a number (where digits are
         missing, the character in their place). An empty span at the end when all that is there is right but the
-        final answer is missing. None for a right solution.
+        text breaks off before the final answer is complete. None for a right solution.
     """
     return scan(problem, text)[0]
 
@@ -208,7 +208,7 @@ def scan(problem: Problem, text: str) -> tuple[tuple[int, int] | None, int]:
             due = str(value if awaited is None else getattr(step, awaited))
             if word != due:
                 at += common_prefix(word, due)
-                return (at, at + 1), n_done
+                return (at, min(at + 1, len(text))), n_done
             if awaited == "after":
                 value, n_done = step.after, n_done + 1
             awaited = "after" if awaited == "amount" else None
@@ -218,7 +218,7 @@ def scan(problem: Problem, text: str) -> tuple[tuple[int, int] | None, int]:
             awaited = "amount"
         elif word not in _WORDS or (word in NAMES and word != problem.name) or (word in ITEMS and word != problem.item):
             return found.span(), n_done
-        elif word in _CLOSING and (step is not None or (word == "left" and not _FINAL.search(text, 0, at + 5))):
+        elif word in _CLOSING and (step is not None or (word == "left" and not _FINAL.search(text, 0, at + 4))):
             return found.span(), n_done
         last = word
     return (None if last == "left" and _FINAL.search(text) else (len(text), len(text))), n_done
