@@ -27,7 +27,10 @@ PROBLEM = Problem(
     "Tom has 12 apples. Tom buys 3 more. Tom doubles the pile. How many apples are left?",
     "Tom", "apples", 12, (Step("+", 3, 12, 15), Step("*", 2, 15, 30)),
 )  # fmt: skip
-RIGHT = "Tom starts with 12 apples. We compute 12 + 3 makes 15. Then there are 15 * 2 = 30. Finally, Tom has 30 apples left."
+RIGHT = (
+    "Tom starts with 12 apples. We compute 12 + 3 makes 15. Then there are 15 * 2 = 30. "
+    "Finally, Tom has 30 apples left."
+)
 
 
 @given(seeds, styles)
@@ -73,7 +76,7 @@ def test_a_truncated_solution_is_right_so_far_but_not_done(seed, data):
     text = text[: data.draw(st.integers(0, len(text) - 2))]
     start, end = first_mistake(problem, text)
     assert not check_answer(problem, text)
-    # Without "left" there is no answer; the dot may be missing. Cutting a number or a word in two can make it wrong; then the place is in the last word.
+    # Only the dot may be missing. A number or word cut in two may be wrong; then that is the place.
     assert end == len(text)
     assert text[start:].isalnum() or start == end
 

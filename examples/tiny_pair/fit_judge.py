@@ -1,13 +1,13 @@
 """Label tokens of the tiny world, read the target's states at them, and fit the judge head on these."""
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from hf_judge import JudgeHead, JudgeStats
+from hf_judge import CandidateVerifier, JudgeHead, JudgeStats
 from hf_judge.tiny import TinyPair
 from hf_judge.tiny.mistakes import MISTAKES, solve_wrongly
 from hf_judge.tiny.world import Problem, Style, first_mistake, solve
@@ -71,7 +71,9 @@ def written_answers(pair: TinyPair, problems: list[Problem], seed: str) -> list[
 
 
 @torch.no_grad()
-def generated_answers(model, tokenizer, problems: list[Problem], *, batch_size: int = 64) -> list[tuple[Problem, list[int]]]:
+def generated_answers(
+    model, tokenizer, problems: list[Problem], *, batch_size: int = 64
+) -> list[tuple[Problem, list[int]]]:
     """A model's own greedy answers, without stop and padding tokens."""
     rows = []
     for i in tqdm(range(0, len(problems), batch_size), desc="answers", unit="batch"):
@@ -101,7 +103,7 @@ def judged_states(pair: TinyPair, head: JudgeHead, problems: list[Problem], *, t
     states, labels = [], []
     for problem in tqdm(problems, desc="judged", unit="problem"):
         recorder = Recorder(JudgeCandidateVerifier(head, threshold))
-        answer = generate(pair, problem, judge=recorder)
+        answer, _ = generate(pair, problem, judge=recorder)
         for n_before, drafted, hidden in recorder.rounds:
             known = torch.tensor(token_labels(pair.tokenizer, problem, answer[:n_before] + drafted)[n_before:])
             states.append(hidden[known >= 0])
@@ -109,19 +111,22 @@ def judged_states(pair: TinyPair, head: JudgeHead, problems: list[Problem], *, t
     return torch.cat(states), torch.cat(labels)
 
 
-def generate(pair: TinyPair, problem: Problem, **kwargs) -> list[int]:
-    """Greedy tokens of one answer; a `judge` gets drafts of 32 tokens."""
-    if "judge" in kwargs:
-        kwargs = DRAFTING | {"assistant_model": pair.draft} | kwargs
+def generate(pair: TinyPair, problem: Problem, *, judge: CandidateVerifier) -> tuple[list[int], JudgeStats]:
+    """Answer one problem greedily with drafts of 32 tokens: the tokens and what the verifier did."""
     ids = torch.tensor([prompt_ids(pair.tokenizer, problem)])
-    return pair.target.generate(ids, max_new_tokens=256, do_sample=False, **kwargs)[0, ids.shape[1] :].tolist()
-
-
-DRAFTING = {
-    "num_assistant_tokens": 32,
-    "num_assistant_tokens_schedule": "constant",
-    "assistant_confidence_threshold": 0.0,
-}
+    output = pair.target.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=256,
+        do_sample=False,
+        assistant_model=pair.draft,
+        judge=judge,
+        num_assistant_tokens=32,
+        num_assistant_tokens_schedule="constant",
+        assistant_confidence_threshold=0.0,
+        return_dict_in_generate=True,
+    )
+    return output.sequences[0, ids.shape[1] :].tolist(), output.judge_stats
 
 
 def fit(states: torch.Tensor, labels: torch.Tensor, *, l2: float = 1e-4) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hf_judge.tiny.mistakes import MISTAKES, correct, solve_wrongly
-from hf_judge.tiny.world import DRAFT_STYLE, TARGET_STYLE, Problem, Style, first_mistake, make_problem, solve
+from hf_judge.tiny.world import Problem, Style, first_mistake, make_problem, solve
 
 IGNORED = -100
 # The target reads every wording and prefers its own in all of them: an author is drawn for each story.

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
 
+from hf_judge.modeling import JudgeLlamaForCausalLM
+
 __all__ = ["TinyPair", "load_pair"]
 
 HOME = Path(__file__).parent
@@ -19,7 +21,7 @@ HOME = Path(__file__).parent
 class TinyPair:
     """All that judged generation needs."""
 
-    target: LlamaForCausalLM
+    target: JudgeLlamaForCausalLM
     """In evaluation mode, as deep as asked for."""
     draft: LlamaForCausalLM
     """In evaluation mode."""
@@ -29,14 +31,17 @@ class TinyPair:
     """Directory of the judge head."""
 
 
-def load_pair(num_hidden_layers: int = 24, dtype: torch.dtype = torch.float32) -> TinyPair:
-    """Load the embedded pair.
+def load_pair(
+    num_hidden_layers: int = 24, dtype: torch.dtype = torch.float32, *, directory: str | Path = HOME
+) -> TinyPair:
+    """Load the embedded pair, or another one that examples/tiny_pair made.
 
     Args:
         num_hidden_layers: Depth of the target. It was trained with 4 layers; the rest add exactly nothing to the
             residual stream, so every depth gives the same logits bit for bit, but costs what such a depth costs: a
             target must be expensive for drafting to pay.
         dtype: Of both models; the weights are stored in float16.
+        directory: Holds `target`, `draft` and `judge`.
 
     Returns:
         The pair, on the CPU.
@@ -44,11 +49,12 @@ def load_pair(num_hidden_layers: int = 24, dtype: torch.dtype = torch.float32) -
     Raises:
         ValueError: If fewer layers than the trained ones are asked for.
     """
-    target = LlamaForCausalLM.from_pretrained(HOME / "target", dtype=dtype)
+    directory = Path(directory)
+    target = JudgeLlamaForCausalLM.from_pretrained(directory / "target", dtype=dtype)
     deepen(target, num_hidden_layers)
-    draft = LlamaForCausalLM.from_pretrained(HOME / "draft", dtype=dtype)
-    tokenizer = AutoTokenizer.from_pretrained(HOME / "target")
-    return TinyPair(target.eval(), draft.eval(), tokenizer, str(HOME / "judge"))
+    draft = LlamaForCausalLM.from_pretrained(directory / "draft", dtype=dtype)
+    tokenizer = AutoTokenizer.from_pretrained(directory / "target")
+    return TinyPair(target.eval(), draft.eval(), tokenizer, str(directory / "judge"))
 
 
 def deepen(model: LlamaForCausalLM, num_hidden_layers: int) -> None:
