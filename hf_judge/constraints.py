@@ -23,8 +23,13 @@ WARPERS = frozenset(
         upstream.EtaLogitsWarper,
     }
 )
-# They only move scores that are finite; upstream puts them behind the warpers.
-NEVER_FORBID = WARPERS | {upstream.WatermarkLogitsProcessor, upstream.LogitNormalization}
+# They rule no token out. InfNanRemove must not come between a constraint and the question whether it forbids a token:
+# it turns -inf into the dtype's minimum, which a processor behind it may scale to something that looks allowed.
+NEVER_FORBID = WARPERS | {
+    upstream.InfNanRemoveLogitsProcessor,
+    upstream.LogitNormalization,
+    upstream.WatermarkLogitsProcessor,
+}
 
 
 class RowProcessor:

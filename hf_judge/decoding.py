@@ -192,8 +192,8 @@ def _round_inputs(model, input_ids, candidate_ids, model_kwargs, generation_conf
             # either the whole sequence was passed again, or only what the cache does not hold yet
             if total == input_ids.shape[1] <= cached:
                 raise ValueError(
-                    f"past_key_values holds {cached} tokens, but input_ids and attention_mask have {total}: pass the ids "
-                    "of the whole sequence, or only the new ids with the attention_mask of the whole sequence"
+                    f"past_key_values holds {cached} tokens, but input_ids and attention_mask have {total}: pass the "
+                    "ids of the whole sequence, or only the new ids with the attention_mask of the whole sequence"
                 )
             n_next = k + (input_ids.shape[1] - cached if total == input_ids.shape[1] else input_ids.shape[1])
     inputs = model.prepare_inputs_for_generation(

@@ -188,12 +188,14 @@ class JudgeGenerationMixin:
         )
 
     def __reduce__(self):
-        # a class made at run time is found again through the upstream class it extends
-        return _rebuild, (_upstream_class(type(self)),), self.__dict__
+        # a class made at run time is found again through the upstream class it extends, a user's own by its name
+        upstream_class = _upstream_class(type(self))
+        found_by = upstream_class if type(self) is judge_class(upstream_class) else type(self)
+        return _rebuild, (found_by,), self.__dict__
 
 
-def _rebuild(upstream_class: type) -> PreTrainedModel:
-    return object.__new__(judge_class(upstream_class))
+def _rebuild(found_by: type) -> PreTrainedModel:
+    return object.__new__(judge_class(found_by))
 
 
 class JudgeLlamaForCausalLM(JudgeGenerationMixin, LlamaForCausalLM):

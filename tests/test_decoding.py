@@ -159,7 +159,9 @@ class TestEndings:
             assert out.verdicts.shape == (1, max_new_tokens)
             assert out.judge_stats.new_tokens == max_new_tokens
         plain = plain_generate(target, ids, max_new_tokens=max_new_tokens, eos_token_id=None)
-        out = judge_generate(target, ids, draft, never(head), n=n, max_length=ids.shape[1] + max_new_tokens, eos_token_id=None)
+        out = judge_generate(
+            target, ids, draft, never(head), n=n, max_length=ids.shape[1] + max_new_tokens, eos_token_id=None
+        )
         assert out.sequences.tolist() == plain.tolist()
 
     def test_one_of_many_eos_tokens_ends_the_answer(self, target, draft, head):

@@ -159,7 +159,7 @@ def mtp_layers_without_a_checkpoint(monkeypatch):
 SOURCES = ["assistant", "other_tokenizer", "lookup", "early_exit", "dflash", "mtp"]
 
 
-# --- options: functions of (setting, ids) that give the kwargs ---------------------------------------------------------
+# --- options: functions of (setting, ids) that give the kwargs ------------------------------------------------------
 
 
 class Case(NamedTuple):
@@ -360,7 +360,9 @@ EXCEPTIONS = {
     for source in SOURCES
     if source != "lookup"
 }
-EXCEPTIONS |= {(source, "past_new_ids"): r"holds 17 tokens, but input_ids and attention_mask have 10" for source in SOURCES}
+EXCEPTIONS |= {
+    (source, "past_new_ids"): r"holds 17 tokens, but input_ids and attention_mask have 10" for source in SOURCES
+}
 EXCEPTIONS |= {
     (source, option): r"draft from the target's states of the whole prompt, but past_key_values already holds"
     for source in ("dflash", "mtp")
@@ -508,9 +510,7 @@ class TestDraftingOptions:
         config = GenerationConfig(
             max_new_tokens=8, num_assistant_tokens=3, assistant_confidence_threshold=0.0, do_sample=False
         )
-        setting.target.generate(
-            prompt(3), generation_config=config, assistant_model=setting.models[1], judge=judge
-        )
+        setting.target.generate(prompt(3), generation_config=config, assistant_model=setting.models[1], judge=judge)
         assert (judge.stats.rounds, judge.stats.drafted) == (2, 6)
 
     def test_schedules(self, settings):
