@@ -45,14 +45,19 @@ def add_training_commands(commands) -> None:
 
 def add_mine(commands) -> None:
     mine = commands.add_parser("mine", help="label responses without people")
-    mine.add_argument("--source", choices=("swap", "draft"), default="swap", help="swap the draft's tokens into the "
-                      "target's answers, or label the draft's own answers with --locate (default: swap)")  # fmt: skip
+    mine.add_argument(
+        "--source",
+        choices=("swap", "draft"),
+        default="swap",
+        help="swap the draft's tokens into the "
+        "target's answers, or label the draft's own answers with --locate (default: swap)",
+    )
     _add_models(mine)
     _add_tasks(mine)
     mine.add_argument("--output", required=True, metavar="PATH", help="JSONL of labelled responses; a rerun goes on")
-    mine.add_argument("--locate", metavar="MODULE:FUNCTION", help="for --source draft: (response, task) -> (start, end)")
+    mine.add_argument("--locate", metavar="MODULE:FUNCTION", help="for --source draft: finds the first mistake")
     mine.add_argument("--num-samples", type=int, default=1, metavar="N", help="for --source draft: answers per prompt")
-    mine.add_argument("--temperature", type=float, default=1.0, help="for --source draft: of the samples after the first")
+    mine.add_argument("--temperature", type=float, default=1.0, help="for --source draft: of all but the first")
     mine.add_argument("--label-matched", action="store_true", help="for --source swap: label unswapped tokens too")
     mine.add_argument("--seed", type=int, default=0)
     mine.set_defaults(run=run_mine)
@@ -63,17 +68,32 @@ def run_mine(args: argparse.Namespace) -> None:
     draft, tokenizer = load_model(args.draft, args), AutoTokenizer.from_pretrained(args.draft)
     if args.source == "draft":
         if args.locate is None:
-            raise ValueError("--source draft needs --locate module:function, which finds the first mistake of an answer")
+            raise ValueError("--source draft needs --locate module:function, which finds the first mistake")
         report = label_drafts(
-            draft, tokenizer, tasks, imported(args.locate), args.output, num_samples=args.num_samples,
-            temperature=args.temperature, max_new_tokens=args.max_new_tokens, batch_size=args.batch_size, seed=args.seed,
-        )  # fmt: skip
+            draft,
+            tokenizer,
+            tasks,
+            imported(args.locate),
+            args.output,
+            num_samples=args.num_samples,
+            temperature=args.temperature,
+            max_new_tokens=args.max_new_tokens,
+            batch_size=args.batch_size,
+            seed=args.seed,
+        )
     else:
         target, tokenizer = load_model(args.target, args), AutoTokenizer.from_pretrained(args.target)
         report = mine_swaps(
-            target, draft, tokenizer, tasks, make_checker(args), args.output,
-            max_new_tokens=args.max_new_tokens, batch_size=args.batch_size, label_matched=args.label_matched,
-        )  # fmt: skip
+            target,
+            draft,
+            tokenizer,
+            tasks,
+            make_checker(args),
+            args.output,
+            max_new_tokens=args.max_new_tokens,
+            batch_size=args.batch_size,
+            label_matched=args.label_matched,
+        )
     print(f"{args.output}: {report}")
 
 
@@ -86,9 +106,9 @@ def add_features(commands) -> None:
     features.add_argument("--data", required=True, nargs="+", metavar="PATH", help="JSONL files or saved datasets")
     features.add_argument("--output", required=True, metavar="DIR", help="directory of shards; a rerun goes on")
     features.add_argument("--hidden-state", choices=HIDDEN_STATES, default="post_norm")
-    features.add_argument("--after-mistake", choices=AFTER_MISTAKE, default="ignore", help="tokens after the first mistake")
+    features.add_argument("--after-mistake", choices=AFTER_MISTAKE, default="ignore", help="what follows a mistake")
     features.add_argument("--on-cut-token", choices=ON_CUT_TOKEN, default="mistaken", help="a span that cuts a word")
-    features.add_argument("--max-length", type=int, metavar="N", help="skip responses with more tokens, prompt included")
+    features.add_argument("--max-length", type=int, metavar="N", help="skip longer rows, prompt included")
     features.add_argument("--batch-size", type=int, default=8, metavar="N")
     features.add_argument("--skip-errors", action="store_true", help="skip broken lines instead of stopping")
     features.set_defaults(run=run_features)
@@ -97,11 +117,17 @@ def add_features(commands) -> None:
 def run_features(args: argparse.Namespace) -> None:
     rows = [row for path in args.data for row in load_rows(path, skip_errors=args.skip_errors)]
     store, report = extract_features(
-        load_model(args.target, args), AutoTokenizer.from_pretrained(args.target), rows, args.output,
-        hidden_state=args.hidden_state, after_mistake=args.after_mistake, on_cut_token=args.on_cut_token,
-        max_length=args.max_length, batch_size=args.batch_size,
+        load_model(args.target, args),
+        AutoTokenizer.from_pretrained(args.target),
+        rows,
+        args.output,
+        hidden_state=args.hidden_state,
+        after_mistake=args.after_mistake,
+        on_cut_token=args.on_cut_token,
+        max_length=args.max_length,
+        batch_size=args.batch_size,
         draft_model=load_model(args.draft, args) if args.draft else None,
-    )  # fmt: skip
+    )
     print(f"{args.output}: {store.n_tokens} tokens x {store.hidden_size}\n{report}")
 
 
@@ -131,8 +157,10 @@ def run_train(args: argparse.Namespace) -> None:
     values = {field.name: getattr(args, field.name) for field in dataclasses.fields(JudgeTrainingArguments)}
     trained = train_judge(FeatureStore(args.features), JudgeTrainingArguments(**values))
     metrics = trained.metrics
-    print(f"{args.output_dir}: AUC {metrics['auc']:.4f}, average precision {metrics['average_precision']:.4f} on "
-          f"{metrics['n_acceptable']} good and {metrics['n_mistaken']} mistaken held-out tokens (l2 {metrics['l2']:g})")  # fmt: skip
+    print(
+        f"{args.output_dir}: AUC {metrics['auc']:.4f}, average precision {metrics['average_precision']:.4f} on "
+        f"{metrics['n_acceptable']} good and {metrics['n_mistaken']} mistaken held-out tokens (l2 {metrics['l2']:g})"
+    )
     for source, figures in metrics["by_source"].items():
         auc = "-" if figures["auc"] is None else f"{figures['auc']:.4f}"
         print(f"  {source}: AUC {auc}, {figures['n_acceptable']} good, {figures['n_mistaken']} mistaken")
@@ -170,9 +198,14 @@ def run_calibrate(args: argparse.Namespace) -> None:
         if not prompts.is_file():
             logger.warning("%s is missing: the data must not share prompts with the fit", prompts)
         certificate = calibrate_by_risk(
-            head, FeatureStore(args.features), risk=args.risk, confidence=args.confidence, unit=args.unit,
-            thresholds=args.thresholds, fit_prompts=json.loads(prompts.read_text()) if prompts.is_file() else (),
-        )  # fmt: skip
+            head,
+            FeatureStore(args.features),
+            risk=args.risk,
+            confidence=args.confidence,
+            unit=args.unit,
+            thresholds=args.thresholds,
+            fit_prompts=json.loads(prompts.read_text()) if prompts.is_file() else (),
+        )
     else:
         certificate = _calibrate_by_task(head, args)
     apply_certificate(head, certificate)
@@ -191,9 +224,15 @@ def _calibrate_by_task(head: JudgeHead, args: argparse.Namespace):
 
     def judged_right(threshold: float) -> list[bool]:
         texts, _ = judged_answers(
-            target, draft, tokenizer, prompts, JudgeCandidateVerifier(head, threshold),
-            num_assistant_tokens=args.num_assistant_tokens, desc=f"Judged at {threshold:g}", **options,
-        )  # fmt: skip
+            target,
+            draft,
+            tokenizer,
+            prompts,
+            JudgeCandidateVerifier(head, threshold),
+            num_assistant_tokens=args.num_assistant_tokens,
+            desc=f"Judged at {threshold:g}",
+            **options,
+        )
         return right_answers(texts, tasks, checker)
 
     texts = plain_answers(target, tokenizer, prompts, batch_size=args.batch_size, **options)
@@ -229,8 +268,10 @@ def _data_info(path: Path, args: argparse.Namespace) -> None:
     rows = load_rows(path)
     for source, count in summarise(rows).items():
         share = count["mistaken_characters"] / max(count["characters"], 1)
-        print(f"{source}: {count['rows']} responses to {count['prompts']} prompts, {count['with_mistakes']} with a "
-              f"mistake, {count['characters']} characters ({share:.2%} mistaken)")  # fmt: skip
+        print(
+            f"{source}: {count['rows']} responses to {count['prompts']} prompts, {count['with_mistakes']} with a "
+            f"mistake, {count['characters']} characters ({share:.2%} mistaken)"
+        )
     if args.tokenizer:
         _, report = label_rows(rows, AutoTokenizer.from_pretrained(args.tokenizer))
         print(f"tokens: {report}")
@@ -241,18 +282,24 @@ def _data_info(path: Path, args: argparse.Namespace) -> None:
 def _features_info(path: Path) -> None:
     store = FeatureStore(path)
     labels, index = store.column("labels"), store.index
-    print(f"{store.n_tokens} tokens x {store.hidden_size} ('{index['hidden_state']}' of {index['model']}, draft: "
-          f"{index['draft_model']}) in {len(index['shards'])} shards: {int((labels == 1).sum())} acceptable, "
-          f"{int((labels == 0).sum())} mistaken, from {len({row['prompt'] for row in store.rows})} prompts")  # fmt: skip
+    print(
+        f"{store.n_tokens} tokens x {store.hidden_size} ('{index['hidden_state']}' of {index['model']}, draft: "
+        f"{index['draft_model']}) in {len(index['shards'])} shards: {int((labels == 1).sum())} acceptable, "
+        f"{int((labels == 0).sum())} mistaken, from {len({row['prompt'] for row in store.rows})} prompts"
+    )
 
 
 def _head_info(path: Path) -> None:
     config = JudgeHead.from_pretrained(path).config
-    print(f"judge head for {config.base_model_name_or_path}: {config.hidden_size} '{config.hidden_state}' features, "
-          f"threshold {config.threshold:g}")  # fmt: skip
+    print(
+        f"judge head for {config.base_model_name_or_path}: {config.hidden_size} '{config.hidden_state}' features, "
+        f"threshold {config.threshold:g}"
+    )
     print(json.dumps(config.provenance, indent=2))
     if (path / METRICS_NAME).is_file():
-        print(f"held-out AUC {json.loads((path / METRICS_NAME).read_text())['auc']:.4f} ({METRICS_NAME} has the curves)")
+        print(
+            f"held-out AUC {json.loads((path / METRICS_NAME).read_text())['auc']:.4f} ({METRICS_NAME} has the curves)"
+        )
 
 
 # --- shared ---------------------------------------------------------------------------------------------------------
@@ -266,11 +313,14 @@ def _add_models(parser, *, required: bool = True, draft_required: bool = True) -
 
 
 def _add_tasks(parser, *, required: bool = True) -> None:
-    parser.add_argument("--prompts", required=required, metavar="PATH", help="JSONL: prompt, and what the checker reads")
-    parser.add_argument("--checker", default="numeric", metavar="NAME", help=f"{', '.join(CHECKERS)} or module:function")
+    parser.add_argument("--prompts", required=required, metavar="PATH", help="JSONL with `prompt`")
+    parser.add_argument("--checker", default="numeric", metavar="NAME", help=" | ".join((*CHECKERS, "module:function")))
     parser.add_argument("--pattern", metavar="REGEX", help="for numeric and regex: its first group is the answer")
-    parser.add_argument("--allow-code-execution", action="store_true", help="for unit_tests: run code that a model wrote "
-                        "in a limited process, which is no sandbox against malice")  # fmt: skip
+    parser.add_argument(
+        "--allow-code-execution",
+        action="store_true",
+        help="for unit_tests: run code that a model wrote in a limited process, which is no sandbox against malice",
+    )
     parser.add_argument("--max-new-tokens", type=int, default=512, metavar="N")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="prompts at once (default: 16)")
 
