@@ -52,7 +52,7 @@ def add_mine(commands) -> None:
         help="swap the draft's tokens into the "
         "target's answers, or label the draft's own answers with --locate (default: swap)",
     )
-    _add_models(mine)
+    _add_models(mine, target_required=False)
     _add_tasks(mine)
     mine.add_argument("--output", required=True, metavar="PATH", help="JSONL of labelled responses; a rerun goes on")
     mine.add_argument("--locate", metavar="MODULE:FUNCTION", help="for --source draft: finds the first mistake")
@@ -81,6 +81,8 @@ def run_mine(args: argparse.Namespace) -> None:
             batch_size=args.batch_size,
             seed=args.seed,
         )
+    elif args.target is None:
+        raise ValueError("--source swap needs --target")
     else:
         target, tokenizer = load_model(args.target, args), AutoTokenizer.from_pretrained(args.target)
         report = mine_swaps(
@@ -184,7 +186,7 @@ def add_calibrate(commands) -> None:
     task = calibrate.add_argument_group("by task: answers as right as the target's, up to a margin")
     task.add_argument("--margin", type=float, metavar="M", help="allowed loss of accuracy, e.g. 0.01")
     task.add_argument("--num-assistant-tokens", type=int, default=32, metavar="N")
-    _add_models(task, required=False)
+    _add_models(task, target_required=False, draft_required=False)
     _add_tasks(task, required=False)
     calibrate.set_defaults(run=run_calibrate)
 
@@ -305,9 +307,9 @@ def _head_info(path: Path) -> None:
 # --- shared ---------------------------------------------------------------------------------------------------------
 
 
-def _add_models(parser, *, required: bool = True, draft_required: bool = True) -> None:
-    parser.add_argument("--target", required=required, metavar="ID", help="the big model: Hub id or directory")
-    parser.add_argument("--draft", required=required and draft_required, metavar="ID", help="the small model")
+def _add_models(parser, *, target_required: bool = True, draft_required: bool = True) -> None:
+    parser.add_argument("--target", required=target_required, metavar="ID", help="the big model: Hub id or directory")
+    parser.add_argument("--draft", required=draft_required, metavar="ID", help="the small model")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (default: as they are stored)")
     parser.add_argument("--device-map", default=None, metavar="MAP", help='as in from_pretrained, e.g. "auto"')
 
