@@ -23,7 +23,13 @@ from hf_judge import (
 )
 
 # a draft that always has its full length: what the naive loop does
-FIXED = {"num_assistant_tokens_schedule": "constant", "assistant_confidence_threshold": 0.0, "do_sample": False}
+# upstream's caches: tests/test_ragged.py compares the other engine with them
+FIXED = {
+    "num_assistant_tokens_schedule": "constant",
+    "assistant_confidence_threshold": 0.0,
+    "do_sample": False,
+    "judge_engine": "upstream",
+}
 KINDS = {code.name.lower(): int(code) for code in VerdictCode}
 N_PROMPTS = 200  # times five thresholds
 

@@ -64,7 +64,12 @@ class Setting:
         self.models = [self.stock, *self.models]
 
 
-CONSTANT = {"num_assistant_tokens": 4, "num_assistant_tokens_schedule": "constant", "assistant_confidence_threshold": 0}
+CONSTANT = {
+    "num_assistant_tokens": 4,
+    "num_assistant_tokens_schedule": "constant",
+    "assistant_confidence_threshold": 0,
+    "judge_engine": "upstream",
+}
 STOCK_SETTINGS = {"num_hidden_layers": 3, "eos_token_id": None, "pad_token_id": 0}
 
 
@@ -341,7 +346,7 @@ REFUSED = {
     "num_beams": (lambda s, ids: Case({"num_beams": 2}), r"does not work with beam search \(num_beams=2\)"),
     "num_return_sequences": (
         lambda s, ids: Case({"num_return_sequences": 2, "do_sample": True}),
-        r"one answer per prompt, got num_return_sequences=2",
+        r"one prompt at a time, got a batch of 2",
     ),
     "assistant_ensemble_weight": (
         lambda s, ids: Case({"assistant_ensemble_weight": 0.5}),

@@ -15,12 +15,13 @@ ROWS = (
     ("adapter", "data"),
     ("head",),
     ("verify",),
-    ("features", "constraints", "states", "sources"),
+    ("features", "constraints", "states", "sources", "record"),
     ("training", "calibration"),
-    ("decoding", "ragged"),
+    ("decoding",),
+    ("cropping", "ragged"),
     ("modeling",),
     ("tiny", "peft_method", "mining", "cards"),
-    ("evaluation", "report", "bench", "integrations"),
+    ("evaluation", "report", "bench", "demo", "integrations"),
     ("cli",),
 )
 ROW_OF = {module: row for row, modules in enumerate(ROWS) for module in modules}
