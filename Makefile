@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= out
 
-.PHONY: demo test lint bench smoke clean
+.PHONY: demo test lint bench train-demo smoke clean
 
 demo: $(VENV)/.installed
 	$(BIN)/hf-judge demo
@@ -19,6 +19,10 @@ lint: $(VENV)/.installed-test
 # Speed on the embedded pair: a benchmark, not a test (a quarter of an hour on 2 cores).
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/speed.py --json $(OUT)/speed.json
+
+# A judge from nothing but target, draft and 300 prompts (a quarter of an hour at most on 2 cores).
+train-demo: $(VENV)/.installed
+	$(BIN)/python examples/train_judge/train_demo.py --output-dir $(OUT)
 
 # The wheel in a venv of its own, tried from another folder.
 smoke:

@@ -11,21 +11,24 @@ import hf_judge
 
 PACKAGE = Path(hf_judge.__file__).parent
 ROWS = (
-    ("config", "stats", "views"),
+    ("config", "stats", "views", "metrics", "checkers", "journal", "greedy"),
     ("adapter", "data"),
-    ("head",),
+    ("head", "labelling"),
     ("verify",),
-    ("features", "constraints", "states", "sources", "record"),
-    ("training", "calibration"),
+    ("constraints", "states", "sources", "record"),
+    ("features",),
+    ("solvers", "calibration", "autojudge"),
+    ("training",),
     ("decoding",),
     ("cropping", "ragged"),
     ("modeling",),
-    ("tiny", "peft_method", "mining", "cards"),
+    ("tiny", "peft_method", "mining", "answering", "cards"),
     ("evaluation", "report", "bench", "demo", "integrations"),
+    ("cli_train",),
     ("cli",),
 )
 ROW_OF = {module: row for row, modules in enumerate(ROWS) for module in modules}
-PRINTERS = {"cli"}
+PRINTERS = {"cli", "cli_train"}
 
 
 def module_of(path: Path) -> str:
