@@ -89,7 +89,7 @@ def test_the_rule_imports_torch_and_nothing_else():
             else []
         )
     }
-    assert modules == {"__future__", "copy", "typing", "torch", "hf_judge"}
+    assert modules == {"__future__", "typing", "torch", "hf_judge"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=IDS)
