@@ -1,7 +1,7 @@
 """Candidates from every generator that upstream has, without upstream's side effects on the user's models.
 
 Knows how each of transformers' candidate generators is built and called; knows nothing about verification.
-Upstream facts are those of transformers 5.17 to 5.23.
+Upstream facts are those of transformers 5.19 to 5.23.
 """
 
 from __future__ import annotations
