@@ -4,6 +4,7 @@ from hf_judge.config import JudgeConfig
 from hf_judge.decoding import JudgeDecoderOnlyOutput, VerdictStreamer
 from hf_judge.head import JudgeHead
 from hf_judge.modeling import AutoJudgeModelForCausalLM, JudgeGenerationMixin, JudgeLlamaForCausalLM, judged
+from hf_judge.peft_method import register
 from hf_judge.stats import JudgeStats, VerdictCode
 from hf_judge.verify import CandidateVerifier, JudgeCandidateVerifier, StrictVerifier
 
@@ -24,3 +25,6 @@ __all__ = [
     "VerdictStreamer",
     "judged",
 ]
+
+register()  # PEFT's JUDGE method
+del register
