@@ -54,7 +54,7 @@ def check_fit(head: JudgeHead, model: PreTrainedModel) -> None:
 
 def _identity(model: PreTrainedModel) -> tuple[str, str | None]:
     """The target's name and commit, as far as it knows them."""
-    name, commit = model.config.name_or_path, model.config._commit_hash
+    name, commit = model.config.name_or_path, getattr(model.config, "_commit_hash", None)
     cached = _CACHED.search(str(name))
     if cached:  # loaded by the path of a snapshot in the Hub's cache
         return cached[1].replace("--", "/"), cached[2]

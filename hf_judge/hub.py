@@ -36,7 +36,6 @@ class Located(NamedTuple):
     """Where the files of a repository or directory lie."""
 
     directory: Path  # holds the files
-    root: Path  # the directory or snapshot that was named: `directory` without the subfolder
     commit: str | None  # 40 hex digits; None: a local directory
 
 
@@ -81,8 +80,7 @@ def locate(
     revision = None if revision is None else str(revision)  # transformers passes a str with memory of its own
     _checked_folder("revision", revision)  # it names a file in the cache
     if os.path.isdir(pretrained_model_name_or_path):
-        root = Path(pretrained_model_name_or_path)
-        return Located(root / folder, root, None)
+        return Located(Path(pretrained_model_name_or_path) / folder, None)
     repo_id = os.fspath(pretrained_model_name_or_path)
     if isinstance(pretrained_model_name_or_path, os.PathLike) or not is_hub_id(repo_id):
         raise ValueError(
@@ -106,8 +104,7 @@ def locate(
         raise explained(error, where, token=token, offline=options["local_files_only"]) from error
     if online:
         _remember(repo_id, revision, commit, cache_dir)
-    directory = Path(paths[0]).parent
-    return Located(directory, directory.parents[len(folder.parts) - 1] if folder.parts else directory, commit)
+    return Located(Path(paths[0]).parent, commit)
 
 
 def holds(

@@ -161,10 +161,17 @@ class JudgeGenerationMixin:
             ValueError, TypeError: it holds anything but one judge head.
             OSError: it cannot be had.
         """
-        if peft_model_id is not None:
-            options = dict(load_config.download_kwargs) if load_config is not None else {}
-            options |= kwargs.get("download_kwargs", {}) | kwargs | (adapter_kwargs or {})
-            peft_model_id = _checked_adapter(peft_model_id, options)
+        if peft_model_id is None:
+            return super().load_adapter(None, *args, load_config=load_config, adapter_kwargs=adapter_kwargs, **kwargs)
+        options = dict(load_config.download_kwargs) if load_config is not None else {}
+        options |= kwargs | (adapter_kwargs or {})
+        directory = _checked_adapter(peft_model_id, options)
+        if directory is not None:
+            # the directory that was read is all that upstream may look at
+            peft_model_id, adapter_kwargs = directory, None
+            kwargs = {key: value for key, value in kwargs.items() if key not in (*HUB_OPTIONS, "subfolder")}
+            if load_config is not None:
+                load_config = dataclasses.replace(load_config, download_kwargs={})
         return super().load_adapter(
             peft_model_id, *args, load_config=load_config, adapter_kwargs=adapter_kwargs, **kwargs
         )
@@ -268,7 +275,7 @@ def _set_default_judge(model: PreTrainedModel, judge, kwargs: dict) -> None:
 
 def _saved_head(config, kwargs: dict) -> JudgeHead | None:
     """The head in the folder `judge/` beside a model, from the very commit that the model came from."""
-    name, commit = config.name_or_path, config._commit_hash
+    name, commit = config.name_or_path, getattr(config, "_commit_hash", None)
     options = {key: kwargs[key] for key in ("cache_dir", "token", "local_files_only") if key in kwargs}
     if os.path.isdir(name):
         found = os.path.isfile(os.path.join(name, JUDGE_FOLDER, CONFIG_NAME))
@@ -288,8 +295,8 @@ def _save_judge(verifier: CandidateVerifier, directory: str) -> None:
     head.save_pretrained(directory)
 
 
-def _checked_adapter(name: str | os.PathLike, options: dict) -> str:
-    """What upstream's load_adapter is to load: a JUDGE adapter's strictly read files, any other as it was named.
+def _checked_adapter(name: str | os.PathLike, options: dict) -> str | None:
+    """The directory with the strictly read files of a JUDGE adapter; None: an adapter of another kind.
 
     Args:
         name: directory or repository.
@@ -298,12 +305,12 @@ def _checked_adapter(name: str | os.PathLike, options: dict) -> str:
     options = {key: options[key] for key in (*HUB_OPTIONS, "subfolder") if options.get(key) is not None}
     located = locate(name, (CONFIG_NAME,), **options)
     if not is_judge_adapter(located.directory):
-        return name
+        return None
     require_peft()
     if located.commit is not None:
         located = locate(name, (CONFIG_NAME, WEIGHTS_NAME), **options | {"revision": located.commit})
     read_adapter(located.directory)
-    return str(located.root)
+    return str(located.directory)
 
 
 class JudgeLlamaForCausalLM(JudgeGenerationMixin, LlamaForCausalLM):

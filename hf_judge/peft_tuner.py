@@ -7,7 +7,6 @@ those of 0.20 and 0.21.
 
 from __future__ import annotations
 
-import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
@@ -137,11 +136,13 @@ class JudgeModel(BaseTuner):
     def _make_head(model: PreTrainedModel, config: JudgeConfig, *, on_meta: bool) -> JudgeHead:
         if config.hidden_size is None:
             config.hidden_size = model.config.get_text_config().hidden_size
-        with torch.device("meta" if on_meta else "cpu"):
-            head = JudgeHead(config)
+        head = JudgeHead(config)  # float32 whatever the target is: see JudgeHead.forward
         check_fit(head, model)
-        # float32 whatever the target is: see JudgeHead.forward
-        return head if on_meta else head.to(model.get_output_embeddings().weight.device)
+        if on_meta:
+            return head.to("meta")
+        device = model.get_output_embeddings().weight.device
+        # peft builds it on meta in a context of its own; an offloaded target has meta weights
+        return head if "meta" in (head.weight.device.type, device.type) else head.to(device)
 
     @staticmethod
     def _layer(model: PreTrainedModel, given_class: type | None) -> JudgeLayer:
