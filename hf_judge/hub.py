@@ -133,6 +133,16 @@ def holds(
     return True
 
 
+def cached_commit(repo_id: str, revision: str | None, cache_dir: str | os.PathLike | None) -> str | None:
+    """The commit that a branch or tag meant when the cache last heard of it."""
+    if revision is not None and _COMMIT.fullmatch(revision):
+        return revision
+    try:
+        return _reference(repo_id, revision, cache_dir).read_text().strip()
+    except OSError:
+        return None
+
+
 def explained(error: Exception, where: str, *, token: str | bool | None = None, offline: bool = False) -> OSError:
     """What a failed call to the Hub means and what to do about it.
 
@@ -210,10 +220,10 @@ def _reference(repo_id: str, revision: str | None, cache_dir) -> Path:
 
 
 def _remembered(repo_id: str, revision: str | None, cache_dir) -> str:
-    try:
-        return _reference(repo_id, revision, cache_dir).read_text().strip()
-    except OSError:
-        raise LocalEntryNotFoundError(f"'{repo_id}' is not in the cache") from None
+    commit = cached_commit(repo_id, revision, cache_dir)
+    if commit is None:
+        raise LocalEntryNotFoundError(f"'{repo_id}' is not in the cache")
+    return commit
 
 
 def _remember(repo_id: str, revision: str | None, commit: str, cache_dir) -> None:

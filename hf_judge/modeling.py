@@ -25,7 +25,7 @@ from hf_judge.config import HUB_OPTIONS, require_peft
 from hf_judge.decoding import judged_decoding
 from hf_judge.files import CONFIG_NAME, LAYER_NAME, WEIGHTS_NAME, is_judge_adapter
 from hf_judge.head import JudgeHead, shared_head
-from hf_judge.hub import holds, locate
+from hf_judge.hub import cached_commit, holds, locate
 from hf_judge.sources import CandidateSource, DraftingOptions
 from hf_judge.verify import CandidateVerifier, JudgeCandidateVerifier
 from hf_judge.views import shared_view
@@ -266,17 +266,25 @@ def _rebuild(upstream_class: type) -> PreTrainedModel:
 
 
 def _set_default_judge(model: PreTrainedModel, judge, kwargs: dict) -> None:
-    """Give a freshly loaded model its default judge: the caller's, else the one saved beside the model."""
+    """Give a freshly loaded model its default judge: the caller's, else the one saved beside the model.
+
+    Args:
+        kwargs: what the model was loaded with.
+    """
+    name, commit = model.config.name_or_path, getattr(model.config, "_commit_hash", None)
+    if commit is None and not os.path.isdir(name):
+        # upstream (5.23) no longer notes it; check_fit compares it with that of the head
+        commit = cached_commit(name, kwargs.get("revision"), kwargs.get("cache_dir"))
+        model.config._commit_hash = commit
     if judge is None:
-        judge = _saved_head(model.config, kwargs)
+        options = {key: kwargs[key] for key in ("cache_dir", "token", "local_files_only") if key in kwargs}
+        judge = _saved_head(name, commit, options)
     if judge is not None and judge is not False:
         model.default_judge = model.resolve_judge(judge)
 
 
-def _saved_head(config, kwargs: dict) -> JudgeHead | None:
+def _saved_head(name: str, commit: str | None, options: dict) -> JudgeHead | None:
     """The head in the folder `judge/` beside a model, from the very commit that the model came from."""
-    name, commit = config.name_or_path, getattr(config, "_commit_hash", None)
-    options = {key: kwargs[key] for key in ("cache_dir", "token", "local_files_only") if key in kwargs}
     if os.path.isdir(name):
         found = os.path.isfile(os.path.join(name, JUDGE_FOLDER, CONFIG_NAME))
     else:

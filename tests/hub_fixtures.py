@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+import hf_judge
 from hf_judge import JudgeConfig, JudgeHead
+
+if importlib.util.find_spec("hf_judge.hub_cards") is None:
+    # an uninstalled checkout: setup.cfg maps the folder into the package
+    hf_judge.__path__.append(str(Path(hf_judge.__file__).parent.parent))
 
 VOCAB, WIDTH = 64, 32
 CHAT = "{% for m in messages %}{{ m['content'] }} {% endfor %}{% if add_generation_prompt %}w9{% endif %}"
