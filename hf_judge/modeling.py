@@ -416,8 +416,10 @@ def _upstream_class(cls: type) -> type:
 
 
 def _peft_base(model) -> PreTrainedModel:
-    from peft import PeftModel
-
+    try:  # not bare: transformers (5.23) takes a bare import here for one that custom_generate/ cannot do without
+        from peft import PeftModel
+    except ImportError as error:
+        raise TypeError(f"judged() got a {type(model).__name__} of a peft that cannot be imported: {error}") from error
     if not isinstance(model, PeftModel):
         raise TypeError(f"judged() expects a transformers model or a PeftModel, got {type(model).__name__}")
     if model.active_peft_config.is_prompt_learning:

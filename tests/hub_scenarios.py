@@ -442,23 +442,20 @@ def faults_while_pushing(world, repo):
     """The repository is as it was, and a second try succeeds."""
     head(3).push_to_hub(repo)
     before = world.hub.tree(repo)
-    for method, part in (
-        ("POST", "/commit/"),
-        ("POST", "/preupload/"),
-        ("PUT", "/lfs/"),
-        ("POST", "/api/repos/create"),
-    ):
+    steps = (("POST", "/api/repos/create"), ("POST", "/preupload/"), ("PUT", "/lfs/"), ("POST", "/commit/"))
+    for seed, (method, part) in enumerate(steps, start=50):
 
         def fail(request: Request, method=method, part=part):
             return 400 if request.method == method and part in request.path else None
 
         world.hub.fault = fail
         with refused(OSError, repo):
-            head(4).push_to_hub(repo)
+            head(seed).push_to_hub(repo)
         assert world.hub.tree(repo) == before, part
-    world.hub.fault = None
-    head(4).push_to_hub(repo)
-    assert same(JudgeHead.from_pretrained(repo), head(4))
+        world.hub.fault = None
+        head(seed).push_to_hub(repo)
+        assert same(JudgeHead.from_pretrained(repo), head(seed))
+        before = world.hub.tree(repo)
 
 
 # processes of their own
@@ -500,12 +497,8 @@ def zero_install(world, repo):
     one = head(provenance={"draft": "alice/draft"})
     one.push_to_hub(repo)
     code = """
-import importlib.abc, sys
-class Block(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("hf_judge", "peft"):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-sys.meta_path.insert(0, Block())
+import sys
+sys.modules["hf_judge"] = sys.modules["peft"] = None  # as if they were not installed
 import torch
 from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained("alice/base")
@@ -515,7 +508,6 @@ for more in ({}, {"judge": False}, {"judge_threshold": 1.0}):
     out = model.generate(ids, custom_generate=sys.argv[1], trust_remote_code=True, assistant_model=draft,
                          max_new_tokens=24, do_sample=False, **more)
     print(*out[0].tolist())
-assert "hf_judge" not in sys.modules
 assert type(model).__name__ == "LlamaForCausalLM"
 print("OWN", *sorted(n.rpartition(".")[2] for n in sys.modules if ".custom_generate." in n))
 """
@@ -549,7 +541,8 @@ def the_card_runs_as_it_stands(world, repo):
         assert len(blocks) == 2
         printed = [run_block(block) for block in blocks]
         assert printed[0] == printed[1]
-        assert len(printed[0].split()) == 10 + 64
+        assert printed[0].startswith(prompt)
+        assert len(printed[0]) > len(prompt)
 
 
 def run_block(block: str) -> str:

@@ -22,33 +22,33 @@ USERS = {
 }
 
 
-def main(folder: Path) -> None:
-    with LoopbackHub({token: User(*user) for token, user in USERS.items()}) as hub:
-        os.environ |= {
-            "HF_ENDPOINT": hub.url,
-            "HF_HOME": str(folder / "home"),
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "HF_HUB_DISABLE_UPDATE_CHECK": "1",
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_OFFLINE": "0",
-            "HF_TOKEN": "hf_alice",
-        }
-        from hub_scenarios import SCENARIOS, World
+def main(folder: Path, names: list[str]) -> None:
+    hub = LoopbackHub({token: User(*user) for token, user in USERS.items()})
+    os.environ |= {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(folder / "home"),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_UPDATE_CHECK": "1",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_OFFLINE": "0",
+        "HF_TOKEN": "hf_alice",
+    }
+    from hub_scenarios import SCENARIOS, World
 
+    with hub:
         world = World(hub, folder)
-        for name in sys.argv[2:] or SCENARIOS:
-            scenario = SCENARIOS[name]
+        for name in names or SCENARIOS:
             hub.fault, hub.lfs, error = None, True, None
             hub.log.clear()
             start = time.monotonic()
             try:
-                scenario(world, f"alice/{name.replace('_', '-')}")
+                SCENARIOS[name](world, f"alice/{name.replace('_', '-')}")
             except BaseException:  # noqa: BLE001 - reported to the test of this name
-                error = traceback.format_exc() + "".join(f"{r}\n" for r in hub.log[-12:])
+                error = traceback.format_exc() + "".join(f"{request}\n" for request in hub.log[-12:])
             print("SCENARIO", json.dumps([name, error]), flush=True)
             print(f"{name}: {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])
