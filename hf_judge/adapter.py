@@ -52,8 +52,12 @@ def write_adapter(directory: str | os.PathLike, config: JudgeConfig, weight: tor
         config: written as `adapter_config.json`.
         weight: `(1, D)`, saved as float32.
         bias: `(1,)`, saved as float32.
+
+    Raises:
+        ValueError, TypeError: the config holds what could not be read again.
     """
     values = {key: getattr(value, "value", value) for key, value in asdict(config).items()}
+    JudgeConfig.from_values(values, "the config to save")  # its fields may have changed since it was made and checked
     write_files(directory, values, weight, bias)
 
 

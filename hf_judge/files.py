@@ -118,28 +118,37 @@ def write_files(directory: str | os.PathLike, values: dict, weight: torch.Tensor
         values: JSON values, written as `adapter_config.json`.
         weight: `(1, D)`, saved as float32.
         bias: `(1,)`, saved as float32.
+
+    Raises:
+        ValueError: the values could not be read again.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    text = (json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    parse_values(text, "the config to save")
     tensors = {WEIGHT_KEY: weight, BIAS_KEY: bias}
     tensors = {key: value.detach().to("cpu", torch.float32).contiguous() for key, value in tensors.items()}
-    write_atomically(directory / WEIGHTS_NAME, safetensors_bytes(tensors, metadata={"format": "pt"}))
-    text = json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    write_atomically(directory / CONFIG_NAME, text.encode())
+    write_together(
+        {directory / WEIGHTS_NAME: safetensors_bytes(tensors, metadata={"format": "pt"}), directory / CONFIG_NAME: text}
+    )
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file such that every reader sees the old content or the new, and nothing between."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+def write_together(files: dict[Path, bytes]) -> None:
+    """Write all files beside their places, then move each into it: every reader sees an old file or a new one."""
+    staged = {}
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        for path, data in files.items():
+            handle, staged[path] = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(staged[path], 0o644)
+        for path, temporary in staged.items():
+            os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        for temporary in staged.values():
+            Path(temporary).unlink(missing_ok=True)
         raise
 
 

@@ -25,7 +25,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import validate_repo_id
 
-from hf_judge.files import write_atomically
+from hf_judge.files import write_together
 
 logger = logging.getLogger(__name__)
 
@@ -232,7 +232,7 @@ def _remember(repo_id: str, revision: str | None, commit: str, cache_dir) -> Non
     path = _reference(repo_id, revision, cache_dir)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, commit.encode())
+        write_together({path: commit.encode()})
     except OSError as error:  # a cache that others own may be read-only: only offline use needs the entry
         logger.info("%s could not be written: %s", path, error)
 

@@ -164,12 +164,18 @@ def standalone_code() -> dict[str, str]:
         name = wanted.pop()
         if name in sources:
             continue
-        sources[name] = files("hf_judge").joinpath(f"{name}.py").read_text(encoding="utf-8")
+        *folders, module = name.split(".")
+        sources[name] = files("hf_judge").joinpath(*folders, f"{module}.py").read_text(encoding="utf-8")
         for node in ast.walk(ast.parse(sources[name])):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("hf_judge."):
-                wanted.append(node.module.split(".")[1])
+                wanted.append(node.module.removeprefix("hf_judge."))
+
+    def flat(match: re.Match) -> str:
+        # the folder is flat: transformers copies the files that `from .name import` names, and no folders
+        return f"{match[1]}from .{match[2].replace('.', '_')} import"
+
     modules = {
-        f"{name}.py": re.sub(r"^(\s*)from hf_judge\.(\w+) import", r"\1from .\2 import", text, flags=re.MULTILINE)
+        f"{name.replace('.', '_')}.py": re.sub(r"^(\s*)from hf_judge\.([\w.]+) import", flat, text, flags=re.MULTILINE)
         for name, text in sorted(sources.items())
     }
     entry = files("hf_judge.hub_cards").joinpath("generate.py").read_text(encoding="utf-8")

@@ -8,8 +8,12 @@ from __future__ import annotations
 import threading
 
 import torch
+import transformers
+from packaging.version import Version
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
+
+_COUNTS_EMBEDDINGS = Version(transformers.__version__) >= Version("5.23.0")
 
 # the attribute of the decoder that holds the norm after the last layer
 FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f")
@@ -18,7 +22,7 @@ FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f")
 class StateReader:
     """Context manager around a generation; `request` before and `read` after each forward of the target.
 
-    ``post_norm`` asks the decoder for its last hidden state alone (``output_hidden_states=[n_layers]``, transformers
+    ``post_norm`` asks the decoder for its last hidden state alone (``output_hidden_states=[index]``, transformers
     5.17 on): no hooks, nothing shared between threads. Decoders without that, and ``pre_norm``, get a hook for the
     length of the call that only listens to its own thread.
 
@@ -76,8 +80,7 @@ class StateReader:
         return inputs
 
     def read(self, outputs: ModelOutput, n_rows: int) -> torch.Tensor | None:
-        """The states (batch, n_rows, D) of the last `n_rows` tokens of the forward, or None when no state was asked "
-        "for."""
+        """The states (batch, n_rows, D) of the last `n_rows` tokens of the forward; None when none was asked for."""
         if self._selected is not None:
             return outputs.hidden_states[-1][:, -n_rows:]
         if self._hooked is not None:
@@ -99,14 +102,15 @@ def _union(wanted: list) -> bool | list[int]:
 
 
 def _last_state_index(model: PreTrainedModel) -> int | None:
-    """Index of the last hidden state, for decoders that record their layers' outputs and tie the last one to the LM "
-    "head."""
+    """Index of the last hidden state, where the decoder records its layers and ties the last to the LM head."""
     decoder = model.get_decoder()
     if decoder is model or "hidden_states" not in (decoder._can_record_outputs or {}):
         return None
     if model.get_output_embeddings() is None:
         raise ValueError(f"{type(model).__name__} has no LM head to read the hidden state of")
-    return decoder.config.get_text_config().num_hidden_layers
+    # up to 5.22 a selection counts layers; since then it counts hidden states, the embeddings being the first
+    n_layers = decoder.config.get_text_config().num_hidden_layers
+    return n_layers if _COUNTS_EMBEDDINGS else n_layers - 1
 
 
 def _final_norm(model: PreTrainedModel) -> torch.nn.Module:
