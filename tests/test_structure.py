@@ -11,10 +11,13 @@ import hf_judge
 
 PACKAGE = Path(hf_judge.__file__).parent
 ROWS = (
-    ("config", "stats", "views", "metrics", "checkers", "journal", "greedy"),
-    ("adapter", "data"),
-    ("head", "labelling"),
-    ("verify",),
+    ("files", "stats", "views", "metrics", "checkers", "journal", "greedy"),
+    ("hub",),
+    ("config",),
+    ("adapter", "cards", "data"),
+    ("publish", "labelling"),
+    ("head",),
+    ("verify", "binding"),
     ("constraints", "states", "sources", "record"),
     ("features",),
     ("solvers", "calibration", "autojudge"),
@@ -22,7 +25,8 @@ ROWS = (
     ("decoding",),
     ("cropping", "ragged"),
     ("modeling",),
-    ("tiny", "peft_method", "mining", "answering", "cards"),
+    ("tiny", "peft_tuner", "mining", "answering"),
+    ("peft_method",),
     ("evaluation", "report", "bench", "demo", "integrations"),
     ("cli_train",),
     ("cli",),
