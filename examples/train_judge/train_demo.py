@@ -39,6 +39,7 @@ MAX_NEW_TOKENS = 256
 NUM_ASSISTANT_TOKENS = 32
 N_STRICT = 100  # strict verification only gives the scale of accepted tokens
 RISK, CONFIDENCE, MARGIN = 0.05, 0.95, 0.0
+CALIBRATION_FRACTION = 0.4  # 5% at 95% with these thresholds needs 102 prompts with a mistake, of 300
 THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
 
 
@@ -108,7 +109,8 @@ def make_judge(way: str, directory: Path, pair_directory: str | None, n_prompts:
     store, labelled = extract_features(
         pair.target, pair.tokenizer, load_rows(labels), directory / "features", batch_size=32
     )
-    trained = train_judge(store, JudgeTrainingArguments(str(directory / "judge")))
+    arguments = JudgeTrainingArguments(str(directory / "judge"), calibration_fraction=CALIBRATION_FRACTION)
+    trained = train_judge(store, arguments)
     # by risk where the mistakes suffice for it, else by task, on prompts that the fit did not see
     certificate = calibrate_by_risk(
         trained.head, store, risk=RISK, confidence=CONFIDENCE, thresholds=THRESHOLDS, fit_prompts=trained.fit_prompts
