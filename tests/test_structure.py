@@ -13,7 +13,7 @@ PACKAGE = Path(hf_judge.__file__).parent
 ROWS = (
     ("config", "stats", "views", "metrics", "checkers", "journal", "greedy"),
     ("adapter", "data"),
-    ("head", "labelling"),
+    ("head", "labelling", "jobs"),
     ("verify",),
     ("constraints", "states", "sources", "record"),
     ("features",),
@@ -22,7 +22,7 @@ ROWS = (
     ("decoding",),
     ("cropping", "ragged"),
     ("modeling",),
-    ("tiny", "peft_method", "mining", "answering", "cards"),
+    ("tiny", "peft_method", "mining", "draft_labels", "answering", "cards"),
     ("evaluation", "report", "bench", "demo", "integrations"),
     ("cli_train",),
     ("cli",),

@@ -27,9 +27,10 @@ from hf_judge.answering import judged_answers, plain_answers
 from hf_judge.calibration import apply_certificate, calibrate_by_accuracy, calibrate_by_risk, head_scores
 from hf_judge.checkers import NumericChecker
 from hf_judge.data import hash_prompt, load_rows
+from hf_judge.draft_labels import label_drafts
 from hf_judge.features import FeatureStore, extract_features
 from hf_judge.metrics import roc_auc
-from hf_judge.mining import label_drafts, mine_swaps
+from hf_judge.mining import mine_swaps
 from hf_judge.tiny import load_pair
 from hf_judge.tiny.world import Problem, check_answer, first_mistake, problems
 from hf_judge.training import JudgeTrainingArguments, train_judge
@@ -90,7 +91,9 @@ def make_judge(way: str, directory: Path, pair_directory: str | None, n_prompts:
             tasks,
             locate,
             labels,
-            num_samples=4,
+            target=pair.target,
+            num_repairs=8,
+            num_samples=2,
             max_new_tokens=MAX_NEW_TOKENS,
             batch_size=64,
         )
