@@ -139,7 +139,6 @@ class _SwapWork:
         rows, tie = [], self._gap <= NEAR_TIE
         if self.response is not None and not self._counts:
             self._counts.update({"swaps kept": len(self._kept), "swaps undone": len(self._undone)})
-            # a kept swap may have led the target to its end: nothing after it is settled by a later one
             rows.append(self._labelled(self.response, self._kept, mistaken=False, tie=tie))
             rows += [self._labelled(ids, [len(ids) - 1], mistaken=True, tie=tie) for ids in self._undone]
         if tie:
