@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 import hf_judge
+from hf_judge.cli_train import add_training_commands
 from hf_judge.decoding import VerdictStreamer
 from hf_judge.stats import JudgeStats, VerdictCode
 
@@ -160,6 +161,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"hf-judge {hf_judge.__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="command")
     add_demo(commands)
+    add_training_commands(commands)
     return parser
 
 
@@ -181,7 +183,7 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         args.run(args)
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"hf-judge: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -23,7 +23,7 @@ class StateReader:
     """Context manager around a generation; `request` before and `read` after each forward of the target.
 
     ``post_norm`` asks the decoder for its last hidden state alone (``output_hidden_states=[index]``, transformers
-    5.17 on): no hooks, nothing shared between threads. Decoders without that, and ``pre_norm``, get a hook for the
+    5.19 on): no hooks, nothing shared between threads. Decoders without that, and ``pre_norm``, get a hook for the
     length of the call that only listens to its own thread.
 
     Args:
@@ -39,10 +39,12 @@ class StateReader:
         self._hooked = None  # module whose input is the state
         self._handle = None
         self._captured = None
+        self._at_lm_head = False
         if hidden_state == "post_norm":
             self._selected = _last_state_index(model)
             if self._selected is None:
                 self._hooked = model.get_output_embeddings()
+                self._at_lm_head = True
         elif hidden_state == "pre_norm":
             self._hooked = _final_norm(model)
         elif hidden_state is not None:
@@ -63,6 +65,11 @@ class StateReader:
         if self._handle is not None:
             self._handle.remove()
 
+    @property
+    def needs_logits(self) -> bool:
+        """Whether the state is read at the LM head, so that a forward which leaves logits out leaves states out too."""
+        return self._at_lm_head
+
     def request(self, inputs: dict, overrides: dict) -> dict:
         """The forward's arguments with everything that the candidate source and this reader want back.
 
@@ -80,8 +87,7 @@ class StateReader:
         return inputs
 
     def read(self, outputs: ModelOutput, n_rows: int) -> torch.Tensor | None:
-        """The states (batch, n_rows, D) of the last `n_rows` tokens of the forward, or None when no state was asked "
-        "for."""
+        """The states (batch, n_rows, D) of the last `n_rows` tokens of the forward; None when none was asked for."""
         if self._selected is not None:
             return outputs.hidden_states[-1][:, -n_rows:]
         if self._hooked is not None:
@@ -103,8 +109,7 @@ def _union(wanted: list) -> bool | list[int]:
 
 
 def _last_state_index(model: PreTrainedModel) -> int | None:
-    """Index of the last hidden state, for decoders that record their layers' outputs and tie the last one to the LM "
-    "head."""
+    """Index of the last hidden state, where the decoder records its layers and ties the last to the LM head."""
     decoder = model.get_decoder()
     if decoder is model or "hidden_states" not in (decoder._can_record_outputs or {}):
         return None

@@ -64,7 +64,12 @@ class Setting:
         self.models = [self.stock, *self.models]
 
 
-CONSTANT = {"num_assistant_tokens": 4, "num_assistant_tokens_schedule": "constant", "assistant_confidence_threshold": 0}
+CONSTANT = {
+    "num_assistant_tokens": 4,
+    "num_assistant_tokens_schedule": "constant",
+    "assistant_confidence_threshold": 0,
+    "judge_engine": "upstream",
+}
 STOCK_SETTINGS = {"num_hidden_layers": 3, "eos_token_id": None, "pad_token_id": 0}
 
 
@@ -159,7 +164,7 @@ def mtp_layers_without_a_checkpoint(monkeypatch):
 SOURCES = ["assistant", "other_tokenizer", "lookup", "early_exit", "dflash", "mtp"]
 
 
-# --- options: functions of (setting, ids) that give the kwargs ---------------------------------------------------------
+# --- options: functions of (setting, ids) that give the kwargs ------------------------------------------------------
 
 
 class Case(NamedTuple):
@@ -328,7 +333,10 @@ OPTIONS = {
 
 # refused whatever drafts, and what the error says
 REFUSED = {
-    "use_cache": (lambda s, ids: Case({"use_cache": False}), r"needs the key-value cache"),
+    "use_cache": (
+        lambda s, ids: Case({"use_cache": False}),
+        r"needs the key-value cache to verify drafts: pass use_cache=True",
+    ),
     "static_cache_implementation": (
         lambda s, ids: Case({"cache_implementation": "static"}),
         r"needs a dynamic cache, got static",
@@ -341,7 +349,7 @@ REFUSED = {
     "num_beams": (lambda s, ids: Case({"num_beams": 2}), r"does not work with beam search \(num_beams=2\)"),
     "num_return_sequences": (
         lambda s, ids: Case({"num_return_sequences": 2, "do_sample": True}),
-        r"one answer per prompt, got num_return_sequences=2",
+        r"one prompt at a time, got a batch of 2",
     ),
     "assistant_ensemble_weight": (
         lambda s, ids: Case({"assistant_ensemble_weight": 0.5}),
@@ -360,7 +368,9 @@ EXCEPTIONS = {
     for source in SOURCES
     if source != "lookup"
 }
-EXCEPTIONS |= {(source, "past_new_ids"): r"holds 17 tokens, but input_ids and attention_mask have 10" for source in SOURCES}
+EXCEPTIONS |= {
+    (source, "past_new_ids"): r"holds 17 tokens, but input_ids and attention_mask have 10" for source in SOURCES
+}
 EXCEPTIONS |= {
     (source, option): r"draft from the target's states of the whole prompt, but past_key_values already holds"
     for source in ("dflash", "mtp")
@@ -508,9 +518,7 @@ class TestDraftingOptions:
         config = GenerationConfig(
             max_new_tokens=8, num_assistant_tokens=3, assistant_confidence_threshold=0.0, do_sample=False
         )
-        setting.target.generate(
-            prompt(3), generation_config=config, assistant_model=setting.models[1], judge=judge
-        )
+        setting.target.generate(prompt(3), generation_config=config, assistant_model=setting.models[1], judge=judge)
         assert (judge.stats.rounds, judge.stats.drafted) == (2, 6)
 
     def test_schedules(self, settings):
@@ -521,6 +529,14 @@ class TestDraftingOptions:
         assert (judge.stats.rounds, judge.stats.drafted) == (3, 2 + 4 + 6)
         generate(setting.target, prompt(3), setting.drafting | kwargs | {"judge": judge})
         assert (judge.stats.rounds, judge.stats.drafted) == (6, 2 * 12)  # not carried over to the next call
+
+    def test_a_round_without_a_draft_moves_no_schedule(self, settings):
+        """The first round over embeddings only reads the prompt: nothing there was accepted as a whole."""
+        setting, judge = settings["assistant"], JudgeCandidateVerifier(always_head(), 0.5)
+        kwargs = {"num_assistant_tokens_schedule": "heuristic", "num_assistant_tokens": 2, "max_new_tokens": 1 + 3 + 1}
+        embeds = setting.stock.get_input_embeddings()(prompt(3))
+        generate(setting.target, prompt(3), setting.drafting | kwargs | {"judge": judge, "inputs_embeds": embeds})
+        assert (judge.stats.rounds, judge.stats.drafted) == (3, 2)  # not one round of 3, from a schedule at 4
 
     def test_confidence_threshold(self, settings):
         assert (
