@@ -11,6 +11,7 @@ import json
 import math
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -71,8 +72,9 @@ def evaluate(
     )  # fmt: skip
     bounds = [n_problems * i // n_workers for i in range(n_workers + 1)]
     spans = [range(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
-    with ProcessPoolExecutor(n_workers) as pool:
-        chunks = list(pool.map(chunk, spans)) if n_workers > 1 else [chunk(spans[0])]
+    # Spawned, not forked: a fork of a process that has run torch on several threads can hang.
+    with ProcessPoolExecutor(n_workers, mp_context=get_context("spawn")) as pool:
+        chunks = list(pool.map(chunk, spans))
 
     def join(key: str, name: str) -> list:
         return [value for c in chunks for value in c[key][name]]
