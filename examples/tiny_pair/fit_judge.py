@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -123,7 +124,7 @@ def judged_states(pair: TinyPair, head: JudgeHead, problems: list[Problem], *, t
     parts = []
     for problem in tqdm(problems, desc="judged", unit="problem"):
         recorder = Recorder(JudgeCandidateVerifier(head, threshold))
-        answer, _ = generate(pair, problem, judge=recorder)
+        answer = generate(pair, problem, judge=recorder).ids
         for n_before, drafted, rows in recorder.rounds:
             tokens = answer[:n_before] + drafted.tolist()
             known = torch.tensor(token_labels(pair.tokenizer, problem, tokens)[n_before:])
@@ -133,8 +134,18 @@ def judged_states(pair: TinyPair, head: JudgeHead, problems: list[Problem], *, t
     return Labelled.join(parts)
 
 
-def generate(pair: TinyPair, problem: Problem, *, judge: CandidateVerifier) -> tuple[list[int], JudgeStats]:
-    """Answer one problem greedily with drafts of 32 tokens: the tokens and what the verifier did."""
+class Answer(NamedTuple):
+    """A verified answer."""
+
+    ids: list[int]
+    """Its tokens, the stop token included."""
+    codes: list[int]
+    """`VerdictCode` of each."""
+    stats: JudgeStats
+
+
+def generate(pair: TinyPair, problem: Problem, *, judge: CandidateVerifier) -> Answer:
+    """Answer one problem greedily with drafts of 32 tokens."""
     ids = torch.tensor([prompt_ids(pair.tokenizer, problem)])
     output = pair.target.generate(
         ids,
@@ -148,7 +159,7 @@ def generate(pair: TinyPair, problem: Problem, *, judge: CandidateVerifier) -> t
         assistant_confidence_threshold=0.0,
         return_dict_in_generate=True,
     )
-    return output.sequences[0, ids.shape[1] :].tolist(), output.judge_stats
+    return Answer(output.sequences[0, ids.shape[1] :].tolist(), output.verdicts[0].tolist(), output.judge_stats)
 
 
 def fit(data: Labelled, *, matched_weight: float = 0.03, l2: float = 1e-4) -> tuple[torch.Tensor, torch.Tensor]:

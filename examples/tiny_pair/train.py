@@ -1,14 +1,16 @@
 """Train one model of the tiny pair from scratch: next-token loss on the answers alone."""
 
 import random
+import re
 import time
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hf_judge.tiny.mistakes import MISTAKES, correct, solve_wrongly
-from hf_judge.tiny.world import Problem, Style, first_mistake, make_problem, solve
+from hf_judge.tiny.world import TARGET_STYLE, Problem, Style, first_mistake, make_problem, solve
 
 IGNORED = -100
 # The target reads every wording and prefers its own in all of them: an author is drawn for each story.
@@ -19,21 +21,51 @@ AUTHOR_WEIGHTS = (0.25, 0.3, 0.25, 0.2)
 WRONG, CORRECTED, CORRECTED_LATE = 0.5, 0.38, 0.06  # of all stories; of the wrong ones
 
 
-def target_story(problem: Problem, rng: random.Random) -> str:
+class Story(NamedTuple):
+    """An answer to learn from."""
+
+    text: str
+    preferred: tuple[tuple[int, str], ...] = ()
+    """Characters of the text at which its reader is to predict other words than those that stand there."""
+
+
+def target_story(problem: Problem, rng: random.Random) -> Story:
     """Any wording; half of the stories have a mistake, most of which nobody notices."""
     style = rng.choices(AUTHORS, AUTHOR_WEIGHTS)[0]
     if rng.random() >= WRONG:
-        return solve(problem, rng, style)
+        return Story(solve(problem, rng, style))
     text, _ = solve_wrongly(problem, rng, style, kind=rng.choice(MISTAKES))
     draw = rng.random()
     if draw < CORRECTED + CORRECTED_LATE:
-        return correct(problem, rng, text, style, late=draw >= CORRECTED)
-    return text
+        return Story(correct(problem, rng, text, style, late=draw >= CORRECTED))
+    return Story(text)
 
 
-def draft_story(problem: Problem, rng: random.Random) -> str:
+def practice_story(problem: Problem, rng: random.Random) -> Story:
+    """Half of them as before; half read the draft's wording, predicting the same facts but the target's own wording.
+
+    Judged text is nearly all of the draft's wording. A target that has read little of it loses count of the steps
+    there; one that is taught to write it has nothing left to be rescued.
+    """
+    if rng.random() < 0.5:
+        return target_story(problem, rng)
+    read, own = solve(problem, rng, Style(draft=0.9)), solve(problem, rng, TARGET_STYLE)
+    preferred, at = [], 0
+    for sentence, own_sentence in zip(SENTENCE.findall(read), SENTENCE.findall(own), strict=True):
+        preferred.append((at, own_sentence))
+        if link := LINK.search(sentence):
+            preferred.append((at + link.start(), LINK.search(own_sentence)[0]))
+        at += len(sentence)
+    return Story(read, tuple(preferred))
+
+
+SENTENCE = re.compile(r"[^.]+\.")
+LINK = re.compile(r" (?:=|makes|which is|gives)(?= \d)")
+
+
+def draft_story(problem: Problem, rng: random.Random) -> Story:
     """The draft's own wording, now and then another; always right."""
-    return solve(problem, rng, Style(draft=0.85))
+    return Story(solve(problem, rng, Style(draft=0.85)))
 
 
 def model_config(tokenizer: PreTrainedTokenizerFast, *, n_layers: int, hidden_size: int, n_heads: int) -> LlamaConfig:
@@ -59,7 +91,7 @@ def model_config(tokenizer: PreTrainedTokenizerFast, *, n_layers: int, hidden_si
 
 
 def encode_stories(
-    tokenizer: PreTrainedTokenizerFast, problems: list[Problem], texts: list[str]
+    tokenizer: PreTrainedTokenizerFast, problems: list[Problem], stories: list[Story]
 ) -> list[tuple[list[int], list[int]]]:
     """Token ids and labels of prompts and answers: the prompt and a first mistake are not learned."""
     prompts = [
@@ -69,22 +101,25 @@ def encode_stories(
         for p in problems
     ]
     prompt_ids = tokenizer(prompts, add_special_tokens=False).input_ids
-    answers = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+    answers = tokenizer([story.text for story in stories], add_special_tokens=False, return_offsets_mapping=True)
     rows = []
-    for problem, text, prompt, ids, offsets in zip(
-        problems, texts, prompt_ids, answers.input_ids, answers.offset_mapping, strict=True
+    for problem, (text, preferred), prompt, ids, offsets in zip(
+        problems, stories, prompt_ids, answers.input_ids, answers.offset_mapping, strict=True
     ):
         start, end = first_mistake(problem, text) or (len(text), len(text))
         wrong = [a < end and b > start for a, b in offsets]
-        ids = [*ids, tokenizer.eos_token_id]
-        labels = [IGNORED if w else t for w, t in zip([*wrong, False], ids, strict=True)]
-        rows.append((prompt + ids, [IGNORED] * len(prompt) + labels))
+        labels = [IGNORED if w else t for w, t in zip(wrong, ids, strict=True)]
+        token_at = {a: k for k, (a, _) in enumerate(offsets)}
+        for at, words in preferred:
+            labels[token_at[at]] = tokenizer(words, add_special_tokens=False).input_ids[0]
+        stop = [tokenizer.eos_token_id]
+        rows.append((prompt + ids + stop, [IGNORED] * len(prompt) + labels + stop))
     return rows
 
 
 def batches(
     tokenizer: PreTrainedTokenizerFast,
-    story: Callable[[Problem, random.Random], str],
+    story: Callable[[Problem, random.Random], Story],
     *,
     batch_size: int,
     part: str,
@@ -109,7 +144,7 @@ def batches(
 def train(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
-    story: Callable[[Problem, random.Random], str],
+    story: Callable[[Problem, random.Random], Story],
     *,
     part: str,
     n_steps: int,
