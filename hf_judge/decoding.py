@@ -190,6 +190,11 @@ def _round_inputs(model, input_ids, candidate_ids, model_kwargs, generation_conf
             n_next = kwargs["inputs_embeds"].shape[1] - cached
         else:
             # either the whole sequence was passed again, or only what the cache does not hold yet
+            if total == input_ids.shape[1] <= cached:
+                raise ValueError(
+                    f"past_key_values holds {cached} tokens, but input_ids and attention_mask have {total}: pass the ids "
+                    "of the whole sequence, or only the new ids with the attention_mask of the whole sequence"
+                )
             n_next = k + (input_ids.shape[1] - cached if total == input_ids.shape[1] else input_ids.shape[1])
     inputs = model.prepare_inputs_for_generation(
         torch.cat([input_ids, candidate_ids], dim=1), next_sequence_length=n_next, is_first_iteration=is_first, **kwargs
@@ -292,9 +297,11 @@ class _Record:
     def states(self, outputs: ModelOutput, k: int, n_new: int) -> None:
         # some models run sdpa only and return None for their attentions
         if self._attentions is not None and outputs.attentions and outputs.attentions[0] is not None:
-            self._attentions += _per_token(outputs.attentions, k, n_new, self._is_first, crop_keys=True)
+            self._attentions += _attentions_per_token(
+                outputs.attentions, _windows(outputs.past_key_values, len(outputs.attentions)), k, n_new, self._is_first
+            )
         if self._hidden_states is not None:
-            self._hidden_states += _per_token(outputs.hidden_states, k, n_new, self._is_first, crop_keys=False)
+            self._hidden_states += _states_per_token(outputs.hidden_states, k, n_new, self._is_first)
         self._is_first = False
 
     def collected(self) -> dict:
@@ -306,7 +313,7 @@ class _Record:
         }
 
 
-def _per_token(layers: tuple, k: int, n_new: int, is_first: bool, *, crop_keys: bool) -> tuple:
+def _states_per_token(layers: tuple, k: int, n_new: int, is_first: bool) -> tuple:
     """Split a round's tensors (..., rows, width) into a tuple over layers for each new token.
 
     Row -(k+1) predicted the first new token, the rows after it the next ones; the very first entry holds the whole
@@ -317,8 +324,28 @@ def _per_token(layers: tuple, k: int, n_new: int, is_first: bool, *, crop_keys: 
         entry = ()
         for layer in layers:
             last = layer.shape[-2] - k + i  # rows up to and with the one that predicted token i
-            first = 0 if is_first and i == 0 else last - 1
-            width = layer.shape[-1] - k + i if crop_keys else layer.shape[-1]
-            entry += (layer[..., first:last, :width],)
+            entry += (layer[..., 0 if is_first and i == 0 else last - 1 : last, :],)
         tokens += (entry,)
     return tokens
+
+
+def _attentions_per_token(layers: tuple, windows: list, k: int, n_new: int, is_first: bool) -> tuple:
+    """As [`_states_per_token`] for weights (..., rows, keys): with the keys that plain decoding would have seen."""
+    tokens = ()
+    for i, entry in enumerate(_states_per_token(layers, k, n_new, is_first)):
+        of_prompt, cropped = is_first and i == 0, ()
+        for weights, window in zip(entry, windows, strict=True):
+            n_keys = weights.shape[-1] - k + i  # the drafted tokens after token i were not there
+            # a cache that can be rolled back keeps more than the window of a sliding layer
+            first = 0 if of_prompt or window is None else max(n_keys - window, 0)
+            cropped += (weights[..., first:n_keys],)
+        tokens += (cropped,)
+    return tokens
+
+
+def _windows(cache, n_layers: int) -> list[int | None]:
+    """Keys that one new token sees in each layer; None: all."""
+    if len(cache.layers) != n_layers:  # layers that share keys or have no attention: which is which is not known
+        return [None] * n_layers
+    layers = zip(cache.layers, cache.is_sliding, strict=True)
+    return [layer.sliding_window if is_sliding else None for layer, is_sliding in layers]

@@ -14,10 +14,14 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 from transformers.generation.candidate_generator import (
     AssistantToTargetTranslator,
     AssistedCandidateGenerator,
+    AssistedCandidateGeneratorDifferentTokenizers,
     CandidateGenerator,
     PromptLookupCandidateGenerator,
     SinglePositionMultiTokenCandidateGenerator,
     UniversalSpeculativeDecodingGenerator,
+    _prepare_attention_mask,
+    _prepare_position_ids,
+    _prepare_token_type_ids,
 )
 from transformers.utils import ModelOutput
 
@@ -25,6 +29,17 @@ from hf_judge.views import shared_view
 
 # kwargs of the target that mean nothing to a generator: it makes its own cache, and drafts from token ids
 _TARGET_ONLY = ("inputs_embeds", "past_key_values", "output_attentions", "output_hidden_states")
+# settings that name ids of the target's vocabulary
+_ID_SETTINGS = (
+    "bad_words_ids",
+    "begin_suppress_tokens",
+    "exponential_decay_length_penalty",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "sequence_bias",
+    "suppress_tokens",
+    "watermarking_config",
+)
 
 
 @dataclass(frozen=True)
@@ -97,7 +112,13 @@ class CandidateSource:
             assistant_tokenizer=assistant_tokenizer,
             inputs_tensor=inputs_tensor,
         )
+        if self._generator.requires_model_outputs and model_kwargs["past_key_values"].get_seq_length() > 0:
+            raise ValueError(
+                "MTP and DFlash draft from the target's states of the whole prompt, but past_key_values already holds "
+                "an earlier turn: pass the whole prompt without past_key_values, or draft with an assistant_model"
+            )
         if isinstance(self._generator, AssistedCandidateGenerator):
+            _own_settings(self._generator)
             _apply_options(self._generator, options)
         elif isinstance(self._generator, SinglePositionMultiTokenCandidateGenerator) and options.num_assistant_tokens:
             self._generator.num_assistant_tokens = options.num_assistant_tokens
@@ -133,6 +154,9 @@ class CandidateSource:
         is_first = outputs is None
         if budget <= 0 or (is_first and self._skip_first) or input_ids.shape[1] == 0:
             return input_ids[:, :0], None
+        if self._skip_first and isinstance(self._generator, AssistedCandidateGenerator):
+            self._skip_first = False
+            self._generator.assistant_kwargs = _extended(self._generator.assistant_kwargs, input_ids.shape[1])
         if self._generator.requires_model_outputs:
             sequence, logits = self._generator.get_candidates(
                 input_ids,
@@ -224,7 +248,31 @@ def _draft_kwargs(model_kwargs: dict, input_ids: torch.LongTensor) -> dict:
         if value is not None and value.shape[-1] != n:
             # an earlier turn lives in the target's cache only: the draft starts at the new ids
             kwargs[key] = value[..., value.shape[-1] - n :] if key != "position_ids" else None
+    if kwargs.get("attention_mask") is None:
+        # upstream drops a mask of ones; without one a draft would take the pad token's id for padding wherever it is
+        kwargs["attention_mask"] = torch.ones_like(input_ids)
     return kwargs
+
+
+def _extended(kwargs: dict, n: int) -> dict:
+    """Generator kwargs for `n` ids, when they were made for fewer."""
+    kwargs = _prepare_attention_mask(kwargs, n, False)
+    kwargs = _prepare_position_ids(kwargs, n, False)
+    return _prepare_token_type_ids(kwargs, n)
+
+
+def _own_settings(generator: AssistedCandidateGenerator) -> None:
+    # The draft generates with a copy of the target's config, where some settings are wrong for it.
+    config = generator.generation_config
+    config.stop_strings = None  # they need the target's tokenizer; the loop looks for them
+    config.cache_implementation = None  # it gets its own cache back from the second round on
+    config.output_logits = config.output_attentions = config.output_hidden_states = False
+    if isinstance(generator, AssistedCandidateGeneratorDifferentTokenizers):
+        generator.logits_processor = LogitsProcessorList()
+        for name in _ID_SETTINGS:
+            setattr(config, name, None)
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            setattr(config, name, getattr(generator.assistant_model.generation_config, name))
 
 
 def _apply_options(generator: AssistedCandidateGenerator, options: DraftingOptions) -> None:
