@@ -312,6 +312,11 @@ def _check_supported(model: PreTrainedModel) -> None:
 
 
 def _check_fit(head: JudgeHead, model: PreTrainedModel) -> None:
+    if head.config.draft_hidden_size is not None:
+        raise ValueError(
+            "this head reads the draft's state beside the target's, which generate() does not pass on: train one "
+            "without draft features"
+        )
     expected, actual = head.config.hidden_size, model.config.get_text_config().hidden_size
     if expected != actual:
         base = head.config.base_model_name_or_path or "an unnamed model"
