@@ -65,8 +65,9 @@ def pair() -> Pair:
 
 def task(n: int = 4) -> Task:
     """An answer is right where it holds more lower-case letters than the alphabet's share."""
-    examples = [
-        Example(str(i), [{"role": "user", "content": f"What is {i} plus {3 * i}?"}], lambda t: sum(map(str.islower, t)) > 8)
-        for i in range(n)
-    ]
-    return Task("letters", examples)
+
+    def is_right(text: str) -> bool:
+        return sum(map(str.islower, text)) > 8
+
+    messages = [[{"role": "user", "content": f"What is {i} plus {3 * i}?"}] for i in range(n)]
+    return Task("letters", [Example(str(i), messages[i], is_right) for i in range(n)])

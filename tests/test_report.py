@@ -23,7 +23,8 @@ def row(rule: str, threshold: float | None, accuracy: float, speedup: float, **m
     n_right = round(200 * accuracy)
     ours = threshold is not None
     return {
-        "rule": rule, "number": "threshold" if ours else "", "threshold": threshold, "n": 200, "accuracy": n_right / 200,
+        "rule": rule, "number": "threshold" if ours else "", "threshold": threshold, "n": 200,
+        "accuracy": n_right / 200,
         "accuracy_interval": [accuracy - 0.02, min(1.0, accuracy + 0.02)], "gained": 1, "lost": 3, "mcnemar_p": 0.625,
         "answer_tokens": 100.0, "forwards_per_answer": 100 / speedup, "tokens_per_forward": speedup,
         "accepted_per_forward": speedup - 1, "drafted_per_answer": 150.0 if ours else None,
@@ -218,8 +219,9 @@ class TestInTheBrowser:
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
         opened(browser, tmp_path, found())
+        style = "getComputedStyle(document.body)"
         ink, paper = (
-            sum(map(int, re.findall(r"\d+", browser.execute_script(f"return getComputedStyle(document.body).{what}"))[:3]))
+            sum(map(int, re.findall(r"\d+", browser.execute_script(f"return {style}.{what}"))[:3]))
             for what in ("color", "backgroundColor")
         )
         assert (ink < paper) == (scheme == "light")
