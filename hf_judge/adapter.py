@@ -61,15 +61,20 @@ def write_adapter(directory: str | os.PathLike, config: JudgeConfig, weight: tor
         config: written as `adapter_config.json`.
         weight: `(1, D)`, saved as float32.
         bias: `(1,)`, saved as float32.
+
+    Raises:
+        ValueError, TypeError: the config holds what could not be read again.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    values = {key: getattr(value, "value", value) for key, value in asdict(config).items()}
+    text = (json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    parse_config(text, "the config to save")  # its fields may have changed since it was made and checked
     tensors = {WEIGHT_KEY: weight, BIAS_KEY: bias}
     tensors = {key: value.detach().to("cpu", torch.float32).contiguous() for key, value in tensors.items()}
-    _write_atomically(directory / WEIGHTS_NAME, safetensors_bytes(tensors, metadata={"format": "pt"}))
-    values = {key: getattr(value, "value", value) for key, value in asdict(config).items()}
-    text = json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    _write_atomically(directory / CONFIG_NAME, text.encode())
+    _write_together(
+        {directory / WEIGHTS_NAME: safetensors_bytes(tensors, metadata={"format": "pt"}), directory / CONFIG_NAME: text}
+    )
 
 
 def parse_config(raw: bytes, source: str) -> JudgeConfig:
@@ -154,15 +159,20 @@ def _check_layout(path: Path, file, config: JudgeConfig) -> None:
             raise ValueError(f"{path}: tensor '{key}' has dtype {entry.get_dtype()}, expected one of {FLOAT_DTYPES}")
 
 
-def _write_atomically(path: Path, data: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+def _write_together(files: dict[Path, bytes]) -> None:
+    """Write all files beside their places, then move each into it."""
+    staged = {}
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        for path, data in files.items():
+            handle, staged[path] = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(staged[path], 0o644)
+        for path, temporary in staged.items():
+            os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        for temporary in staged.values():
+            Path(temporary).unlink(missing_ok=True)
         raise

@@ -6,6 +6,8 @@ break a constraint, built in or a user's own. Knows nothing about rules or model
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from transformers import LogitsProcessorList
 from transformers.generation import logits_process as upstream
@@ -23,28 +25,33 @@ WARPERS = frozenset(
         upstream.EtaLogitsWarper,
     }
 )
-# They only move scores that are finite; upstream puts them behind the warpers.
-NEVER_FORBID = WARPERS | {upstream.WatermarkLogitsProcessor, upstream.LogitNormalization}
+# They rule no token out. InfNanRemove must not come between a constraint and the question whether it forbids a token:
+# it turns -inf into the dtype's minimum, which a processor behind it may scale to something that looks allowed.
+NEVER_FORBID = WARPERS | {
+    upstream.InfNanRemoveLogitsProcessor,
+    upstream.LogitNormalization,
+    upstream.WatermarkLogitsProcessor,
+}
 
 
 class RowProcessor:
-    """The logits processors of one generation, applied to every row of a round.
+    """The logits processors of one prompt of the batch, applied to every position of a round.
 
     Args:
         logits_processor: the prepared list, in upstream's order.
+        row: which prompt of the batch this is; it is called with that row alone.
 
     Raises:
         ValueError: a processor of the list keeps state from token to token.
     """
 
-    def __init__(self, logits_processor: LogitsProcessorList):
-        processors = list(logits_processor)
+    def __init__(self, logits_processor: LogitsProcessorList, row: int = 0):
+        processors = [_for_row(processor, row) for processor in logits_processor]
         for processor in processors:
             if isinstance(processor, upstream.SynthIDTextWatermarkLogitsProcessor):
                 raise ValueError(
-                    "SynthID watermarking keeps state from token to token and cannot follow drafts that are rolled "
-                    "back: "
-                    "use WatermarkingConfig instead, or generate without judge"
+                    "SynthID watermarking keeps state from token to token and cannot follow drafts that are "
+                    "rolled back: use WatermarkingConfig instead, or generate without judge"
                 )
         n_constraints = next((i for i, p in enumerate(processors) if type(p) in NEVER_FORBID), len(processors))
         self._before = LogitsProcessorList(processors[:n_constraints])
@@ -83,3 +90,22 @@ class RowProcessor:
         # clone: some processors write into the scores they are given
         rows = [processors(sequence[:, : n + i], logits[:, i].clone()) for i in range(logits.shape[1])]
         return torch.stack(rows, dim=1)
+
+
+def _for_row(processor, row: int):
+    """A processor that is told of a whole batch, for one row of it."""
+    if row and type(processor) is upstream.PrefixConstrainedLogitsProcessor:
+        allowed = processor._prefix_allowed_tokens_fn
+        return upstream.PrefixConstrainedLogitsProcessor(lambda _, ids: allowed(row, ids), processor._num_beams)
+    if type(processor) is upstream.EncoderRepetitionPenaltyLogitsProcessor:
+        processor = copy.copy(processor)
+        processor.encoder_input_ids = processor.encoder_input_ids[row : row + 1]
+    if type(processor) is upstream.EncoderNoRepeatNGramLogitsProcessor:
+        processor = copy.copy(processor)
+        processor.batch_size, processor.generated_ngrams = 1, processor.generated_ngrams[row : row + 1]
+    if type(processor) is upstream.RepetitionPenaltyLogitsProcessor:
+        ignored = processor.prompt_ignore_length
+        if isinstance(ignored, torch.Tensor):
+            processor = copy.copy(processor)
+            processor.prompt_ignore_length = ignored[row : row + 1]
+    return processor

@@ -6,6 +6,7 @@ The classes add no weights and no state to a model; everything a judged call nee
 from __future__ import annotations
 
 import functools
+import logging
 import os
 from dataclasses import dataclass
 
@@ -15,13 +16,19 @@ from transformers import AutoModelForCausalLM, GenerationMixin, LlamaForCausalLM
 from transformers.generation import GenerationMode
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from hf_judge.cropping import CroppingBackend
 from hf_judge.decoding import judged_decoding
 from hf_judge.head import JudgeHead
+from hf_judge.ragged.backend import RaggedBackend, why_not_ragged
 from hf_judge.sources import CandidateSource, DraftingOptions
+from hf_judge.states import StateReader
 from hf_judge.verify import CandidateVerifier, JudgeCandidateVerifier
 from hf_judge.views import shared_view
 
+logger = logging.getLogger(__name__)
+
 _DRAFTING_OPTIONS = ("num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold")
+ENGINES = ("auto", "ragged", "upstream")
 _STATIC_CACHES = ("static", "offloaded_static", "hybrid", "sliding_window", "hybrid_chunked")
 
 
@@ -31,6 +38,7 @@ class _JudgeCall:
 
     verifier: CandidateVerifier
     options: DraftingOptions
+    engine: str  # "auto", "ragged" or "upstream"
     is_default: bool  # the model's own judge, not the caller's: it steps aside where nothing is drafted
 
 
@@ -43,7 +51,7 @@ class JudgeGenerationMixin:
     default_judge: CandidateVerifier | None = None
 
     @torch.no_grad()
-    def generate(self, *args, judge=None, judge_threshold: float | None = None, **kwargs):
+    def generate(self, *args, judge=None, judge_threshold: float | None = None, judge_engine: str = "auto", **kwargs):
         """Generate as `GenerationMixin.generate` does, accepting drafted tokens that the judge finds acceptable.
 
         Args:
@@ -53,6 +61,8 @@ class JudgeGenerationMixin:
             judge (`str`, `os.PathLike`, [`JudgeHead`], [`CandidateVerifier`] or `False`, *optional*): the judge's
                 directory, the head, or any acceptance rule. None: the model's own default judge if it has one, else
                 upstream's path. False: upstream's path.
+            judge_engine (`str`): `"ragged"`: the engine for batches, with its own drafting; `"upstream"`: upstream's
+                caches and candidate sources, one prompt; `"auto"`: the first where it can serve the call.
             judge_threshold (`float`, *optional*): between 0 (lenient) and 1 (strict); default: the head's own.
 
         Returns:
@@ -67,7 +77,9 @@ class JudgeGenerationMixin:
             return super().generate(*args, **kwargs)
         config = kwargs.get("generation_config", args[1] if len(args) > 1 else None)
         given = {name: kwargs.get(name, getattr(config, name, None)) for name in _DRAFTING_OPTIONS}
-        call = _JudgeCall(verifier, DraftingOptions(**given), is_default=judge is None)
+        if judge_engine not in ENGINES:
+            raise ValueError(f"judge_engine must be one of {ENGINES}, got {judge_engine!r}")
+        call = _JudgeCall(verifier, DraftingOptions(**given), engine=judge_engine, is_default=judge is None)
         return super().generate(*args, _judge_call=call, **kwargs)
 
     def resolve_judge(self, judge, threshold: float | None = None) -> CandidateVerifier | None:
@@ -128,7 +140,12 @@ class JudgeGenerationMixin:
                 del generation_mode_kwargs["judge_call"]
             else:
                 _check_judged_call(generation_mode, generation_config)
+        n_sequences = generation_config.num_return_sequences
+        if "judge_call" in generation_mode_kwargs:
+            # upstream's assisted loop cannot give several answers; the ragged engine can
+            generation_config.num_return_sequences = 1
         super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
+        generation_config.num_return_sequences = n_sequences
 
     def _assisted_decoding(
         self,
@@ -159,41 +176,86 @@ class JudgeGenerationMixin:
                 tokenizer=tokenizer,
                 **model_kwargs,
             )
-        _check_cache_and_batch(input_ids, generation_config, model_kwargs)
+        verifier = judge_call.verifier
+        with StateReader(self, getattr(verifier, "hidden_state", "post_norm")) as reader:
+            backend = self._judge_backend(
+                judge_call,
+                reader,
+                input_ids,
+                generation_config=generation_config,
+                logits_processor=logits_processor,
+                model_kwargs=model_kwargs,
+                synced_gpus=synced_gpus,
+                assistant_model=assistant_model,
+                target_tokenizer=tokenizer,
+                assistant_tokenizer=assistant_tokenizer,
+                inputs_tensor=inputs_tensor,
+            )
+            return judged_decoding(
+                backend,
+                input_ids,
+                verifier=verifier,
+                logits_processor=logits_processor,
+                stopping_criteria=stopping_criteria,
+                generation_config=generation_config,
+                has_unfinished=lambda done: self._has_unfinished_sequences(done, synced_gpus, device=input_ids.device),
+                streamer=streamer,
+            )
+
+    def _judge_backend(
+        self, call: _JudgeCall, reader: StateReader, input_ids, *, generation_config, model_kwargs, synced_gpus, **more
+    ):
+        """The backend that serves this call: the ragged engine where it can, upstream's caches elsewhere."""
+        draft = more["assistant_model"]
+        reason = why_not_ragged(
+            self,
+            draft,
+            input_ids,
+            generation_config,
+            model_kwargs,
+            other_tokenizer=more["assistant_tokenizer"] is not None,
+            synced_gpus=synced_gpus,
+        )
+        if call.engine == "ragged" and reason is not None:
+            raise ValueError(
+                f"judge_engine='ragged' cannot serve this call: {reason}; use judge_engine='auto', which takes the "
+                "'upstream' engine then"
+            )
+        if call.engine != "upstream" and reason is None:
+            return RaggedBackend(
+                self,
+                draft,
+                input_ids,
+                attention_mask=model_kwargs.get("attention_mask"),
+                reader=reader,
+                generation_config=generation_config,
+                logits_processor=more["logits_processor"],
+                options=call.options,
+            )
+        if call.engine == "auto":
+            logger.info("judge_engine: upstream's caches, because %s", reason)
+        _check_cache_and_batch(input_ids, generation_config, model_kwargs, reason)
         # upstream 5.17 on: sliding-window and linear layers keep what a rollback needs
         model_kwargs["past_key_values"].activate_past_recording()
         source = CandidateSource(
             self,
             input_ids,
             generation_config=generation_config,
-            logits_processor=logits_processor,
             model_kwargs=model_kwargs,
-            options=judge_call.options,
-            assistant_model=assistant_model,
-            target_tokenizer=tokenizer,
-            assistant_tokenizer=assistant_tokenizer,
-            inputs_tensor=inputs_tensor,
+            options=call.options,
+            **more,
         )
-        return judged_decoding(
-            self,
-            input_ids,
-            verifier=judge_call.verifier,
-            source=source,
-            logits_processor=logits_processor,
-            stopping_criteria=stopping_criteria,
-            generation_config=generation_config,
-            model_kwargs=model_kwargs,
-            synced_gpus=synced_gpus,
-            streamer=streamer,
-        )
+        return CroppingBackend(self, source, reader, generation_config, model_kwargs)
 
     def __reduce__(self):
-        # a class made at run time is found again through the upstream class it extends
-        return _rebuild, (_upstream_class(type(self)),), self.__dict__
+        # a class made at run time is found again through the upstream class it extends, a user's own by its name
+        upstream_class = _upstream_class(type(self))
+        found_by = upstream_class if type(self) is judge_class(upstream_class) else type(self)
+        return _rebuild, (found_by,), self.__dict__
 
 
-def _rebuild(upstream_class: type) -> PreTrainedModel:
-    return object.__new__(judge_class(upstream_class))
+def _rebuild(found_by: type) -> PreTrainedModel:
+    return object.__new__(judge_class(found_by))
 
 
 class JudgeLlamaForCausalLM(JudgeGenerationMixin, LlamaForCausalLM):
@@ -276,8 +338,7 @@ def judge_class(upstream_class: type) -> type:
 
 
 def __getattr__(name: str) -> type:
-    """`hf_judge.modeling.Judge<Arch>ForCausalLM` for every architecture of transformers, so that pickled classes are "
-    "found."""
+    """`Judge<Arch>ForCausalLM` for every architecture of transformers, so that pickled classes are found."""
     if name.startswith("Judge") and name.removeprefix("Judge") in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
         return judge_class(getattr(transformers, name.removeprefix("Judge")))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -332,10 +393,10 @@ def _check_judged_call(mode: GenerationMode, config) -> None:
         raise ValueError(
             f"judge= does not work with beam search (num_beams={config.num_beams}): set num_beams=1 or judge=False"
         )
-    if config.num_return_sequences is not None and config.num_return_sequences > 1:
+    if config.num_return_sequences is not None and config.num_return_sequences > 1 and not config.do_sample:
         raise ValueError(
-            f"judge= gives one answer per prompt, got num_return_sequences={config.num_return_sequences}: "
-            "call generate() several times"
+            f"judge= gives the same answer every time without sampling, got num_return_sequences="
+            f"{config.num_return_sequences}: set do_sample=True or num_return_sequences=1"
         )
     if mode != GenerationMode.ASSISTED_GENERATION:
         raise ValueError(
@@ -352,10 +413,12 @@ def _check_judged_call(mode: GenerationMode, config) -> None:
         )
 
 
-def _check_cache_and_batch(input_ids: torch.Tensor, config, model_kwargs: dict) -> None:
+def _check_cache_and_batch(input_ids: torch.Tensor, config, model_kwargs: dict, reason: str | None) -> None:
     if input_ids.shape[0] > 1:
         raise ValueError(
-            f"judge= serves one prompt at a time, got a batch of {input_ids.shape[0]}: call generate() per prompt"
+            f"judge= serves one prompt at a time, got a batch of {input_ids.shape[0]} "
+            f"(a batch needs the ragged engine; {reason or 'judge_engine=upstream was asked for'}): call generate() "
+            "per prompt"
         )
     if not model_kwargs.get("use_cache", True):
         raise ValueError("judge= needs the key-value cache to verify drafts: drop use_cache=False")

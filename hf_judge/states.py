@@ -87,8 +87,7 @@ class StateReader:
         return inputs
 
     def read(self, outputs: ModelOutput, n_rows: int) -> torch.Tensor | None:
-        """The states (batch, n_rows, D) of the last `n_rows` tokens of the forward, or None when no state was asked "
-        "for."""
+        """The states (batch, n_rows, D) of the last `n_rows` tokens of the forward; None when none was asked for."""
         if self._selected is not None:
             return outputs.hidden_states[-1][:, -n_rows:]
         if self._hooked is not None:
@@ -110,8 +109,7 @@ def _union(wanted: list) -> bool | list[int]:
 
 
 def _last_state_index(model: PreTrainedModel) -> int | None:
-    """Index of the last hidden state, for decoders that record their layers' outputs and tie the last one to the LM "
-    "head."""
+    """Index of the last hidden state, where the decoder records its layers and ties the last to the LM head."""
     decoder = model.get_decoder()
     if decoder is model or "hidden_states" not in (decoder._can_record_outputs or {}):
         return None

@@ -27,6 +27,7 @@ class JudgeStats:
     """
 
     target_forwards: int = 0  # forward passes of the target, idle ones under synced_gpus included
+    row_forwards: int = 0  # rows of the batch that those passes verified: target_forwards for a single prompt
     rounds: int = 0  # propose-verify-commit rounds
     drafted: int = 0  # tokens that the draft proposed and the target verified
     accepted: int = 0  # drafted tokens that stand in the answer
@@ -53,13 +54,13 @@ class JudgeStats:
 
     @property
     def tokens_per_forward(self) -> float:
-        """New tokens per forward pass of the target (1.0 for plain decoding)."""
+        """New tokens per forward pass of the target (1.0 for plain decoding of one prompt)."""
         return self.new_tokens / max(self.target_forwards, 1)
 
     @property
     def accepted_per_forward(self) -> float:
-        """Accepted drafted tokens per forward pass of the target: the paper's m*."""
-        return self.accepted / max(self.target_forwards, 1)
+        """Accepted drafted tokens per forward pass of the target over a row of the batch: the paper's m*."""
+        return self.accepted / max(self.row_forwards or self.target_forwards, 1)
 
     @property
     def rescued_fraction(self) -> float:

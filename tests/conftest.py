@@ -37,7 +37,9 @@ ARCHITECTURES = {
 }
 
 
-def tiny_model(architecture: str = "llama", *, seed: int = 0, attention: str | None = None, **overrides) -> PreTrainedModel:
+def tiny_model(
+    architecture: str = "llama", *, seed: int = 0, attention: str | None = None, **overrides
+) -> PreTrainedModel:
     """A random float32 model of about 30,000 weights whose greedy continuations are varied."""
     settings = {
         "vocab_size": VOCAB,

@@ -23,7 +23,13 @@ from hf_judge import (
 )
 
 # a draft that always has its full length: what the naive loop does
-FIXED = {"num_assistant_tokens_schedule": "constant", "assistant_confidence_threshold": 0.0, "do_sample": False}
+# upstream's caches: tests/test_ragged.py compares the other engine with them
+FIXED = {
+    "num_assistant_tokens_schedule": "constant",
+    "assistant_confidence_threshold": 0.0,
+    "do_sample": False,
+    "judge_engine": "upstream",
+}
 KINDS = {code.name.lower(): int(code) for code in VerdictCode}
 N_PROMPTS = 200  # times five thresholds
 
@@ -159,7 +165,9 @@ class TestEndings:
             assert out.verdicts.shape == (1, max_new_tokens)
             assert out.judge_stats.new_tokens == max_new_tokens
         plain = plain_generate(target, ids, max_new_tokens=max_new_tokens, eos_token_id=None)
-        out = judge_generate(target, ids, draft, never(head), n=n, max_length=ids.shape[1] + max_new_tokens, eos_token_id=None)
+        out = judge_generate(
+            target, ids, draft, never(head), n=n, max_length=ids.shape[1] + max_new_tokens, eos_token_id=None
+        )
         assert out.sequences.tolist() == plain.tolist()
 
     def test_one_of_many_eos_tokens_ends_the_answer(self, target, draft, head):

@@ -64,7 +64,12 @@ class Setting:
         self.models = [self.stock, *self.models]
 
 
-CONSTANT = {"num_assistant_tokens": 4, "num_assistant_tokens_schedule": "constant", "assistant_confidence_threshold": 0}
+CONSTANT = {
+    "num_assistant_tokens": 4,
+    "num_assistant_tokens_schedule": "constant",
+    "assistant_confidence_threshold": 0,
+    "judge_engine": "upstream",
+}
 STOCK_SETTINGS = {"num_hidden_layers": 3, "eos_token_id": None, "pad_token_id": 0}
 
 
@@ -159,7 +164,7 @@ def mtp_layers_without_a_checkpoint(monkeypatch):
 SOURCES = ["assistant", "other_tokenizer", "lookup", "early_exit", "dflash", "mtp"]
 
 
-# --- options: functions of (setting, ids) that give the kwargs ---------------------------------------------------------
+# --- options: functions of (setting, ids) that give the kwargs ------------------------------------------------------
 
 
 class Case(NamedTuple):
@@ -341,7 +346,7 @@ REFUSED = {
     "num_beams": (lambda s, ids: Case({"num_beams": 2}), r"does not work with beam search \(num_beams=2\)"),
     "num_return_sequences": (
         lambda s, ids: Case({"num_return_sequences": 2, "do_sample": True}),
-        r"one answer per prompt, got num_return_sequences=2",
+        r"one prompt at a time, got a batch of 2",
     ),
     "assistant_ensemble_weight": (
         lambda s, ids: Case({"assistant_ensemble_weight": 0.5}),
@@ -360,7 +365,9 @@ EXCEPTIONS = {
     for source in SOURCES
     if source != "lookup"
 }
-EXCEPTIONS |= {(source, "past_new_ids"): r"holds 17 tokens, but input_ids and attention_mask have 10" for source in SOURCES}
+EXCEPTIONS |= {
+    (source, "past_new_ids"): r"holds 17 tokens, but input_ids and attention_mask have 10" for source in SOURCES
+}
 EXCEPTIONS |= {
     (source, option): r"draft from the target's states of the whole prompt, but past_key_values already holds"
     for source in ("dflash", "mtp")
@@ -508,9 +515,7 @@ class TestDraftingOptions:
         config = GenerationConfig(
             max_new_tokens=8, num_assistant_tokens=3, assistant_confidence_threshold=0.0, do_sample=False
         )
-        setting.target.generate(
-            prompt(3), generation_config=config, assistant_model=setting.models[1], judge=judge
-        )
+        setting.target.generate(prompt(3), generation_config=config, assistant_model=setting.models[1], judge=judge)
         assert (judge.stats.rounds, judge.stats.drafted) == (2, 6)
 
     def test_schedules(self, settings):

@@ -1,0 +1,130 @@
+"""The backend that works everywhere: one prompt, upstream's dynamic cache and crop, any architecture and candidate
+source.
+
+Upstream facts are those of transformers 5.17 to 5.23.
+"""
+
+from __future__ import annotations
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.generation.candidate_generator import (
+    _prepare_attention_mask,
+    _prepare_position_ids,
+    _prepare_token_type_ids,
+)
+
+from hf_judge.decoding import Draft, Forward
+from hf_judge.sources import CandidateSource
+from hf_judge.states import StateReader
+
+
+class CroppingBackend:
+    """Runs the target on a cache that is cropped after every round.
+
+    Args:
+        model: the target.
+        source: proposes the drafts.
+        reader: reads the target's hidden state.
+        generation_config: the prepared config of this call.
+        model_kwargs: what the target's forward is called with; holds the cache.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        source: CandidateSource,
+        reader: StateReader,
+        generation_config: GenerationConfig,
+        model_kwargs: dict,
+    ):
+        self._model, self._source, self._reader = model, source, reader
+        self._config, self._kwargs = generation_config, model_kwargs
+        self._outputs = None  # of the round before
+        self._n_accepted = 0
+        self._last_ids: torch.LongTensor | None = None
+
+    def propose(self, answers: list[torch.LongTensor], budgets: list[int]) -> Draft:
+        """See [`hf_judge.decoding.Backend`]."""
+        ids, logits = self._source.propose(
+            answers[0],
+            budget=budgets[0],
+            model_kwargs=self._kwargs,
+            outputs=self._outputs,
+            n_last_accepted=self._n_accepted,
+        )
+        return Draft(ids, ids.new_full((1,), ids.shape[1]), logits)
+
+    def forward(self, answers: list[torch.LongTensor], draft: Draft) -> Forward:
+        """See [`hf_judge.decoding.Backend`]."""
+        k = draft.ids.shape[1]
+        inputs = self._round_inputs(answers[0], draft.ids)
+        self._outputs = self._model(**self._reader.request(inputs, self._source.model_kwargs_overrides))
+        rows = self._outputs.logits[:, -k - 1 :].to(device=draft.ids.device, dtype=torch.float32, copy=True)
+        return Forward(rows, self._reader.read(self._outputs, k + 1), self._outputs)
+
+    def commit(self, answers: list[torch.LongTensor], grown: list[tuple[int, int]], scores: torch.Tensor) -> None:
+        """See [`hf_judge.decoding.Backend`]."""
+        (n_new, self._n_accepted), self._last_ids = grown[0], answers[0]
+        # The last new token was not fed yet: the cache keeps the rows before it. crop(0) matters too, it lets
+        # sliding-window layers shrink back to their window.
+        self._outputs.past_key_values.crop(-(scores.shape[1] - n_new))
+        self._source.update(answers[0], scores, self._n_accepted)
+        self._kwargs = self._model._update_model_kwargs_for_generation(
+            self._outputs, self._kwargs, num_new_tokens=n_new
+        )
+
+    def keep(self, rows: list[int]) -> None:
+        """See [`hf_judge.decoding.Backend`]: a single row is never dropped."""
+
+    def idle(self) -> None:
+        """See [`hf_judge.decoding.Backend`]."""
+        self._model(input_ids=self._last_ids[:, -1:], use_cache=False)
+
+    def cache(self):
+        """The target's cache, for a later turn."""
+        return self._kwargs.get("past_key_values")
+
+    def _round_inputs(self, input_ids: torch.LongTensor, candidate_ids: torch.LongTensor) -> dict:
+        """The target's forward arguments: what the cache lacks of the sequence, then the draft."""
+        k = candidate_ids.shape[1]
+        kwargs, is_first = dict(self._kwargs), self._outputs is None
+        total = self._known_length(input_ids)
+        # Lengths are counted from what is there, not from input_ids: an earlier turn may live in the cache alone.
+        if kwargs.get("attention_mask") is not None:
+            kwargs = _prepare_attention_mask(kwargs, kwargs["attention_mask"].shape[1] + k, False)
+        if kwargs.get("position_ids") is not None:
+            kwargs = _prepare_position_ids(kwargs, kwargs["position_ids"].shape[-1] + k, False)
+        if kwargs.get("token_type_ids") is not None:
+            kwargs = _prepare_token_type_ids(kwargs, kwargs["token_type_ids"].shape[1] + k)
+        n_next = k + 1
+        if is_first:
+            cached = kwargs["past_key_values"].get_seq_length()
+            if kwargs.get("inputs_embeds") is not None:
+                n_next = kwargs["inputs_embeds"].shape[1] - cached
+            else:
+                # either the whole sequence was passed again, or only what the cache does not hold yet
+                if total == input_ids.shape[1] <= cached:
+                    raise ValueError(
+                        f"past_key_values holds {cached} tokens, but input_ids and attention_mask have {total}: "
+                        "pass the ids of the whole sequence, or only the new ids with the attention_mask of all"
+                    )
+                n_next = k + (input_ids.shape[1] - cached if total == input_ids.shape[1] else input_ids.shape[1])
+        inputs = self._model.prepare_inputs_for_generation(
+            torch.cat([input_ids, candidate_ids], dim=1),
+            next_sequence_length=n_next,
+            is_first_iteration=is_first,
+            **kwargs,
+        )
+        if "logits_to_keep" in inputs:
+            inputs["logits_to_keep"] = k + 1
+        return inputs
+
+    def _known_length(self, input_ids: torch.LongTensor) -> int:
+        """Length of the sequence so far, tokens that only the cache holds included."""
+        if self._kwargs.get("attention_mask") is not None:
+            return self._kwargs["attention_mask"].shape[1]
+        if self._kwargs.get("position_ids") is not None:
+            return self._kwargs["position_ids"].shape[-1]
+        # upstream drops a mask of ones and leaves its length here (5.19 on)
+        return getattr(self._config, "_mask_length", input_ids.shape[1])
