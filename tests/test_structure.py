@@ -11,17 +11,22 @@ import hf_judge
 
 PACKAGE = Path(hf_judge.__file__).parent
 ROWS = (
-    ("config", "stats", "views"),
+    ("config", "stats", "views", "significance", "checkers", "journal", "metrics", "greedy"),
     ("adapter", "data"),
-    ("head",),
-    ("verify",),
-    ("features", "constraints", "states", "sources", "record"),
-    ("training", "calibration"),
+    ("head", "labelling", "states"),
+    ("verify", "autojudge"),
+    ("rules",),
+    ("features", "constraints", "sources", "record", "settings"),
+    ("solvers", "calibration"),
+    ("training",),
     ("decoding",),
     ("cropping", "ragged"),
     ("modeling",),
     ("tiny", "peft_method", "mining", "cards"),
-    ("evaluation", "report", "bench", "demo", "integrations"),
+    ("demo", "tasks"),
+    ("evaluation",),
+    ("scoring", "report", "bench", "integrations"),
+    ("measuring",),
     ("cli",),
 )
 ROW_OF = {module: row for row, modules in enumerate(ROWS) for module in modules}
