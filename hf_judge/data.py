@@ -69,12 +69,17 @@ class LabelledResponse:
     @property
     def prompt_hash(self) -> str:
         """16 hex digits that name the prompt: rows that share it never go to different sides of a split."""
-        text = json.dumps(self.prompt, sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        return hash_prompt(self.prompt)
 
     def to_dict(self) -> dict:
         """The row as JSON values, without fields that say nothing."""
         return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+def hash_prompt(prompt: str | list[dict]) -> str:
+    """16 hex digits that name a prompt."""
+    text = json.dumps(prompt, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def read_jsonl(path: str | os.PathLike, *, skip_errors: bool = False) -> Iterator[LabelledResponse]:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import tqdm
@@ -100,7 +101,7 @@ def mine_swaps(
                     yield work.key, work.record()
             active = [work for work in active if not work.done]
 
-    return _run(work, list(tasks), output, settings)
+    return _run(work, list(tasks), output, settings, target.device)
 
 
 def label_drafts(
@@ -163,7 +164,7 @@ def label_drafts(
                     rows.append(_row(task, text, ids, "draft", mistakes=mistakes, near_tie=gap <= NEAR_TIE))
                 yield key, {"rows": [row.to_dict() for row in rows if row.response], "counts": counts}
 
-    return _run(work, list(tasks), output, settings)
+    return _run(work, list(tasks), output, settings, draft.device)
 
 
 class _SwapWork:
@@ -242,17 +243,22 @@ class _SwapWork:
         except UnlabelledRow:
             self._counts["skipped: tokens without text of their own"] += 1
             return None
-        spans = tuple(offsets[i] for i in positions if i < len(offsets) and offsets[i][0] < offsets[i][1])
+        spans = tuple(offsets[i] for i in positions if i < len(offsets) and _stands_alone(offsets, i))
+        if len(spans) < len(positions):  # bytes that only together make a character
+            self._counts["skipped: tokens without text of their own"] += len(positions) - len(spans)
         if not spans and (mistaken or not self._label_matched):
             return None
         scope = None if self._label_matched and not mistaken else spans
         return _row(self.task, text, ids, "swap", mistakes=spans if mistaken else (), scope=scope, near_tie=tie)
 
 
-def _run(work: Callable, tasks: list[dict], output: str | os.PathLike, settings: dict) -> MiningReport:
+def _run(
+    work: Callable, tasks: list[dict], output: str | os.PathLike, settings: dict, device: torch.device
+) -> MiningReport:
     """Work off this process's share of the tasks, and collect the rows of all processes in the order of the tasks."""
     keys = _keys(tasks)
-    state = PartialState()
+    # accelerate must be told that processes on CPUs belong together
+    state = PartialState(cpu=device.type == "cpu")
     directory = Path(f"{os.fspath(output)}.journal")
     with Journal(directory, settings, process_index=state.process_index) as journal:
         finished = journal.finished()
@@ -309,6 +315,12 @@ def _row(task: dict, text: str, ids: list[int], source: str, **labels) -> Labell
 
 def _decode(tokenizer, ids: list[int]) -> str:
     return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def _stands_alone(offsets: list[tuple[int, int]], position: int) -> bool:
+    """Whether a token has characters, and shares none with its neighbours (tokens of single bytes do)."""
+    start, end = offsets[position]
+    return start < end and not any(a < end and b > start for a, b in [*offsets[:position], *offsets[position + 1 :]])
 
 
 def _without_stop(ids: list[int], stop: set[int]) -> list[int]:

@@ -1,7 +1,7 @@
 """Candidates from every generator that upstream has, without upstream's side effects on the user's models.
 
 Knows how each of transformers' candidate generators is built and called; knows nothing about verification.
-Upstream facts are those of transformers 5.17 to 5.23.
+Upstream facts are those of transformers 5.19 to 5.23.
 """
 
 from __future__ import annotations
@@ -180,7 +180,8 @@ class CandidateSource:
             scores: (1, k+1, V), the target's processed scores of the round.
             n_accepted: accepted drafted tokens.
         """
-        self._generator.update_candidate_strategy(input_ids, scores, n_accepted)
+        if scores.shape[1] > 1:  # a round without a draft says nothing about drafts
+            self._generator.update_candidate_strategy(input_ids, scores, n_accepted)
 
 
 def _build_generator(model, input_ids, *, generation_config, model_kwargs, **arguments) -> CandidateGenerator:
@@ -188,6 +189,12 @@ def _build_generator(model, input_ids, *, generation_config, model_kwargs, **arg
         arguments["assistant_model"],
         (arguments["target_tokenizer"], arguments["assistant_tokenizer"]),
     )
+    drafting = model if generation_config.assistant_early_exit is not None else assistant
+    if drafting is not None and drafting.device.type == "meta":
+        raise ValueError(
+            f"{type(drafting).__name__} cannot draft while its first weights are offloaded (its device is meta): load "
+            "it without offloading"
+        )
     if generation_config.assistant_early_exit is not None:
         # It truncates config.num_hidden_layers while it drafts: on a view, other threads and exceptions see nothing of
         # it.

@@ -7,7 +7,7 @@ import json
 import measured_pair
 import pytest
 
-from hf_judge import cli, measuring
+from hf_judge import cli, cli_measure
 from hf_judge.bench import (
     acceptance_rate,
     bench,
@@ -134,7 +134,7 @@ class TestCommand:
         assert message in capsys.readouterr().err
 
     def test_measuring(self, pair, monkeypatch, tmp_path, capsys):
-        monkeypatch.setattr(measuring, "load_models", lambda *args, **kwargs: pair)
+        monkeypatch.setattr(cli_measure, "load_models", lambda *args, **kwargs: pair)
         path = tmp_path / "b.json"
         arguments = ["--lengths", "4", "--repeats", "1", "--problems", "1", "--max-new-tokens", "6"]
         assert cli.main(["bench", "--quick", *arguments, "--json", str(path)]) == 0

@@ -52,8 +52,8 @@ def test_mistakes_needed():
 # --- the statement holds --------------------------------------------------------------------------------------------
 
 RISK, CONFIDENCE, CALIBRATIONS = 0.1, 0.9, 200
-# Each calibration may fail with probability at most 0.1. P(Binomial(200, 0.1) >= 36) < 4e-4: the false-alarm probability
-# of each test below, were its seed not fixed.
+# Each calibration may fail with probability at most 0.1. P(Binomial(200, 0.1) >= 36) < 4e-4: the false-alarm
+# probability of each test below, were its seed not fixed.
 MOST_FAILURES = 35
 
 

@@ -9,7 +9,7 @@ import measured_pair
 import pytest
 import torch
 
-from hf_judge import StrictVerifier, VerdictCode, cli, measuring
+from hf_judge import StrictVerifier, VerdictCode, cli, cli_measure
 from hf_judge.evaluation import Answer, Decoding, Pair, best_within, evaluate, figures, pareto, warnings_of
 from hf_judge.rules import RandomVerifier
 from hf_judge.scoring import pieces, read_text, runs, score_curves, score_texts, token_details, walk
@@ -319,7 +319,7 @@ class TestCommand:
     @pytest.fixture(autouse=True)
     def embedded(self, pair, monkeypatch):
         """The command on the random pair: what it would load is not what is tested."""
-        monkeypatch.setattr(measuring, "load_models", lambda *args, **kwargs: pair)
+        monkeypatch.setattr(cli_measure, "load_models", lambda *args, **kwargs: pair)
 
     def run(self, *arguments: str) -> int:
         return cli.main(["evaluate", "--max-new-tokens", "8", *arguments])

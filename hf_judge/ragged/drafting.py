@@ -53,7 +53,7 @@ class Drafter:
             starts: the position of the first of them.
 
         Returns:
-            ids (n_rows, n_tokens) long, lengths (n_rows,) long, and logits (n_rows, n_tokens, V) as they were drawn from.
+            ids (n_rows, n_tokens) long, lengths (n_rows,) long, and logits (n_rows, n_tokens, V) as drawn from.
         """
         device = tails.device
         ids, scores, confidences = [], [], []

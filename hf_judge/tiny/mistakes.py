@@ -4,6 +4,7 @@ Carried on is the rule (a mistake then shows in the final answer), corrected the
 notice: what it expects right after a mistake differs from what it expects anywhere else.
 """
 
+import itertools
 import random
 import re
 
@@ -34,12 +35,14 @@ def solve_wrongly(problem: Problem, rng: random.Random, style: Style = ANY_STYLE
         problem: What was asked.
         rng: Draws the wording, the place and the mistake.
         style: Of the wording.
-        kind: One of `MISTAKES`.
+        kind: One of `MISTAKES`; another is taken in the rare problem that has no room for it (where whatever step is
+            done twice, the pile would go below zero).
 
     Returns:
         The text, and the character from which on it is wrong.
     """
-    while True:
+    for n_tries in itertools.count():
+        kind = rng.choice(MISTAKES) if n_tries > 200 else kind
         text, at = _misorder(problem, rng, style, kind) if kind[-2:] == "ed" else _misstate(problem, rng, style, kind)
         if at is not None and max(map(int, re.findall(r"\d+", text))) <= LARGEST and not re.search(r"-\d", text):
             return text, at

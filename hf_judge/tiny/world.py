@@ -118,8 +118,11 @@ def _choose(rng: random.Random, kind: str, turn: int, style: Style) -> str:
 
 def wordings(n_steps: int, rng: random.Random, style: Style) -> list[str]:
     """Word a whole story: an intro, one sentence for each step, an ending; facts are left as ``{fields}``."""
-    opener, link, closer = ([_choose(rng, k, i, style) for i in range(n_steps)] for k in ("opener", "link", "closer"))
-    steps = [f"{o} {{value}} {{op}} {{amount}} {n} {{result}}{c}." for o, n, c in zip(opener, link, closer, strict=True)]
+    parts = ([_choose(rng, kind, i, style) for i in range(n_steps)] for kind in ("opener", "link", "closer"))
+    steps = [
+        f"{opener} {{value}} {{op}} {{amount}} {link} {{result}}{closer}."
+        for opener, link, closer in zip(*parts, strict=True)
+    ]
     return [_choose(rng, "intro", 0, style), *steps, _choose(rng, "ending", 0, style) + " {value} {item} left."]
 
 
@@ -174,8 +177,9 @@ _WORDS = frozenset(
     for text in (*INTROS, *OPENERS, *LINKS, *CLOSERS, *ENDINGS, FINAL, CORRECTION, *NAMES, *ITEMS)
     for word in re.findall(r"[A-Za-z]+", re.sub(r"{.*?}", "", text))
 )
+_OTHERS = frozenset({*NAMES, *ITEMS})
 _CLOSING = frozenset({"answer", "end", "Altogether", "Finally", "left"})  # only an ending says these
-_FINAL = re.compile(rf"({'|'.join(NAMES)}) has (\d+) ({'|'.join(ITEMS)}) left\.")
+_FINAL = re.compile(rf"({'|'.join(NAMES)}) has (\d+) ({'|'.join(ITEMS)}) left\b")
 
 
 def first_mistake(problem: Problem, text: str) -> tuple[int, int] | None:
@@ -191,7 +195,7 @@ def first_mistake(problem: Problem, text: str) -> tuple[int, int] | None:
     Returns:
         The span in characters: a whole word, an operator, or the first wrong digit of a number (where digits are
         missing, the character in their place). An empty span at the end when all that is there is right but the
-        final answer is missing. None for a right solution.
+        text breaks off before the final answer is complete. None for a right solution.
     """
     return scan(problem, text)[0]
 
@@ -208,7 +212,7 @@ def scan(problem: Problem, text: str) -> tuple[tuple[int, int] | None, int]:
             due = str(value if awaited is None else getattr(step, awaited))
             if word != due:
                 at += common_prefix(word, due)
-                return (at, at + 1), n_done
+                return (at, min(at + 1, len(text))), n_done
             if awaited == "after":
                 value, n_done = step.after, n_done + 1
             awaited = "after" if awaited == "amount" else None
@@ -216,10 +220,11 @@ def scan(problem: Problem, text: str) -> tuple[tuple[int, int] | None, int]:
             if step is None or word != step.op or last is None or not last.isdigit() or awaited is not None:
                 return found.span(), n_done
             awaited = "amount"
-        elif word not in _WORDS or (word in NAMES and word != problem.name) or (word in ITEMS and word != problem.item):
-            return found.span(), n_done
-        elif word in _CLOSING and (step is not None or (word == "left" and not _FINAL.search(text, 0, at + 5))):
-            return found.span(), n_done
+        else:
+            foreign = word not in _WORDS or word in _OTHERS - {problem.name, problem.item}
+            early = word in _CLOSING and step is not None
+            if foreign or early or (word == "left" and not _FINAL.search(text, 0, at + 4)):
+                return found.span(), n_done
         last = word
     return (None if last == "left" and _FINAL.search(text) else (len(text), len(text))), n_done
 
