@@ -7,6 +7,7 @@ wall time per answer. Knows nothing about files of figures, pages or the termina
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import os
 import statistics
@@ -144,11 +145,13 @@ def evaluate(
         if journal_dir is not None:
             journal = stack.enter_context(Journal(journal_dir, record))
             done = journal.finished()
+        # answers of another head must not be taken for this one's, whatever directory it was loaded from
+        prints = {rule: f" ({_fingerprint(head)})" for rule, head in pair.heads.items()}
         todo = []
         for number, example in enumerate(task.examples):
             turn = number % len(settings)  # whoever goes first pays for cold caches: take turns
             for setting in settings[turn:] + settings[:turn]:
-                key = f"{setting.name} | {example.name}"
+                key = f"{setting.name}{prints.get(setting.rule, '')} | {example.name}"
                 if key in done:
                     answers[setting][example.name] = Answer(**done[key])
                 else:
@@ -215,6 +218,13 @@ class Way:
                 stats.seconds_drafting, stats.seconds_verifying, stats.seconds_judging, stats.seconds_rest,
             ]  # fmt: skip
         return answer
+
+
+def _fingerprint(head: JudgeHead) -> str:
+    digest = hashlib.sha256(head.config.hidden_state.encode())
+    for parameter in (head.weight, head.bias):
+        digest.update(parameter.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def hash_seed(seed: int, name: str) -> int:

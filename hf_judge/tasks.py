@@ -5,6 +5,7 @@ Knows nothing about models or rules.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -64,7 +65,9 @@ def load_task(name: str, n: int, *, seed: int = 0, checker: str | None = None, a
                 examples.append(_file_example(name, number, line, check))
     if not examples:
         raise ValueError(f"{name} holds no examples")
-    return Task(f"{os.path.basename(name)}, checker {checker}", examples)
+    with open(name, "rb") as file:  # a run that goes on must know that the work is the same
+        content = hashlib.sha256(file.read()).hexdigest()[:12]
+    return Task(f"{os.path.basename(name)} (sha256 {content}), checker {checker}", examples)
 
 
 def make_checker(name: str | None, *, allow_code_execution: bool = False):

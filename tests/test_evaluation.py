@@ -231,6 +231,15 @@ class TestEvaluate:
         with pytest.raises(ValueError, match="other settings .*decoding"):
             evaluate(pair, task, settings, decoding=Decoding(4, 14), journal_dir=tmp_path)
 
+    def test_answers_of_another_head_are_not_taken_for_its_own(self, pair, tmp_path):
+        settings, counted = [Setting("plain"), Setting("judge", 0.5)], []
+        arguments = {"decoding": DECODING, "journal_dir": tmp_path, "on_answer": counted.append}
+        evaluate(pair, measured_pair.task(1), settings, **arguments)
+        other = Pair(pair.target, pair.draft, pair.tokenizer, {"judge": measured_pair.head(2.0)}, name=pair.name)
+        counted.clear()
+        evaluate(other, measured_pair.task(1), settings, **arguments)
+        assert counted == [1, 1]  # plain was there, the judged answer came anew
+
     def test_sampling_repeats_with_its_seed(self, pair):
         hot = Decoding(5, 10, temperature=1.0, seed=3)
         first, second = (

@@ -46,8 +46,12 @@ def tasks(tmp_path):
 
 
 def answers(model, tasks):
-    found = simple_evaluate(model=model, tasks=["words", "choices"], task_manager=tasks, log_samples=True, bootstrap_iters=0)
-    return {name: [s["resps"] for s in sorted(rows, key=lambda s: s["doc_id"])] for name, rows in found["samples"].items()}
+    found = simple_evaluate(
+        model=model, tasks=["words", "choices"], task_manager=tasks, log_samples=True, bootstrap_iters=0
+    )
+    return {
+        name: [s["resps"] for s in sorted(rows, key=lambda s: s["doc_id"])] for name, rows in found["samples"].items()
+    }
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])

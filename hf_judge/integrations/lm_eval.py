@@ -3,8 +3,8 @@
     python -m hf_judge.integrations.lm_eval --model hf-judge \\
         --model_args pretrained=TARGET,assistant=DRAFT,judge=HEAD --tasks gsm8k
 
-lm_eval (0.4.13) has no plugins: this module registers the model and hands over to lm_eval's own command line. In Python,
-importing it is enough. Loglikelihoods are the target's own; only generation is judged.
+lm_eval (0.4.13) has no plugins: this module registers the model and hands over to lm_eval's own command line. In
+Python, importing it is enough. Loglikelihoods are the target's own; only generation is judged.
 """
 
 from __future__ import annotations
