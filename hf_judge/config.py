@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
-import math
 import os
 from dataclasses import dataclass, field, fields
 
@@ -147,7 +146,7 @@ class JudgeConfig(PeftConfig):
         if self.hidden_size is not None:
             _check_type("hidden_size", self.hidden_size, int)
             if not 1 <= self.hidden_size <= MAX_HIDDEN_SIZE:
-                raise ValueError(f"hidden_size must be between 1 and {MAX_HIDDEN_SIZE}, got {self.hidden_size}")
+                raise ValueError(f"hidden_size must be between 1 and {MAX_HIDDEN_SIZE}, got {_short(self.hidden_size)}")
         if self.draft_hidden_size is not None:
             _check_type("draft_hidden_size", self.draft_hidden_size, int)
             if not 1 <= self.draft_hidden_size < (self.hidden_size or MAX_HIDDEN_SIZE):
@@ -161,7 +160,7 @@ class JudgeConfig(PeftConfig):
         _check_type("format_version", self.format_version, int)
         if self.format_version != FORMAT_VERSION:
             raise ValueError(
-                f"format_version {self.format_version} is not known (this hf_judge reads {FORMAT_VERSION}): "
+                f"format_version {_short(self.format_version)} is not known (this hf_judge reads {FORMAT_VERSION}): "
                 "upgrade hf_judge to read this head"
             )
         for name in ("label", "base_model_name_or_path", "revision"):
@@ -211,8 +210,8 @@ def check_threshold(threshold: float) -> float:
     """
     if isinstance(threshold, bool) or not isinstance(threshold, (int, float)):
         raise TypeError(f"threshold must be a number between 0 and 1, got {_short(threshold)}")
-    if not math.isfinite(threshold) or not 0.0 <= threshold <= 1.0:
-        raise ValueError(f"threshold must be between 0 and 1 (the judge accepts above it), got {threshold}")
+    if not 0.0 <= threshold <= 1.0:  # NaN is not, and an integer of any size can be compared
+        raise ValueError(f"threshold must be between 0 and 1 (the judge accepts above it), got {_short(threshold)}")
     return float(threshold)
 
 

@@ -90,7 +90,7 @@ def publish(
                 create_pr=create_pr,
                 delete_patterns="custom_generate/*",  # modules that an earlier version copied
             )
-        except (HTTPError, OSError) as error:
+        except (HTTPError, OSError, RuntimeError) as error:  # RuntimeError: the client's word for a failed LFS upload
             raise explained(error, where, token=token) from error
 
 
