@@ -75,6 +75,8 @@ class VerdictPrinter(VerdictStreamer):
         """The text with its marks; leading blanks stay outside them."""
         text = printable(text)
         word = text.lstrip(" ")
+        if not word:
+            return text
         left, right = MARKS[code]
         marked = text[: len(text) - len(word)] + left + word + right
         colour = COLOURS[code] if self._colour else ""
