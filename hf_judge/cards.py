@@ -70,7 +70,7 @@ def head_card(config: JudgeConfig, repo_id: str) -> ModelCard:
         threshold=config.threshold,
         label=_cell(config.label),
         draft=provenance.get("draft"),
-        domain=provenance.get("domain"),
+        domain=_cell(provenance.get("domain", "")),
         training=_cells({key: value for key, value in provenance.items() if key not in _NOT_TRAINING}),
         metrics=_cells(provenance.get("metrics", {})),
         calibration=_cells(provenance.get("calibration") or {}),
@@ -202,8 +202,10 @@ def _cell(value: object) -> str:
 
 
 def _code(**values: str | None) -> dict[str, str]:
-    """Literals for a Python block: JSON strings are valid Python, whatever they contain."""
-    return {name: "None" if value is None else json.dumps(value) for name, value in values.items()}
+    """Literals for a Python block: JSON strings are valid Python; a backtick could end the block."""
+    return {
+        name: "None" if value is None else json.dumps(value).replace("`", "\\u0060") for name, value in values.items()
+    }
 
 
 def _is_number(value: object) -> bool:
