@@ -24,6 +24,11 @@ def check_fit(head: JudgeHead, model: PreTrainedModel) -> None:
     Raises:
         ValueError: the width differs, or `strict_base` and the target is not known to be the head's own.
     """
+    if head.config.draft_hidden_size is not None:
+        raise ValueError(
+            "this head reads the draft's state beside the target's, which generate() does not pass on: train one "
+            "without draft features"
+        )
     expected, actual = head.config.hidden_size, model.config.get_text_config().hidden_size
     base, base_commit = head.config.base_model_name_or_path, head.config.revision
     if expected != actual:

@@ -59,6 +59,8 @@ class JudgeConfig(PeftConfig):
             model.
         hidden_state (`str`): which state the head reads. ``"post_norm"``: the input of the LM head. ``"pre_norm"``: the
             input of the final norm, as in the paper (section 3).
+        draft_hidden_size (`int`, *optional*): the first so many of the `hidden_size` features are the draft's state,
+            the rest the target's (AutoJudge's DD-DT); None: the head reads the target alone, as `generate` needs it.
         threshold (`float`): a drafted token is acceptable where ``sigmoid(logit) > threshold``; between 0 and 1.
         label (`str`): the meaning of the head's positive class.
         format_version (`int`): version of the two files; this package reads version 1.
@@ -74,6 +76,7 @@ class JudgeConfig(PeftConfig):
     hidden_state: str = "post_norm"
     threshold: float = 0.5
     label: str = "1 = acceptable"
+    draft_hidden_size: int | None = None
     format_version: int = FORMAT_VERSION
     provenance: dict = field(default_factory=dict)
 
@@ -144,6 +147,13 @@ class JudgeConfig(PeftConfig):
             _check_type("hidden_size", self.hidden_size, int)
             if not 1 <= self.hidden_size <= MAX_HIDDEN_SIZE:
                 raise ValueError(f"hidden_size must be between 1 and {MAX_HIDDEN_SIZE}, got {_short(self.hidden_size)}")
+        if self.draft_hidden_size is not None:
+            _check_type("draft_hidden_size", self.draft_hidden_size, int)
+            if not 1 <= self.draft_hidden_size < (self.hidden_size or MAX_HIDDEN_SIZE):
+                raise ValueError(
+                    f"draft_hidden_size must be between 1 and hidden_size ({self.hidden_size}), which counts the "
+                    f"target's features too, got {_short(self.draft_hidden_size)}"
+                )
         if self.hidden_state not in HIDDEN_STATES:
             raise ValueError(f"hidden_state must be one of {HIDDEN_STATES}, got {_short(self.hidden_state)}")
         check_threshold(self.threshold)

@@ -1,7 +1,7 @@
 """The decoding loop: propose, forward, process, verify, commit, stop.
 
 It stands in the place of upstream's assisted loop: inputs, processors, criteria and caches were prepared by
-``GenerationMixin.generate`` (transformers 5.17 to 5.23). Where drafts come from and how the target runs is a backend's
+``GenerationMixin.generate`` (transformers 5.19 to 5.23). Where drafts come from and how the target runs is a backend's
 affair (`cropping.py`, `ragged/`); how a rule decides is `verify.py`'s.
 """
 

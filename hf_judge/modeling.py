@@ -303,7 +303,7 @@ class JudgeGenerationMixin:
         if call.engine == "auto":
             logger.info("judge_engine: upstream's caches, because %s", reason)
         _check_cache_and_batch(input_ids, generation_config, model_kwargs, reason)
-        # upstream 5.17 on: sliding-window and linear layers keep what a rollback needs
+        # upstream 5.19 on: sliding-window and linear layers keep what a rollback needs
         model_kwargs["past_key_values"].activate_past_recording()
         source = CandidateSource(
             self,

@@ -23,7 +23,7 @@ class StateReader:
     """Context manager around a generation; `request` before and `read` after each forward of the target.
 
     ``post_norm`` asks the decoder for its last hidden state alone (``output_hidden_states=[index]``, transformers
-    5.17 on): no hooks, nothing shared between threads. Decoders without that, and ``pre_norm``, get a hook for the
+    5.19 on): no hooks, nothing shared between threads. Decoders without that, and ``pre_norm``, get a hook for the
     length of the call that only listens to its own thread.
 
     Args:
@@ -39,10 +39,12 @@ class StateReader:
         self._hooked = None  # module whose input is the state
         self._handle = None
         self._captured = None
+        self._at_lm_head = False
         if hidden_state == "post_norm":
             self._selected = _last_state_index(model)
             if self._selected is None:
                 self._hooked = model.get_output_embeddings()
+                self._at_lm_head = True
         elif hidden_state == "pre_norm":
             self._hooked = _final_norm(model)
         elif hidden_state is not None:
@@ -62,6 +64,11 @@ class StateReader:
     def __exit__(self, *exception) -> None:
         if self._handle is not None:
             self._handle.remove()
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether the state is read at the LM head, so that a forward which leaves logits out leaves states out too."""
+        return self._at_lm_head
 
     def request(self, inputs: dict, overrides: dict) -> dict:
         """The forward's arguments with everything that the candidate source and this reader want back.

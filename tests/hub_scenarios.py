@@ -532,6 +532,40 @@ print("OWN", *sorted(n.rpartition(".")[2] for n in sys.modules if ".custom_gener
 
 
 @scenario
+def the_command_line(world, repo):
+    from hf_judge.cli import main
+
+    folder = tempfile.mkdtemp(dir=world.folder)
+    fx.random_head(provenance={"data": "rows"}).save_pretrained(folder)
+    prompt = AutoTokenizer.from_pretrained("alice/base").decode(fx.prompt()[0])
+
+    def run(*args: str) -> tuple[int, str, str]:
+        out, errors = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+            code = main(list(args))
+        return code, out.getvalue(), errors.getvalue()
+
+    code, _, errors = run("push", folder, repo)
+    assert code == 2
+    assert "must be the Hub id of the target" in errors
+    code, out, errors = run("push", folder, repo, "--base", "alice/base", "--private", "--commit-message", "a head")
+    assert code == 0, errors
+    assert f"/{repo}/commit/" in out
+    assert world.hub.repos[repo].private
+    code, out, errors = run("info", repo)
+    assert code == 0, errors
+    assert f"target     alice/base at {world.base_commit}" in out
+    models = ("--model", "alice/base", "--assistant", "alice/draft", "--device-map", "cpu")
+    code, out, errors = run("generate", *models, "--prompt", prompt, "--judge", repo, "--max-new-tokens", "24")
+    assert code == 0, errors
+    assert "[" in out, "rescued tokens are marked"
+    assert "24 tokens in" in out
+    code, _, errors = run("info", "alice/nothing")
+    assert code == 2
+    assert "hf-judge: error: 'alice/nothing' was not found" in errors
+
+
+@scenario
 def the_card_runs_as_it_stands(world, repo):
     prompt = AutoTokenizer.from_pretrained("alice/base").decode(fx.prompt()[0])
     for provenance in ({"draft": "alice/draft", "example_prompt": prompt}, {"example_prompt": prompt}):

@@ -90,24 +90,21 @@ def test_usage_blocks_are_python_and_agree(draft):
         assert ("assistant_model=draft" in block) == (draft is not None)
 
 
-HOSTILE = (
-    "a | b\n\n# Owned\n</td><script>x</script> {{ card_data }} {% raw %} ```\n---\nlicense: mit\n---\n'; import os #"
-)
+HOSTILE = "a | b\n\n# Owned\n<script>x</script> {{ card_data }} {% raw %} ```\n---\nlicense: mit\n---\n'; import os #"
 
 
 def test_values_cannot_break_out_of_a_card():
-    provenance = {
-        "metrics": {HOSTILE: 1.0},
-        "draft": HOSTILE,
-        "example_prompt": HOSTILE,
-        "training": {HOSTILE: HOSTILE},
-    }
-    provenance |= {"domain": HOSTILE, "calibration": {HOSTILE: HOSTILE}}
+    groups = {name: {HOSTILE: HOSTILE} for name in ("training", "calibration")}
+    texts = dict.fromkeys(("draft", "example_prompt", "domain"), HOSTILE)
+    provenance = groups | texts | {"metrics": {HOSTILE: 1.0}}
     card = ModelCard(str(head_card(config(label=HOSTILE, provenance=provenance), "someone/large-judge")))
     assert card.data.license is None
     assert "\n# Owned" not in card.text
     assert "<script>" not in re.sub(r"```python\n.*?```\n", "", card.text, flags=re.DOTALL)
     assert card.data.base_model == "someone/large"
+    for block in blocks(card):
+        ast.parse(block)
+        assert block.endswith("print(tokenizer.decode(output[0], skip_special_tokens=True))\n")
 
 
 def test_the_card_of_a_dataset():

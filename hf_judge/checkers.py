@@ -1,0 +1,205 @@
+"""What an answer comes down to: functions `(response, task) -> answer`, compared with ``==``; None is no answer.
+
+`task` is the dict of the prompt as the user gave it. Any function of that shape is a checker; these are the common
+ones. Knows nothing about models.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Hashable
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+
+Checker = Callable[[str, dict], Hashable | None]
+
+NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+CHOICE = re.compile(r"(?:answer|choice|option)(?:\s+is)?\s*:?\s*\(?([A-Z])\b\)?", re.IGNORECASE)
+MAX_OUTPUT = 1 << 20
+
+
+class RegexChecker:
+    """The last match of a pattern: its first group if it has one, without blanks around it.
+
+    Args:
+        pattern: a regular expression.
+        ignore_case: compare without case.
+
+    Raises:
+        ValueError: not a regular expression.
+    """
+
+    def __init__(self, pattern: str, *, ignore_case: bool = False):
+        try:
+            self._pattern = re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"pattern {pattern!r} is not a regular expression: {error}") from None
+        self._ignore_case = ignore_case
+        self.name = f"regex:{pattern}"
+
+    def __call__(self, response: str, task: dict) -> str | None:
+        found = list(self._pattern.finditer(response))
+        if not found:
+            return None
+        answer = (found[-1][1] if self._pattern.groups else found[-1][0]) or ""
+        return answer.strip().lower() if self._ignore_case else answer.strip()
+
+
+class NumericChecker:
+    """The last number of a response: 1,234.50 and 1234.5 are the same answer.
+
+    Args:
+        pattern: where to look: the first group of its last match holds the number. None: the whole response.
+    """
+
+    def __init__(self, pattern: str | None = None):
+        self._where = None if pattern is None else RegexChecker(pattern)
+        self.name = f"numeric:{pattern or ''}"
+
+    def __call__(self, response: str, task: dict) -> Decimal | None:
+        text = response if self._where is None else self._where(response, task)
+        numbers = NUMBER.findall(text or "")
+        try:
+            # normalised, so that equal numbers are also written alike
+            return Decimal(numbers[-1].replace(",", "")).normalize() if numbers else None
+        except InvalidOperation:
+            return None
+
+
+class MultipleChoiceChecker:
+    """The letter that a response chooses: the last "answer is (B)", else a letter that stands alone on its line."""
+
+    name = "choice"
+
+    def __call__(self, response: str, task: dict) -> str | None:
+        found = CHOICE.findall(response) or re.findall(r"^\s*\(?([A-Z])[).]?\s*$", response, re.MULTILINE)
+        return found[-1].upper() if found else None
+
+
+class UnitTestChecker:
+    """Whether the Python code of a response passes the task's unit tests. This executes what a model wrote.
+
+    The code runs in a process of its own: a temporary directory, an empty environment, no network and no processes of
+    its own (an audit hook, and a network namespace where the system grants one), limits on time, memory and files. That
+    keeps accidents in. It is no sandbox against malice: for untrusted models run the whole job in a container or a
+    virtual machine.
+
+    Args:
+        allow_code_execution: must be True; there is no default that executes code.
+        timeout: seconds for code and tests.
+        max_memory: bytes of address space.
+        tests_key: the key of the task that holds the tests, Python text run after the code.
+
+    Raises:
+        ValueError: without the opt-in.
+    """
+
+    name = "unit_tests"
+
+    def __init__(
+        self,
+        *,
+        allow_code_execution: bool = False,
+        timeout: float = 10.0,
+        max_memory: int = 1 << 30,
+        tests_key: str = "tests",
+    ):
+        if allow_code_execution is not True:
+            raise ValueError(
+                "UnitTestChecker executes code written by a model: pass allow_code_execution=True (on the command line "
+                "--allow-code-execution) if you accept that; it is no sandbox against malice"
+            )
+        self._timeout, self._max_memory, self._tests_key = timeout, max_memory, tests_key
+
+    def __call__(self, response: str, task: dict) -> bool:
+        if not isinstance(task.get(self._tests_key), str):
+            raise ValueError(f"a task for unit tests needs the text '{self._tests_key}', got the keys {sorted(task)}")
+        return run_python(
+            f"{code_of(response)}\n\n{task[self._tests_key]}\n", timeout=self._timeout, max_memory=self._max_memory
+        )
+
+
+def code_of(response: str) -> str:
+    """The last fenced block of a response, or all of it."""
+    blocks = re.findall(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", response, re.DOTALL | re.IGNORECASE)
+    return blocks[-1] if blocks else response
+
+
+# Runs before the code: what the parent cannot set from outside. Bound methods and modules stay referenced by the hook.
+_PRELUDE = """\
+import sys
+def _close():
+    import ctypes, os
+    try:
+        libc = ctypes.CDLL(None)
+        libc.unshare(0x10000000 | 0x40000000)  # CLONE_NEWUSER | CLONE_NEWNET; refused on some systems
+    except (OSError, AttributeError):
+        pass
+    refused = ("socket.", "subprocess.", "os.fork", "os.exec", "os.posix_spawn", "os.system", "os.spawn", "os.kill",
+               "pty.", "ctypes.", "os.putenv", "signal.pthread_kill", "resource.prlimit")
+    def hook(event, args):
+        if event.startswith(refused):
+            raise PermissionError("hf_judge: " + event + " is not allowed in a unit test")
+    sys.addaudithook(hook)
+_close()
+del _close
+"""
+_PASSED = 77  # the exit code of code and tests that ran to their end: a model's sys.exit(0) is no success
+
+
+def run_python(code: str, *, timeout: float, max_memory: int) -> bool:
+    """Run Python code in a closed-off process.
+
+    Args:
+        code: run as a script.
+        timeout: seconds, of the clock and of the processor.
+        max_memory: bytes of address space.
+
+    Returns:
+        Whether it ran to its end without an exception.
+    """
+
+    def limit():
+        seconds = max(1, int(timeout) + 1)
+        for what, most in (
+            (resource.RLIMIT_CPU, seconds),
+            (resource.RLIMIT_AS, max_memory),
+            (resource.RLIMIT_FSIZE, MAX_OUTPUT),
+            (resource.RLIMIT_CORE, 0),
+            (resource.RLIMIT_NOFILE, 64),
+        ):
+            resource.setrlimit(what, (most, most))
+
+    with tempfile.TemporaryDirectory(prefix="hf_judge_") as directory:
+        script = Path(directory) / "script.py"
+        script.write_text(
+            f"{_PRELUDE}\nexec(compile(open('answer.py').read(), 'answer.py', 'exec'), {{'__name__': '__main__'}})\n"
+            f"import os\nos._exit({_PASSED})\n"
+        )
+        (Path(directory) / "answer.py").write_text(code, errors="replace")
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "script.py"],
+            cwd=directory,
+            env={},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            close_fds=True,
+            start_new_session=True,
+            preexec_fn=limit,
+        )
+        try:
+            return process.wait(timeout) == _PASSED
+        except subprocess.TimeoutExpired:
+            return False
+        finally:
+            # the session is its own process group; the process was not waited for if it still runs
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()

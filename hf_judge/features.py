@@ -1,0 +1,281 @@
+"""Labelled tokens -> rows of features in sharded safetensors files, one forward pass of the target per response.
+
+The feature of a token is the target's hidden state at the token itself, read by the same `StateReader` as in
+generation. Files are written shard by shard, so a run that was killed goes on where it stopped, and are read shard by
+shard, so a million tokens need not fit in memory. Knows nothing about heads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save as safetensors_bytes
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import tqdm
+
+from hf_judge.config import HIDDEN_STATES
+from hf_judge.data import LabelledResponse, data_hash
+from hf_judge.labelling import IGNORED, LabelReport, TokenLabels, label_rows
+from hf_judge.states import StateReader
+
+logger = logging.getLogger(__name__)
+
+INDEX_NAME = "features.json"
+FORMAT_VERSION = 1
+SHARD_BYTES = 1 << 28
+
+
+class FeatureStore:
+    """Features on disk, read shard by shard.
+
+    Args:
+        directory: made by [`extract_features`].
+
+    Raises:
+        ValueError: there are no complete features.
+    """
+
+    def __init__(self, directory: str | os.PathLike):
+        self.directory = Path(directory)
+        self.index = _read_index(self.directory)
+        if self.index is None:
+            raise ValueError(
+                f"no features at '{directory}': {INDEX_NAME} is missing; make them with `hf-judge features`"
+            )
+        if not self.index["complete"]:
+            raise ValueError(
+                f"the features at '{directory}' are not complete: run the same command again to finish them"
+            )
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of a feature, the draft's part included."""
+        return self.index["hidden_size"] + (self.index["draft_hidden_size"] or 0)
+
+    @property
+    def n_tokens(self) -> int:
+        return sum(shard["n_tokens"] for shard in self.index["shards"])
+
+    def column(self, name: str) -> torch.Tensor:
+        """A whole small column, `(n_tokens,)`: "labels" (int8), "row" (int64, an index of `rows`) or "position"."""
+        parts = []
+        for shard in self.index["shards"]:
+            with safe_open(self.directory / shard["file"], framework="pt") as file:
+                parts.append(file.get_tensor(name))
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int8)
+
+    @property
+    def rows(self) -> list[dict]:
+        """Source, prompt hash and task of every row of the data."""
+        return self.index["rows"]
+
+    def chunks(
+        self, *, chunk_tokens: int, draft: bool = False, generator: torch.Generator | None = None
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Walk through all features.
+
+        Args:
+            chunk_tokens: at most this many at once.
+            draft: with the draft's features before the target's.
+            generator: draws the order of shards and of chunks; None: in order.
+
+        Yields:
+            The numbers of the tokens `(n,)` long, and their features `(n, D)` float32. Only pages of the file that are
+            being read are in memory.
+        """
+        shards, first = [], 0
+        for shard in self.index["shards"]:
+            shards.append((shard["file"], first, shard["n_tokens"]))
+            first += shard["n_tokens"]
+        names = ("draft_features", "features") if draft else ("features",)
+        for i in _order(len(shards), generator):
+            file_name, first, n_tokens = shards[i]
+            with safe_open(self.directory / file_name, framework="pt") as file:
+                slices = [file.get_slice(name) for name in names]
+                starts = range(0, n_tokens, chunk_tokens)
+                for j in _order(len(starts), generator):
+                    start, end = starts[j], min(starts[j] + chunk_tokens, n_tokens)
+                    parts = [part[start:end].to(torch.float32) for part in slices]
+                    yield torch.arange(first + start, first + end), parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+@torch.no_grad()
+def extract_features(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Iterable[LabelledResponse],
+    output_dir: str | os.PathLike,
+    *,
+    hidden_state: str = "post_norm",
+    after_mistake: str = "ignore",
+    on_cut_token: str = "mistaken",
+    max_length: int | None = None,
+    batch_size: int = 8,
+    draft_model: PreTrainedModel | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> tuple[FeatureStore, LabelReport]:
+    """Run the target once over every response and keep the states of its labelled tokens.
+
+    Args:
+        model: the target.
+        tokenizer: of the target.
+        rows: the labelled responses.
+        output_dir: where the shards go; a run that was interrupted goes on there.
+        hidden_state: "post_norm" or "pre_norm", as in [`JudgeConfig`].
+        after_mistake, on_cut_token, max_length: see [`label_rows`].
+        batch_size: responses per forward.
+        draft_model: also keep the draft's states (AutoJudge's DD-DT); it must read the same ids.
+        shard_bytes: size of a shard, and about what is held in memory.
+
+    Returns:
+        The store, and the report of labels and skipped rows.
+
+    Raises:
+        ValueError: `output_dir` holds features of other data or settings; no token is labelled.
+    """
+    if hidden_state not in HIDDEN_STATES:
+        raise ValueError(f"hidden_state must be one of {HIDDEN_STATES}, got {hidden_state!r}")
+    rows = list(rows)
+    options = {"after_mistake": after_mistake, "on_cut_token": on_cut_token, "max_length": max_length}
+    encoded, report = label_rows(rows, tokenizer, **options)
+    if not encoded:
+        raise ValueError(f"no labelled tokens: {report}")
+    index = {
+        "format_version": FORMAT_VERSION,
+        "model": _name(model),
+        "draft_model": None if draft_model is None else _name(draft_model),
+        "hidden_state": hidden_state,
+        "hidden_size": model.config.get_text_config().hidden_size,
+        "draft_hidden_size": None if draft_model is None else draft_model.config.get_text_config().hidden_size,
+        "data_hash": data_hash(rows),
+        "tokens_hash": hashlib.sha256(repr([(t.input_ids, t.labels) for t in encoded]).encode()).hexdigest(),
+        "options": options,
+        "shard_bytes": shard_bytes,
+        "rows": [{"source": row.source, "prompt": row.prompt_hash, "task_id": row.task_id} for row in rows],
+        "shards": [],
+        "complete": False,
+    }
+    output_dir = Path(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    index["shards"] = _finished_shards(output_dir, index)
+    n_done = sum(shard["n_responses"] for shard in index["shards"])
+    with (
+        tqdm(total=len(encoded), initial=n_done, desc="Features", unit="response") as bar,
+        StateReader(model, hidden_state) as reader,
+    ):
+        for shard in _plan(encoded, index, n_done):
+            tensors = _shard_tensors(model, reader, shard, batch_size, draft_model, hidden_state, bar)
+            name = f"features-{len(index['shards']):05d}.safetensors"
+            _write(output_dir / name, safetensors_bytes(tensors))
+            n_tokens = len(tensors["labels"])
+            index["shards"].append({"file": name, "n_responses": len(shard), "n_tokens": n_tokens})
+            _write(output_dir / INDEX_NAME, json.dumps(index).encode())
+    index["complete"] = True
+    _write(output_dir / INDEX_NAME, json.dumps(index).encode())
+    return FeatureStore(output_dir), report
+
+
+def _plan(encoded: list[TokenLabels], index: dict, n_done: int) -> Iterator[list[TokenLabels]]:
+    """Consecutive responses that fill a shard each; does not depend on the batch size."""
+    width = index["hidden_size"] + (index["draft_hidden_size"] or 0)
+    room = max(1, index["shard_bytes"] // (4 * width))  # tokens
+    shard, n_tokens = [], 0
+    for tokens in encoded[n_done:]:
+        n_labelled = sum(label != IGNORED for label in tokens.labels)
+        if shard and n_tokens + n_labelled > room:
+            yield shard
+            shard, n_tokens = [], 0
+        shard.append(tokens)
+        n_tokens += n_labelled
+    if shard:
+        yield shard
+
+
+def _shard_tensors(model, reader, shard, batch_size, draft_model, hidden_state, bar) -> dict[str, torch.Tensor]:
+    parts = {"features": [], "labels": [], "row": [], "position": []}
+    if draft_model is not None:
+        parts["draft_features"] = []
+    for start in range(0, len(shard), batch_size):
+        batch = shard[start : start + batch_size]
+        labels = _padded([t.labels for t in batch], IGNORED)
+        kept = labels != IGNORED
+        parts["features"].append(_states(model, reader, batch)[kept].cpu())
+        if draft_model is not None:
+            with StateReader(draft_model, hidden_state) as draft_reader:
+                parts["draft_features"].append(_states(draft_model, draft_reader, batch)[kept].cpu())
+        parts["labels"].append(labels[kept].to(torch.int8))
+        where = kept.nonzero()
+        parts["row"].append(torch.tensor([t.row for t in batch])[where[:, 0]])
+        parts["position"].append(where[:, 1] - torch.tensor([t.n_prompt for t in batch])[where[:, 0]])
+        bar.update(len(batch))
+    return {name: torch.cat(tensors).contiguous() for name, tensors in parts.items()}
+
+
+def _states(model: PreTrainedModel, reader: StateReader, batch: list[TokenLabels]) -> torch.Tensor:
+    """The states (batch, longest, D) of every token, padded on the right: causal attention never looks there."""
+    input_ids = _padded([t.input_ids for t in batch], 0)
+    mask = _padded([[1] * len(t.input_ids) for t in batch], 0)
+    inputs = {"input_ids": input_ids, "attention_mask": mask}
+    inputs = {name: value.to(model.device) for name, value in inputs.items()} | {"use_cache": False}
+    if model._supports_logits_to_keep() and not reader.needs_logits:
+        inputs["logits_to_keep"] = 1  # logits of a large vocabulary would take far more memory than the states
+    outputs = model(**reader.request(inputs, {}))
+    return reader.read(outputs, input_ids.shape[1])
+
+
+def _padded(sequences: list[list[int]], value: int) -> torch.Tensor:
+    longest = max(len(sequence) for sequence in sequences)
+    return torch.tensor([sequence + [value] * (longest - len(sequence)) for sequence in sequences])
+
+
+def _finished_shards(output_dir: Path, index: dict) -> list[dict]:
+    """The shards that an interrupted run of the same data and settings left."""
+    found = _read_index(output_dir)
+    if found is None:
+        return []
+    changed = [key for key in index if key not in ("shards", "complete") and found.get(key) != index[key]]
+    if changed:
+        raise ValueError(
+            f"'{output_dir}' holds features of other data or settings ({', '.join(changed)} differ): "
+            "choose another directory or delete this one"
+        )
+    return found["shards"]
+
+
+def _read_index(directory: Path) -> dict | None:
+    path = directory / INDEX_NAME
+    if not path.is_file():
+        return None
+    try:
+        index = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    if index.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"{path}: format_version {index.get('format_version')!r} is not known, expected {FORMAT_VERSION}"
+        )
+    return index
+
+
+def _order(n: int, generator: torch.Generator | None) -> list[int]:
+    return list(range(n)) if generator is None else torch.randperm(n, generator=generator).tolist()
+
+
+def _name(model: PreTrainedModel) -> str:
+    return model.config.name_or_path or type(model).__name__
+
+
+def _write(path: Path, data: bytes) -> None:
+    part = path.with_name(path.name + ".part")
+    with open(part, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)

@@ -1,0 +1,129 @@
+"""Greedy decoding of several texts at once, whose result does not depend on what shares the batch, near-ties apart.
+
+Knows nothing about labels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import torch
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+
+PASS_VALUES = 1 << 28  # logits held at once by a pass over whole texts
+
+
+@torch.no_grad()
+def greedy(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prefixes: list[list[int]],
+    limits: list[int],
+    *,
+    noise: LogitsProcessor | None = None,
+) -> list[tuple[list[int], float]]:
+    """Greedy continuations of several prefixes at once.
+
+    Args:
+        prefixes: token ids, of any lengths.
+        limits: new tokens allowed for each.
+        noise: added to the logits first.
+
+    Returns:
+        For each prefix its new ids, the stop token included, and the smallest gap between the two best logits that any
+        of them was chosen by.
+    """
+    longest = max(map(len, prefixes))
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prefixes], device=model.device)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prefixes], device=model.device)
+    gaps = _Gaps()
+    output = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=max(limits),
+        pad_token_id=pad,
+        logits_processor=LogitsProcessorList([gaps] if noise is None else [noise, gaps]),
+    )
+    stop, results = stop_tokens_of(model), []
+    seen = torch.stack(gaps.rows, dim=1)  # (batch, steps)
+    for i, row in enumerate(output[:, longest:].tolist()):
+        n = next((j + 1 for j, token in enumerate(row) if token in stop), len(row))
+        n = min(n, limits[i])
+        results.append((row[:n], seen[i, :n].min().item()))
+    return results
+
+
+class _Gaps(LogitsProcessor):
+    """Keeps the gap between the two best logits of every step."""
+
+    def __init__(self):
+        self.rows = []
+
+    def __call__(self, input_ids, scores):
+        best = scores.float().topk(2, dim=-1).values
+        self.rows.append((best[:, 0] - best[:, 1]).cpu())
+        return scores
+
+
+class GumbelNoise(LogitsProcessor):
+    """Makes the argmax a sample: argmax(z / T + Gumbel noise) is distributed as softmax(z / T).
+
+    Every row has a stream of its own, so a sample does not depend on the rest of the batch.
+    """
+
+    def __init__(self, seeds: list[str | None], temperature: float):
+        self._temperature = temperature
+        self._streams = [None if s is None else torch.Generator().manual_seed(_number(s)) for s in seeds]
+
+    def __call__(self, input_ids, scores):
+        scores = scores.float().clone()
+        for row, stream in zip(scores, self._streams, strict=True):
+            if stream is not None:
+                uniform = torch.rand(row.shape, generator=stream, dtype=torch.float64).clamp(min=1e-300)
+                row.div_(self._temperature).sub_(uniform.log().neg().log().to(row))
+        return scores
+
+
+@torch.no_grad()
+def greedy_choices(
+    model: PreTrainedModel, texts: list[tuple[list[int], list[int]]]
+) -> Iterator[tuple[list[int], list[float]]]:
+    """The model's own token at every position of given responses, and the gap to its second choice: one pass for all.
+
+    Args:
+        texts: the ids of a prompt and of a response each.
+
+    Yields:
+        For each text n tokens and n gaps, n ids being in the response.
+    """
+    vocabulary = model.config.get_text_config().vocab_size
+    while texts:
+        longest = max(len(prompt) + len(response) for prompt, response in texts)
+        n = max(1, PASS_VALUES // (longest * vocabulary))
+        group, texts = texts[:n], texts[n:]
+        sequences = [prompt + response for prompt, response in group]
+        longest = max(map(len, sequences))
+        # padded on the right: causal attention never looks there
+        ids = torch.tensor([s + [0] * (longest - len(s)) for s in sequences], device=model.device)
+        mask = torch.tensor([[1] * len(s) + [0] * (longest - len(s)) for s in sequences], device=model.device)
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        best = logits.float().topk(2, dim=-1)
+        tokens, gaps = best.indices[..., 0].cpu(), (best.values[..., 0] - best.values[..., 1]).cpu()
+        for i, (prompt, response) in enumerate(group):
+            # row j predicts token j + 1
+            first, last = len(prompt) - 1, len(prompt) + len(response) - 1
+            yield tokens[i, first:last].tolist(), gaps[i, first:last].tolist()
+
+
+def stop_tokens_of(model: PreTrainedModel) -> set[int]:
+    """The tokens that end an answer of the model."""
+    stop = model.generation_config.eos_token_id
+    return set() if stop is None else {stop} if isinstance(stop, int) else set(stop)
+
+
+def _number(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")

@@ -1,0 +1,134 @@
+"""How well scores tell mistakes from acceptable tokens: AUC, average precision, and both curves over thresholds.
+
+Knows nothing about heads or features. Polarity everywhere: label 1 is acceptable, a high score means acceptable.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+# dense where judges work: most tokens score near 1
+THRESHOLDS = (
+    0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.96, 0.97, 0.98, 0.985, 0.99, 0.995, 0.998, 0.999,
+)  # fmt: skip
+
+
+def roc_auc(scores: torch.Tensor, labels: torch.Tensor) -> float:
+    """The probability that an acceptable token scores higher than a mistaken one, ties counting half.
+
+    With R the sum of the acceptable tokens' ranks (mean ranks for ties): (R - n1 (n1 + 1) / 2) / (n1 n0), the
+    Mann-Whitney statistic.
+
+    Args:
+        scores: (n,) float.
+        labels: (n,) 1 acceptable, 0 mistaken.
+
+    Raises:
+        ValueError: one of the classes is empty.
+    """
+    n_acceptable, n_mistaken = _counts(labels)
+    ordered, order = scores.double().sort()
+    _, group, sizes = ordered.unique_consecutive(return_inverse=True, return_counts=True)
+    last = sizes.cumsum(0).double()
+    ranks = last - (sizes.double() - 1) / 2  # mean rank of each group of equal scores, from 1 on
+    rank_sum = ranks[group][labels[order] == 1].sum().item()
+    return (rank_sum - n_acceptable * (n_acceptable + 1) / 2) / (n_acceptable * n_mistaken)
+
+
+def average_precision(scores: torch.Tensor, labels: torch.Tensor) -> float:
+    """Average precision of finding the mistakes, lowest scores first: sum over thresholds of (R_i - R_{i-1}) P_i.
+
+    Mistakes are the rare class, so this is the figure that moves when a head gets better at them.
+
+    Raises:
+        ValueError: one of the classes is empty.
+    """
+    _, n_mistaken = _counts(labels)
+    ordered, order = scores.double().sort()
+    found = (labels[order] == 0).double().cumsum(0)
+    _, sizes = ordered.unique_consecutive(return_counts=True)
+    at = sizes.cumsum(0) - 1  # equal scores come in together
+    precision, recall = found[at] / (at + 1).double(), found[at] / n_mistaken
+    before = torch.cat([recall.new_zeros(1), recall[:-1]])
+    return ((recall - before) * precision).sum().item()
+
+
+def threshold_curve(
+    scores: torch.Tensor, labels: torch.Tensor, thresholds: tuple[float, ...] = THRESHOLDS
+) -> list[dict[str, float]]:
+    """At every threshold: the share of mistakes that are caught and of acceptable tokens that are accepted.
+
+    Args:
+        scores: (n,) probabilities; a token is accepted where its score is above the threshold.
+        labels: (n,).
+    """
+    mistaken, acceptable = scores[labels == 0], scores[labels == 1]
+    return [
+        {
+            "threshold": threshold,
+            "mistakes_caught": (mistaken <= threshold).double().mean().item(),
+            "good_accepted": (acceptable > threshold).double().mean().item(),
+        }
+        for threshold in thresholds
+    ]
+
+
+def judge_metrics(scores: torch.Tensor, labels: torch.Tensor, sources: list[str]) -> dict:
+    """All figures of scored tokens, overall and by source.
+
+    Args:
+        scores: (n,) probabilities of being acceptable.
+        labels: (n,) 1 acceptable, 0 mistaken.
+        sources: n names.
+
+    Returns:
+        JSON values: auc, average_precision (of mistakes), n_acceptable, n_mistaken, curve, by_source.
+    """
+    metrics = _figures(scores, labels) | {"curve": threshold_curve(scores, labels), "by_source": {}}
+    for name in sorted(set(sources)):
+        chosen = torch.tensor([source == name for source in sources])
+        metrics["by_source"][name or "(no source)"] = _figures(scores[chosen], labels[chosen])
+    return metrics
+
+
+def plot_curves(metrics: dict, path: str | os.PathLike) -> None:
+    """Draw both curves of `judge_metrics` as a PNG.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError("plots need matplotlib: pip install 'hf-judge[plot]'") from None
+    curve = metrics["curve"]
+    x = range(len(curve))  # thresholds crowd near 1: equal steps keep them apart
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(x, [point["mistakes_caught"] for point in curve], marker="o", label="mistakes caught")
+    axes.plot(x, [point["good_accepted"] for point in curve], marker="s", label="good tokens accepted")
+    axes.set_xticks(list(x), [f"{point['threshold']:g}" for point in curve], rotation=60)
+    axes.set(xlabel="threshold (lenient to strict)", ylabel="share of tokens", ylim=(-0.02, 1.02))
+    axes.set_title(
+        f"AUC {metrics['auc']:.3f}, {metrics['n_acceptable']} good and {metrics['n_mistaken']} mistaken tokens"
+    )
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, format="png", dpi=120)
+
+
+def _figures(scores: torch.Tensor, labels: torch.Tensor) -> dict:
+    figures = {"n_acceptable": int((labels == 1).sum()), "n_mistaken": int((labels == 0).sum())}
+    both = figures["n_acceptable"] > 0 and figures["n_mistaken"] > 0
+    figures["auc"] = roc_auc(scores, labels) if both else None
+    figures["average_precision"] = average_precision(scores, labels) if both else None
+    return figures
+
+
+def _counts(labels: torch.Tensor) -> tuple[int, int]:
+    n_acceptable, n_mistaken = int((labels == 1).sum()), int((labels == 0).sum())
+    if not n_acceptable or not n_mistaken:
+        raise ValueError(f"needs tokens of both classes, got {n_acceptable} acceptable and {n_mistaken} mistaken ones")
+    return n_acceptable, n_mistaken
