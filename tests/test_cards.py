@@ -20,6 +20,7 @@ PROVENANCE = {
     "data": "someone/judge-labels",
     "training": {"responses": 3000, "class weights": "balanced"},
     "metrics": {"auc": 0.97312, "by source": {"target": 0.98, "draft": 0.95}, "note": "held out"},
+    "validation": {"tokens": 500, "auc": 0.96},
     "calibration": {"risk": 0.05, "confidence": 0.95, "threshold": 0.62},
     "draft": "someone/small",
     "domain": "worked arithmetic word problems",
@@ -48,13 +49,19 @@ def test_the_card_of_a_head():
     assert data["datasets"] == ["someone/judge-labels"]
     assert {"judge", "speculative-decoding", "custom_generate", "base_model:adapter:someone/large"} <= set(data["tags"])
     results = {result.metric_name: result.metric_value for result in card.data.eval_results}
-    assert results == {"auc": 0.97312, "by source / target": 0.98, "by source / draft": 0.95}
+    assert results == {
+        "auc": 0.97312,
+        "by source / target": 0.98,
+        "by source / draft": 0.95,
+        "validation / auc": 0.96,
+    }
     assert data["model-index"][0]["name"] == "large-judge"
     for said in (
         f"`someone/large` at commit `{COMMIT}`",
         "| threshold | 0.62:",
         "| auc | 0.9731 |",
         "| note | held out |",
+        "| validation / tokens | 500 |",
         "| training / responses | 3000 |",
         "| versions / transformers | 5.23.0 |",
         "| risk | 0.05 |",

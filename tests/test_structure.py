@@ -18,7 +18,7 @@ ROWS = (
     ("publish", "labelling"),
     ("head",),
     ("verify", "binding"),
-    ("constraints", "states", "sources", "record"),
+    ("constraints", "states", "sources", "record", "attached"),
     ("features",),
     ("solvers", "calibration", "autojudge"),
     ("training",),
