@@ -463,7 +463,7 @@ def faults_while_pushing(world, repo):
 
 def run_python(code: str, *args: str, **env: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", code, *args], env=os.environ | env, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code, *args], env=os.environ | env, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
