@@ -163,7 +163,6 @@ def build_parser() -> argparse.ArgumentParser:
     add_demo(commands)
     add_training_commands(commands)
     add_generate(commands)
-    add_info(commands)
     add_push(commands)
     return parser
 
@@ -225,31 +224,6 @@ def run_generate(args: argparse.Namespace) -> None:
     output = target.generate(**inputs.to(target.device), **options, streamer=printer, return_dict_in_generate=True)
     if isinstance(output, hf_judge.JudgeDecoderOnlyOutput):
         print(f"\n{printer.legend()}\n\n{describe(output.judge_stats)}")
-
-
-def add_info(commands) -> None:
-    info = commands.add_parser("info", help="what a judge head is and where it comes from")
-    info.add_argument("head", metavar="ID", help="Hub id or directory")
-    info.add_argument("--revision", metavar="REV", help="branch, tag or commit")
-    info.add_argument("--subfolder", metavar="DIR", help="the folder of the repository that holds the head")
-    info.set_defaults(run=run_info)
-
-
-def run_info(args: argparse.Namespace) -> None:
-    head = hf_judge.JudgeHead.from_pretrained(args.head, revision=args.revision, subfolder=args.subfolder)
-    config = head.config
-    rows = {
-        "source": head.source or args.head,
-        "target": f"{config.base_model_name_or_path or 'not named'} at {config.revision or 'an unnamed commit'}",
-        "reads": f"{config.hidden_state} state, width {config.hidden_size}",
-        "threshold": config.threshold,
-        "label": config.label,
-        "weights": f"norm {head.weight.norm().item():.4g}, bias {head.bias.item():.4g}",
-    }
-    for name, value in rows.items():
-        print(f"{name:<10} {printable(str(value))}")
-    if config.provenance:
-        print(printable(json.dumps(config.provenance, indent=2, ensure_ascii=False)))
 
 
 def add_push(commands) -> None:

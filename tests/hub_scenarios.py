@@ -554,7 +554,8 @@ def the_command_line(world, repo):
     assert world.hub.repos[repo].private
     code, out, errors = run("info", repo)
     assert code == 0, errors
-    assert f"target     alice/base at {world.base_commit}" in out
+    assert f"judge head for alice/base at {world.base_commit}" in out
+    assert f"{repo}@" in out
     models = ("--model", "alice/base", "--assistant", "alice/draft", "--device-map", "cpu")
     code, out, errors = run("generate", *models, "--prompt", prompt, "--judge", repo, "--max-new-tokens", "24")
     assert code == 0, errors
