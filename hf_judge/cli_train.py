@@ -298,8 +298,9 @@ def _features_info(path: Path) -> None:
 def _head_info(path: Path | str, revision: str | None = None) -> None:
     head = JudgeHead.from_pretrained(path, revision=revision)
     config = head.config
+    target = f"{config.base_model_name_or_path} at {config.revision or 'an unnamed commit'}"
     print(
-        f"judge head for {config.base_model_name_or_path} at {config.revision or 'an unnamed commit'}: {config.hidden_size} '{config.hidden_state}' features, "
+        f"judge head for {_printable(target)}: {config.hidden_size} '{config.hidden_state}' features, "
         f"threshold {config.threshold:g}"
     )
     if head.source:
