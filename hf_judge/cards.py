@@ -7,6 +7,7 @@ What `head_card` finds in `JudgeConfig.provenance` (all of it optional; whoever 
 | key | |
 |---|---|
 | `metrics` | figures by name, numbers or groups of numbers: the card's table and its model-index |
+| `validation` | figures that training measured on rows it did not fit: counts, and floats that go to the model-index |
 | `calibration` | the certificate of the threshold, by name |
 | `data` | a name or Hub id of the training data, or what is to be said about it, by name |
 | `draft` | Hub id of the draft model that the usage example loads |
@@ -27,7 +28,7 @@ from hf_judge.config import JudgeConfig
 
 TAGS = ("judge", "judge-decoding", "speculative-decoding")
 EXAMPLE_PROMPT = "Question: Ana has 17 coins and finds 5 more. How many has she now?\nAnswer:"
-_NOT_TRAINING = ("metrics", "calibration", "draft", "example_prompt", "domain", "license")
+_NOT_TRAINING = ("metrics", "validation", "calibration", "draft", "example_prompt", "domain", "license")
 
 
 def head_card(config: JudgeConfig, repo_id: str) -> ModelCard:
@@ -46,13 +47,15 @@ def head_card(config: JudgeConfig, repo_id: str) -> ModelCard:
             "the card needs base_model_name_or_path: the Hub id of the target that the head was trained on"
         )
     provenance = config.provenance
-    metrics = list(_rows(provenance.get("metrics", {})))
+    figures = {key: provenance[key] for key in ("metrics", "validation") if key in provenance}
+    measured = [row for row in _rows(figures.get("metrics", {})) if _is_number(row[1])]
+    measured += [row for row in _rows(figures.get("validation", {}), "validation / ") if isinstance(row[1], float)]
     name = repo_id.rpartition("/")[2]
     data = provenance.get("data")
     return ModelCard.from_template(
         _model_data(
             name,
-            [(key, value) for key, value in metrics if _is_number(value)],
+            measured,
             dataset=data if isinstance(data, str) else "held-out labelled tokens",
             library_name="peft",
             base_model=base,
@@ -70,9 +73,9 @@ def head_card(config: JudgeConfig, repo_id: str) -> ModelCard:
         threshold=config.threshold,
         label=_cell(config.label),
         draft=provenance.get("draft"),
-        domain=provenance.get("domain"),
+        domain=_cell(provenance.get("domain", "")),
         training=_cells({key: value for key, value in provenance.items() if key not in _NOT_TRAINING}),
-        metrics=_cells(provenance.get("metrics", {})),
+        metrics=_cells(figures.get("metrics", {}) | {"validation": figures.get("validation", {})}),
         calibration=_cells(provenance.get("calibration") or {}),
         code=_code(
             repo_id=repo_id,
@@ -202,8 +205,10 @@ def _cell(value: object) -> str:
 
 
 def _code(**values: str | None) -> dict[str, str]:
-    """Literals for a Python block: JSON strings are valid Python, whatever they contain."""
-    return {name: "None" if value is None else json.dumps(value) for name, value in values.items()}
+    """Literals for a Python block: JSON strings are valid Python; a backtick could end the block."""
+    return {
+        name: "None" if value is None else json.dumps(value).replace("`", "\\u0060") for name, value in values.items()
+    }
 
 
 def _is_number(value: object) -> bool:

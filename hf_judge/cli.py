@@ -151,6 +151,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_demo(commands)
     add_training_commands(commands)
     add_measuring_commands(commands)
+    add_generate(commands)
+    add_push(commands)
     return parser
 
 
@@ -165,6 +167,78 @@ def add_demo(commands) -> None:
     demo.add_argument("--seed", type=int, default=0, metavar="S", help="which held-out problems (default: 0)")
     demo.add_argument("--json", metavar="PATH", help="write the figures to this file")
     demo.set_defaults(run=run_demo)
+
+
+def add_generate(commands) -> None:
+    generate = commands.add_parser("generate", help="answer a prompt, streaming, every token marked by its verdict")
+    generate.add_argument("--model", required=True, metavar="ID", help="the target: Hub id or directory")
+    generate.add_argument("--assistant", metavar="ID", help="the draft model (default: prompt lookup)")
+    generate.add_argument(
+        "--judge", metavar="ID", help="the judge head: Hub id or directory (default: the model's own)"
+    )
+    generate.add_argument("--prompt", required=True, metavar="TEXT", help="what to answer; - reads standard input")
+    generate.add_argument("--chat", action="store_true", help="put the prompt into the model's chat template")
+    generate.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="default: 256")
+    generate.add_argument("--num-assistant-tokens", type=int, metavar="M", help="drafted tokens per round")
+    generate.add_argument(
+        "--judge-threshold", type=float, metavar="T", help="0 lenient, 1 strict (default: the head's)"
+    )
+    generate.add_argument("--sample", action="store_true", help="sample (default: greedy)")
+    generate.add_argument("--device-map", default="auto", metavar="MAP", help="where the models go (default: auto)")
+    generate.set_defaults(run=run_generate)
+
+
+def run_generate(args: argparse.Namespace) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    target = hf_judge.AutoJudgeModelForCausalLM.from_pretrained(args.model, device_map=args.device_map)
+    options = {"max_new_tokens": args.max_new_tokens, "do_sample": args.sample}
+    if args.assistant:
+        options["assistant_model"] = AutoModelForCausalLM.from_pretrained(args.assistant, device_map=args.device_map)
+    else:
+        options["prompt_lookup_num_tokens"] = 10
+    for name in ("judge", "judge_threshold", "num_assistant_tokens"):
+        if getattr(args, name) is not None:
+            options[name] = getattr(args, name)
+    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    if args.chat:
+        messages = [{"role": "user", "content": prompt}]
+        inputs = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+    else:
+        inputs = tokenizer(prompt, return_tensors="pt")
+    printer = VerdictPrinter(tokenizer, colour=use_colour())
+    output = target.generate(**inputs.to(target.device), **options, streamer=printer, return_dict_in_generate=True)
+    if isinstance(output, hf_judge.JudgeDecoderOnlyOutput):
+        print(f"\n{printer.legend()}\n\n{describe(output.judge_stats)}")
+
+
+def add_push(commands) -> None:
+    push = commands.add_parser("push", help="publish a judge head with a card, and code for use without hf-judge")
+    push.add_argument("head", metavar="DIR", help="directory of the head")
+    push.add_argument("repo_id", metavar="USER/REPO", help="where to")
+    push.add_argument("--base", metavar="ID", help="Hub id of the target, where the head does not name it")
+    push.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    push.add_argument("--revision", metavar="BRANCH", help="branch to write to (default: main)")
+    push.add_argument("--commit-message", metavar="TEXT", help="default: Publish a judge head")
+    push.add_argument("--create-pr", action="store_true", help="open a pull request instead of writing to the branch")
+    push.set_defaults(run=run_push)
+
+
+def run_push(args: argparse.Namespace) -> None:
+    head = hf_judge.JudgeHead.from_pretrained(args.head)
+    if args.base:
+        head.config.base_model_name_or_path, head.config.revision = args.base, None
+    done = head.push_to_hub(
+        args.repo_id,
+        commit_message=args.commit_message,
+        private=args.private,
+        revision=args.revision,
+        create_pr=args.create_pr,
+    )
+    print(done.pr_url or done.commit_url)
 
 
 def main(argv: list[str] | None = None) -> int:

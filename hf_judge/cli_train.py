@@ -23,6 +23,7 @@ from hf_judge.data import load_rows, marked, summarise
 from hf_judge.draft_labels import label_drafts
 from hf_judge.features import INDEX_NAME, FeatureStore, extract_features
 from hf_judge.head import JudgeHead
+from hf_judge.hub import is_hub_id
 from hf_judge.labelling import AFTER_MISTAKE, ON_CUT_TOKEN, label_rows
 from hf_judge.metrics import THRESHOLDS
 from hf_judge.mining import mine_swaps
@@ -258,7 +259,8 @@ def _calibrate_by_task(head: JudgeHead, args: argparse.Namespace):
 
 def add_info(commands) -> None:
     info = commands.add_parser("info", help="what is in labelled data, features or a head")
-    info.add_argument("path", help="JSONL of labelled responses, a directory of features, or a head")
+    info.add_argument("path", help="JSONL of labelled responses, a directory of features, or a head (also on the Hub)")
+    info.add_argument("--revision", metavar="REV", help="of a head on the Hub: branch, tag or commit")
     info.add_argument("--tokenizer", metavar="ID", help="also count tokens of both classes")
     info.add_argument("--samples", type=int, default=3, metavar="N", help="mistakes to show (default: 3)")
     info.set_defaults(run=run_info)
@@ -272,6 +274,8 @@ def run_info(args: argparse.Namespace) -> None:
         _features_info(path)
     elif path.exists():
         _data_info(path, args)
+    elif is_hub_id(args.path):
+        _head_info(args.path, args.revision)
     else:
         raise ValueError(f"nothing at '{path}'")
 
@@ -301,17 +305,20 @@ def _features_info(path: Path) -> None:
     )
 
 
-def _head_info(path: Path) -> None:
-    config = JudgeHead.from_pretrained(path).config
+def _head_info(path: Path | str, revision: str | None = None) -> None:
+    head = JudgeHead.from_pretrained(path, revision=revision)
+    config = head.config
+    target = f"{config.base_model_name_or_path} at {config.revision or 'an unnamed commit'}"
     print(
-        f"judge head for {config.base_model_name_or_path}: {config.hidden_size} '{config.hidden_state}' features, "
+        f"judge head for {_printable(target)}: {config.hidden_size} '{config.hidden_state}' features, "
         f"threshold {config.threshold:g}"
     )
-    print(json.dumps(config.provenance, indent=2))
-    if (path / METRICS_NAME).is_file():
-        print(
-            f"held-out AUC {json.loads((path / METRICS_NAME).read_text())['auc']:.4f} ({METRICS_NAME} has the curves)"
-        )
+    if head.source:
+        print(head.source)
+    print(_printable(json.dumps(config.provenance, indent=2)))
+    metrics = Path(path) / METRICS_NAME
+    if metrics.is_file():
+        print(f"held-out AUC {json.loads(metrics.read_text())['auc']:.4f} ({METRICS_NAME} has the curves)")
 
 
 # --- shared ---------------------------------------------------------------------------------------------------------

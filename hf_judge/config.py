@@ -81,10 +81,14 @@ class JudgeConfig(PeftConfig):
     provenance: dict = field(default_factory=dict)
 
     def __post_init__(self):
+        if self.task_type not in (None, "CAUSAL_LM"):
+            raise ValueError(
+                f"task_type must be 'CAUSAL_LM', got {_short(self.task_type)}: a judge reads a causal language model"
+            )
         super().__post_init__()
         if self.peft_type is not None and str(getattr(self.peft_type, "value", self.peft_type)) != PEFT_TYPE:
             raise ValueError(
-                f"a judge head has peft_type '{PEFT_TYPE}', got {self.peft_type!r}: this is another adapter"
+                f"a judge head has peft_type '{PEFT_TYPE}', got {_short(self.peft_type)}: this is another adapter"
             )
         self.peft_type = PEFT_TYPES.get(PEFT_TYPE, PEFT_TYPE)  # equal to the string either way
         self.task_type = self.task_type or "CAUSAL_LM"
@@ -137,10 +141,6 @@ class JudgeConfig(PeftConfig):
         return config
 
     def _check_fields(self):
-        if self.task_type != "CAUSAL_LM":
-            raise ValueError(
-                f"task_type must be 'CAUSAL_LM', got {self.task_type!r}: a judge reads a causal language model"
-            )
         if self.auto_mapping is not None:
             raise ValueError("auto_mapping names code to import: a judge head holds none, drop the key")
         if self.hidden_size is not None:
@@ -152,7 +152,7 @@ class JudgeConfig(PeftConfig):
             if not 1 <= self.draft_hidden_size < (self.hidden_size or MAX_HIDDEN_SIZE):
                 raise ValueError(
                     f"draft_hidden_size must be between 1 and hidden_size ({self.hidden_size}), which counts the "
-                    f"target's features too, got {self.draft_hidden_size}"
+                    f"target's features too, got {_short(self.draft_hidden_size)}"
                 )
         if self.hidden_state not in HIDDEN_STATES:
             raise ValueError(f"hidden_state must be one of {HIDDEN_STATES}, got {_short(self.hidden_state)}")
@@ -163,7 +163,8 @@ class JudgeConfig(PeftConfig):
                 f"format_version {_short(self.format_version)} is not known (this hf_judge reads {FORMAT_VERSION}): "
                 "upgrade hf_judge to read this head"
             )
-        for name in ("label", "base_model_name_or_path", "revision"):
+        _check_type("inference_mode", self.inference_mode, bool)
+        for name in ("label", "base_model_name_or_path", "revision", "peft_version"):
             value = getattr(self, name)
             if value is not None:
                 _check_type(name, value, str)

@@ -5,7 +5,6 @@ The classes add no weights and no state to a model; everything a judged call nee
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import inspect
@@ -20,14 +19,14 @@ from transformers.generation import GenerationMode
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.pipelines.base import SUPPORTED_PEFT_TASKS
 
-from hf_judge.adapter import read_adapter
+from hf_judge.attached import checked_adapter, save_judge, saved_head
 from hf_judge.binding import check_fit
-from hf_judge.config import HUB_OPTIONS, require_peft
+from hf_judge.config import HUB_OPTIONS
 from hf_judge.cropping import CroppingBackend
 from hf_judge.decoding import judged_decoding
-from hf_judge.files import CONFIG_NAME, LAYER_NAME, WEIGHTS_NAME, is_judge_adapter
+from hf_judge.files import LAYER_NAME
 from hf_judge.head import JudgeHead, shared_head
-from hf_judge.hub import cached_commit, holds, locate
+from hf_judge.hub import cached_commit
 from hf_judge.ragged.backend import RaggedBackend, why_not_ragged
 from hf_judge.sources import CandidateSource, DraftingOptions
 from hf_judge.states import StateReader
@@ -36,7 +35,6 @@ from hf_judge.views import shared_view
 
 logger = logging.getLogger(__name__)
 
-JUDGE_FOLDER = "judge"  # beside a saved model: the head of its default judge
 _DRAFTING_OPTIONS = ("num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold")
 ENGINES = ("auto", "ragged", "upstream")
 _STATIC_CACHES = ("static", "offloaded_static", "hybrid", "sliding_window", "hybrid_chunked")
@@ -162,7 +160,7 @@ class JudgeGenerationMixin:
         """
         saved = shared_view(self, _upstream_class(type(self))).save_pretrained(save_directory, *args, **kwargs)
         if self.default_judge is not None:
-            _save_judge(self.resolve_judge(self.default_judge), os.path.join(save_directory, JUDGE_FOLDER))
+            save_judge(self.resolve_judge(self.default_judge), save_directory)
         return saved
 
     def load_adapter(self, peft_model_id=None, *args, load_config=None, adapter_kwargs=None, **kwargs):
@@ -176,7 +174,7 @@ class JudgeGenerationMixin:
             return super().load_adapter(None, *args, load_config=load_config, adapter_kwargs=adapter_kwargs, **kwargs)
         options = dict(load_config.download_kwargs) if load_config is not None else {}
         options |= kwargs | (adapter_kwargs or {})
-        directory = _checked_adapter(peft_model_id, options)
+        directory = checked_adapter(peft_model_id, options)
         if directory is not None:
             # the directory that was read is all that upstream may look at
             peft_model_id, adapter_kwargs = directory, None
@@ -339,47 +337,9 @@ def _set_default_judge(model: PreTrainedModel, judge, kwargs: dict) -> None:
         model.config._commit_hash = commit
     if judge is None:
         options = {key: kwargs[key] for key in ("cache_dir", "token", "local_files_only") if key in kwargs}
-        judge = _saved_head(name, commit, options)
+        judge = saved_head(name, commit, options)
     if judge is not None and judge is not False:
         model.default_judge = model.resolve_judge(judge)
-
-
-def _saved_head(name: str, commit: str | None, options: dict) -> JudgeHead | None:
-    """The head in the folder `judge/` beside a model, from the very commit that the model came from."""
-    if os.path.isdir(name):
-        found = os.path.isfile(os.path.join(name, JUDGE_FOLDER, CONFIG_NAME))
-    else:
-        found = commit is not None and holds(name, f"{JUDGE_FOLDER}/{CONFIG_NAME}", revision=commit, **options)
-    return JudgeHead.from_pretrained(name, revision=commit, subfolder=JUDGE_FOLDER, **options) if found else None
-
-
-def _save_judge(verifier: CandidateVerifier, directory: str) -> None:
-    if not isinstance(verifier, JudgeCandidateVerifier):
-        logger.warning("the default judge %r is not a judge head and was not saved", verifier)
-        return
-    if verifier.rescue_stop_tokens or verifier.max_rescue_fraction is not None:
-        logger.warning("of the default judge, the head and its threshold were saved, not its other settings")
-    head = copy.copy(verifier.head)
-    head.config = dataclasses.replace(head.config, threshold=verifier.threshold)
-    head.save_pretrained(directory)
-
-
-def _checked_adapter(name: str | os.PathLike, options: dict) -> str | None:
-    """The directory with the strictly read files of a JUDGE adapter; None: an adapter of another kind.
-
-    Args:
-        name: directory or repository.
-        options: everything the caller said about where to find it.
-    """
-    options = {key: options[key] for key in (*HUB_OPTIONS, "subfolder") if options.get(key) is not None}
-    located = locate(name, (CONFIG_NAME,), **options)
-    if not is_judge_adapter(located.directory):
-        return None
-    require_peft()
-    if located.commit is not None:
-        located = locate(name, (CONFIG_NAME, WEIGHTS_NAME), **options | {"revision": located.commit})
-    read_adapter(located.directory)
-    return str(located.directory)
 
 
 class JudgeLlamaForCausalLM(JudgeGenerationMixin, LlamaForCausalLM):

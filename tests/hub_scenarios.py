@@ -463,7 +463,7 @@ def faults_while_pushing(world, repo):
 
 def run_python(code: str, *args: str, **env: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", code, *args], env=os.environ | env, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code, *args], env=os.environ | env, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -529,6 +529,41 @@ print("OWN", *sorted(n.rpartition(".")[2] for n in sys.modules if ".custom_gener
     )
     assert out[0].tolist() == expected
     assert not [name for name in sys.modules if name.endswith("custom_generate.verify")]
+
+
+@scenario
+def the_command_line(world, repo):
+    from hf_judge.cli import main
+
+    folder = tempfile.mkdtemp(dir=world.folder)
+    fx.random_head(provenance={"data": "rows"}).save_pretrained(folder)
+    prompt = AutoTokenizer.from_pretrained("alice/base").decode(fx.prompt()[0])
+
+    def run(*args: str) -> tuple[int, str, str]:
+        out, errors = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+            code = main(list(args))
+        return code, out.getvalue(), errors.getvalue()
+
+    code, _, errors = run("push", folder, repo)
+    assert code == 2
+    assert "must be the Hub id of the target" in errors
+    code, out, errors = run("push", folder, repo, "--base", "alice/base", "--private", "--commit-message", "a head")
+    assert code == 0, errors
+    assert f"/{repo}/commit/" in out
+    assert world.hub.repos[repo].private
+    code, out, errors = run("info", repo)
+    assert code == 0, errors
+    assert f"judge head for alice/base at {world.base_commit}" in out
+    assert f"{repo}@" in out
+    models = ("--model", "alice/base", "--assistant", "alice/draft", "--device-map", "cpu")
+    code, out, errors = run("generate", *models, "--prompt", prompt, "--judge", repo, "--max-new-tokens", "24")
+    assert code == 0, errors
+    assert "[" in out, "rescued tokens are marked"
+    assert "24 tokens in" in out
+    code, _, errors = run("info", "alice/nothing")
+    assert code == 2
+    assert "hf-judge: error: 'alice/nothing' was not found" in errors
 
 
 @scenario

@@ -20,7 +20,7 @@ ROWS = (
     ("verify", "binding"),
     ("rules",),
     ("settings",),
-    ("constraints", "states", "sources", "record"),
+    ("constraints", "states", "sources", "record", "attached"),
     ("features",),
     ("solvers", "calibration", "autojudge"),
     ("training",),
