@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= out
 
-.PHONY: demo test lint bench train-demo smoke clean
+.PHONY: demo test test-floor lint bench train-demo smoke clean
 
 demo: $(VENV)/.installed
 	$(BIN)/hf-judge demo
@@ -15,6 +15,10 @@ test: $(VENV)/.installed-test
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The oldest supported versions of the core packages.
+test-floor: $(VENV)-floor/.installed
+	$(VENV)-floor/bin/python -m pytest -n 2
 
 # Speed on the embedded pair: a benchmark, not a test (a quarter of an hour on 2 cores).
 bench: $(VENV)/.installed
@@ -38,5 +42,11 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,lint]'
 	touch $@
 
+$(VENV)-floor/.installed: setup.cfg pyproject.toml constraints.txt constraints-floor.txt
+	$(PYTHON) -m venv $(VENV)-floor
+	$(VENV)-floor/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)-floor/bin/python -m pip install --quiet -c constraints.txt -c constraints-floor.txt -e '.[test]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-floor build dist *.egg-info

@@ -19,12 +19,12 @@ from pathlib import Path
 
 import torch
 import transformers
-from hf_judge.tiny import load_pair
-from hf_judge.tiny.world import problems
 from tqdm import tqdm
 
 from hf_judge import JudgeCandidateVerifier, JudgeHead, JudgeStats
 from hf_judge.demo import MAX_NEW_TOKENS, prompt_ids
+from hf_judge.tiny import load_pair
+from hf_judge.tiny.world import problems
 
 LENGTHS = (5, 10, 16, 32)
 SCHEDULES = ("heuristic", "heuristic_transient", "constant")

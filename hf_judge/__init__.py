@@ -1,5 +1,6 @@
 """Judge Decoding (arXiv 2501.19309) as a drop-in extension of Hugging Face ``generate()``."""
 
+import hf_judge.peft_method as _peft_method
 from hf_judge.config import JudgeConfig
 from hf_judge.decoding import JudgeDecoderOnlyOutput, VerdictStreamer
 from hf_judge.head import JudgeHead
@@ -24,3 +25,5 @@ __all__ = [
     "VerdictStreamer",
     "judged",
 ]
+
+_peft_method.register()

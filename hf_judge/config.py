@@ -1,17 +1,27 @@
 """The configuration of a judge head: every field of ``adapter_config.json``.
 
-Knows nothing about tensors, files or models. Section numbers refer to Judge Decoding, arXiv 2501.19309.
+Knows nothing about models. Section numbers refer to Judge Decoding, arXiv 2501.19309.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
-import math
-from dataclasses import dataclass, field
+import logging
+import os
+from dataclasses import dataclass, field, fields
+
+from packaging.version import Version
+
+from hf_judge.files import CONFIG_NAME, PEFT_TYPE, WEIGHTS_NAME, read_values, read_weights
+from hf_judge.hub import locate
 
 try:
-    from peft import PeftConfig
+    from peft import PeftConfig, PeftType
+
+    PEFT_TYPES = PeftType.__members__  # a live view: has JUDGE once hf_judge.peft_method has registered it
 except ImportError:  # a head can be read and used without peft; only the PEFT calls need it
+    PEFT_TYPES = {}
 
     @dataclass
     class PeftConfig:
@@ -29,8 +39,11 @@ except ImportError:  # a head can be read and used without peft; only the PEFT c
             pass
 
 
-PEFT_TYPE = "JUDGE"
+logger = logging.getLogger(__name__)
+
+PEFT_FLOOR, PEFT_CEILING = "0.20", "0.22"  # supported: PEFT_FLOOR <= peft < PEFT_CEILING
 FORMAT_VERSION = 1
+HUB_OPTIONS = ("revision", "cache_dir", "force_download", "local_files_only", "token")
 HIDDEN_STATES = ("post_norm", "pre_norm")
 MAX_HIDDEN_SIZE = 1 << 20
 MAX_TEXT = 4096
@@ -73,19 +86,67 @@ class JudgeConfig(PeftConfig):
             raise ValueError(
                 f"a judge head has peft_type '{PEFT_TYPE}', got {self.peft_type!r}: this is another adapter"
             )
-        self.peft_type = PEFT_TYPE
+        self.peft_type = PEFT_TYPES.get(PEFT_TYPE, PEFT_TYPE)  # equal to the string either way
         self.task_type = self.task_type or "CAUSAL_LM"
         self._check_fields()
+
+    @property
+    def target_modules(self) -> None:
+        """None: PEFT asks every config; a judge reads the target and changes none of its modules."""
+
+    @classmethod
+    def from_values(cls, values: dict, source: str) -> JudgeConfig:
+        """The config in the JSON object of an `adapter_config.json`; keys of later versions are ignored with a warning.
+
+        Raises:
+            ValueError: `hidden_size` is missing, or a value is out of range.
+            TypeError: a field has the wrong type.
+        """
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            logger.warning("%s: unknown keys ignored: %s", source, ", ".join(key[:80] for key in unknown[:20]))
+        config = cls(**{key: value for key, value in values.items() if key in known})
+        if config.hidden_size is None:
+            raise ValueError(f"{source} lacks 'hidden_size', the width of the target's hidden state")
+        return config
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike, subfolder: str | None = None, **kwargs
+    ) -> JudgeConfig:
+        """Read the config of a head from a directory or the Hub, and check both of its files.
+
+        `PeftModel.from_pretrained` comes through here before it loads anything, so whatever this refuses never reaches
+        a model.
+
+        Args:
+            subfolder: the folder of the repository or directory that holds the files.
+            **kwargs: passed to `hf_judge.hub.locate`; what it does not know is ignored, as PEFT does.
+
+        Raises:
+            OSError: the files cannot be had.
+            ValueError: they hold anything but one judge head.
+            TypeError: a field of the config has the wrong type.
+        """
+        options = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
+        names = (CONFIG_NAME, WEIGHTS_NAME)
+        directory = locate(pretrained_model_name_or_path, names, subfolder=subfolder, **options).directory
+        config = cls.from_values(read_values(directory), str(directory / CONFIG_NAME))
+        read_weights(directory, config.hidden_size)
+        return config
 
     def _check_fields(self):
         if self.task_type != "CAUSAL_LM":
             raise ValueError(
                 f"task_type must be 'CAUSAL_LM', got {self.task_type!r}: a judge reads a causal language model"
             )
+        if self.auto_mapping is not None:
+            raise ValueError("auto_mapping names code to import: a judge head holds none, drop the key")
         if self.hidden_size is not None:
             _check_type("hidden_size", self.hidden_size, int)
             if not 1 <= self.hidden_size <= MAX_HIDDEN_SIZE:
-                raise ValueError(f"hidden_size must be between 1 and {MAX_HIDDEN_SIZE}, got {self.hidden_size}")
+                raise ValueError(f"hidden_size must be between 1 and {MAX_HIDDEN_SIZE}, got {_short(self.hidden_size)}")
         if self.draft_hidden_size is not None:
             _check_type("draft_hidden_size", self.draft_hidden_size, int)
             if not 1 <= self.draft_hidden_size < (self.hidden_size or MAX_HIDDEN_SIZE):
@@ -99,7 +160,7 @@ class JudgeConfig(PeftConfig):
         _check_type("format_version", self.format_version, int)
         if self.format_version != FORMAT_VERSION:
             raise ValueError(
-                f"format_version {self.format_version} is not known (this hf_judge reads {FORMAT_VERSION}): "
+                f"format_version {_short(self.format_version)} is not known (this hf_judge reads {FORMAT_VERSION}): "
                 "upgrade hf_judge to read this head"
             )
         for name in ("label", "base_model_name_or_path", "revision"):
@@ -117,6 +178,29 @@ class JudgeConfig(PeftConfig):
             raise ValueError(f"provenance takes {size} characters as JSON, at most {MAX_PROVENANCE} are allowed")
 
 
+def peft_problem() -> str | None:
+    """Why PEFT cannot serve judge heads here, with the remedy; None where it can."""
+    remedy = f"pip install 'peft>={PEFT_FLOOR},<{PEFT_CEILING}'. JudgeHead and generate(judge=) work without it"
+    try:
+        installed = importlib.metadata.version("peft")
+    except importlib.metadata.PackageNotFoundError:
+        return f"peft is not installed: {remedy}"
+    if not Version(PEFT_FLOOR) <= Version(Version(installed).base_version) < Version(PEFT_CEILING):
+        return f"peft {installed} is not supported by this hf_judge: {remedy}"
+    return None
+
+
+def require_peft() -> None:
+    """Refuse to go on where PEFT cannot serve judge heads.
+
+    Raises:
+        ImportError: peft is missing or outside the supported range.
+    """
+    problem = peft_problem()
+    if problem is not None:
+        raise ImportError(problem)
+
+
 def check_threshold(threshold: float) -> float:
     """The threshold as a float, or an error that says what is allowed.
 
@@ -126,8 +210,8 @@ def check_threshold(threshold: float) -> float:
     """
     if isinstance(threshold, bool) or not isinstance(threshold, (int, float)):
         raise TypeError(f"threshold must be a number between 0 and 1, got {_short(threshold)}")
-    if not math.isfinite(threshold) or not 0.0 <= threshold <= 1.0:
-        raise ValueError(f"threshold must be between 0 and 1 (the judge accepts above it), got {threshold}")
+    if not 0.0 <= threshold <= 1.0:  # NaN is not, and an integer of any size can be compared
+        raise ValueError(f"threshold must be between 0 and 1 (the judge accepts above it), got {_short(threshold)}")
     return float(threshold)
 
 

@@ -1,7 +1,7 @@
 """The backend that works everywhere: one prompt, upstream's dynamic cache and crop, any architecture and candidate
 source.
 
-Upstream facts are those of transformers 5.17 to 5.23.
+Upstream facts are those of transformers 5.19 to 5.23.
 """
 
 from __future__ import annotations

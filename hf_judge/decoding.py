@@ -1,7 +1,7 @@
 """The decoding loop: propose, forward, process, verify, commit, stop.
 
 It stands in the place of upstream's assisted loop: inputs, processors, criteria and caches were prepared by
-``GenerationMixin.generate`` (transformers 5.17 to 5.23). Where drafts come from and how the target runs is a backend's
+``GenerationMixin.generate`` (transformers 5.19 to 5.23). Where drafts come from and how the target runs is a backend's
 affair (`cropping.py`, `ragged/`); how a rule decides is `verify.py`'s.
 """
 
@@ -300,7 +300,7 @@ class _Stop:
             tokens: the block.
             logits, scores: (1, k+1, V), the target's rows, raw and processed.
         """
-        room = self.max_length - answer.ids.shape[1]
+        room = max(self.max_length - answer.ids.shape[1], 1)  # plain decoding too looks after its first token
         tokens = tokens[:room]
         n_new = next((i + 1 for i, token in enumerate(tokens) if token in self._ends), len(tokens))
         finished = n_new == room or tokens[n_new - 1] in self._ends

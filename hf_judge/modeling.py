@@ -5,7 +5,10 @@ The classes add no weights and no state to a model; everything a judged call nee
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import functools
+import inspect
 import logging
 import os
 from dataclasses import dataclass
@@ -15,10 +18,16 @@ import transformers
 from transformers import AutoModelForCausalLM, GenerationMixin, LlamaForCausalLM, PreTrainedModel
 from transformers.generation import GenerationMode
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.pipelines.base import SUPPORTED_PEFT_TASKS
 
+from hf_judge.adapter import read_adapter
+from hf_judge.binding import check_fit
+from hf_judge.config import HUB_OPTIONS, require_peft
 from hf_judge.cropping import CroppingBackend
 from hf_judge.decoding import judged_decoding
-from hf_judge.head import JudgeHead
+from hf_judge.files import CONFIG_NAME, LAYER_NAME, WEIGHTS_NAME, is_judge_adapter
+from hf_judge.head import JudgeHead, shared_head
+from hf_judge.hub import cached_commit, holds, locate
 from hf_judge.ragged.backend import RaggedBackend, why_not_ragged
 from hf_judge.sources import CandidateSource, DraftingOptions
 from hf_judge.states import StateReader
@@ -27,6 +36,7 @@ from hf_judge.views import shared_view
 
 logger = logging.getLogger(__name__)
 
+JUDGE_FOLDER = "judge"  # beside a saved model: the head of its default judge
 _DRAFTING_OPTIONS = ("num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold")
 ENGINES = ("auto", "ragged", "upstream")
 _STATIC_CACHES = ("static", "offloaded_static", "hybrid", "sliding_window", "hybrid_chunked")
@@ -50,6 +60,12 @@ class JudgeGenerationMixin:
 
     default_judge: CandidateVerifier | None = None
 
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        # pipeline() compares class names with a list and logs an error of 4 kB about any other; this is the list's one
+        # part that is not generated from upstream's own classes (transformers 5.17 to 5.23)
+        SUPPORTED_PEFT_TASKS["text-generation"].append(cls.__name__)
+
     @torch.no_grad()
     def generate(self, *args, judge=None, judge_threshold: float | None = None, judge_engine: str = "auto", **kwargs):
         """Generate as `GenerationMixin.generate` does, accepting drafted tokens that the judge finds acceptable.
@@ -59,8 +75,10 @@ class JudgeGenerationMixin:
                 `prompt_lookup_num_tokens=`, `assistant_early_exit=`, ... `num_assistant_tokens`,
                 `num_assistant_tokens_schedule` and `assistant_confidence_threshold` given here count for this call.
             judge (`str`, `os.PathLike`, [`JudgeHead`], [`CandidateVerifier`] or `False`, *optional*): the judge's
-                directory, the head, or any acceptance rule. None: the model's own default judge if it has one, else
-                upstream's path. False: upstream's path.
+            judge (`str`, `os.PathLike`, [`JudgeHead`], [`CandidateVerifier`] or `False`, *optional*): the judge's
+                repository on the Hub or its directory, the head, or any acceptance rule. None: the model's own judge if
+                it has one (`default_judge`, else the active JUDGE adapter), else upstream's path. False: upstream's
+                path.
             judge_engine (`str`): `"ragged"`: the engine for batches, with its own drafting; `"upstream"`: upstream's
                 caches and candidate sources, one prompt; `"auto"`: the first where it can serve the call.
             judge_threshold (`float`, *optional*): between 0 (lenient) and 1 (strict); default: the head's own.
@@ -90,14 +108,14 @@ class JudgeGenerationMixin:
             TypeError: `judge` is of a type that `generate` does not take.
             ValueError: the judge does not fit this model, or a threshold is given without a head.
         """
-        if judge is None and self.default_judge is not None:
-            judge = self.default_judge
+        if judge is None:
+            judge = self.default_judge if self.default_judge is not None else self.active_judge_head()
         if judge is None or judge is False:
             if threshold is not None:
                 raise ValueError("judge_threshold was given without a judge: pass judge= as well")
             return None
         if isinstance(judge, (str, os.PathLike)):
-            judge = JudgeHead.from_pretrained(judge)
+            judge = shared_head(judge)
         if isinstance(judge, JudgeHead):
             judge = JudgeCandidateVerifier(judge, threshold)
         elif isinstance(judge, JudgeCandidateVerifier) and threshold is not None:
@@ -111,20 +129,70 @@ class JudgeGenerationMixin:
         elif threshold is not None:
             raise ValueError(f"judge_threshold is for judge heads; {judge!r} has settings of its own")
         if isinstance(judge, JudgeCandidateVerifier):
-            _check_fit(judge.head, self)
+            check_fit(judge.head, self)
         return judge
+
+    def active_judge_head(self) -> JudgeHead | None:
+        """The head of the active JUDGE adapter, or None: no such adapter, or adapters are disabled.
+
+        Raises:
+            ValueError: several heads are active.
+        """
+        layer = self._modules.get(LAYER_NAME)  # hung there by hf_judge.peft_method
+        return None if layer is None else layer.active_head()
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, judge=None, **kwargs):
-        """Load the model as upstream does; `judge` becomes its default judge (see `generate`)."""
-        model = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-        if judge is not None:
-            model.default_judge = model.resolve_judge(judge)
-        return model
+        """Load the model as upstream does.
+
+        Args:
+            judge: becomes the default judge (see `generate`); None: the one that `save_pretrained` put beside the
+                model, if any. False: none.
+        """
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # output_loading_info=True
+        _set_default_judge(model, judge, kwargs)
+        return loaded
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """Save the model under upstream's own architecture name, so that it reloads anywhere."""
-        return shared_view(self, _upstream_class(type(self))).save_pretrained(save_directory, *args, **kwargs)
+        """Save the model under upstream's own architecture name, so that it reloads anywhere.
+
+        The head of a default judge goes to the folder `judge/` beside it, where the Judge classes find it again. A
+        model with adapters saves those alone, as upstream does.
+        """
+        saved = shared_view(self, _upstream_class(type(self))).save_pretrained(save_directory, *args, **kwargs)
+        if self.default_judge is not None:
+            _save_judge(self.resolve_judge(self.default_judge), os.path.join(save_directory, JUDGE_FOLDER))
+        return saved
+
+    def load_adapter(self, peft_model_id=None, *args, load_config=None, adapter_kwargs=None, **kwargs):
+        """Load an adapter as upstream does; a JUDGE adapter passes the strict reader first, at one commit.
+
+        Raises:
+            ValueError, TypeError: it holds anything but one judge head.
+            OSError: it cannot be had.
+        """
+        if peft_model_id is None:
+            return super().load_adapter(None, *args, load_config=load_config, adapter_kwargs=adapter_kwargs, **kwargs)
+        options = dict(load_config.download_kwargs) if load_config is not None else {}
+        options |= kwargs | (adapter_kwargs or {})
+        directory = _checked_adapter(peft_model_id, options)
+        if directory is not None:
+            # the directory that was read is all that upstream may look at
+            peft_model_id, adapter_kwargs = directory, None
+            kwargs = {key: value for key, value in kwargs.items() if key not in (*HUB_OPTIONS, "subfolder")}
+            if load_config is not None:
+                load_config = dataclasses.replace(load_config, download_kwargs={})
+        return super().load_adapter(
+            peft_model_id, *args, load_config=load_config, adapter_kwargs=adapter_kwargs, **kwargs
+        )
+
+    def delete_adapter(self, adapter_names):
+        """Delete adapters as upstream does; with the last head, a class that a JUDGE adapter gave is given back."""
+        super().delete_adapter(adapter_names)
+        layer = self._modules.get(LAYER_NAME)
+        if layer is not None:
+            layer.leave_if_empty(self)
 
     def _extract_generation_mode_kwargs(self, custom_generate, kwargs, *args, **more):
         call = kwargs.pop("_judge_call", None)
@@ -235,7 +303,7 @@ class JudgeGenerationMixin:
         if call.engine == "auto":
             logger.info("judge_engine: upstream's caches, because %s", reason)
         _check_cache_and_batch(input_ids, generation_config, model_kwargs, reason)
-        # upstream 5.17 on: sliding-window and linear layers keep what a rollback needs
+        # upstream 5.19 on: sliding-window and linear layers keep what a rollback needs
         model_kwargs["past_key_values"].activate_past_recording()
         source = CandidateSource(
             self,
@@ -258,6 +326,62 @@ def _rebuild(found_by: type) -> PreTrainedModel:
     return object.__new__(judge_class(found_by))
 
 
+def _set_default_judge(model: PreTrainedModel, judge, kwargs: dict) -> None:
+    """Give a freshly loaded model its default judge: the caller's, else the one saved beside the model.
+
+    Args:
+        kwargs: what the model was loaded with.
+    """
+    name, commit = model.config.name_or_path, getattr(model.config, "_commit_hash", None)
+    if commit is None and not os.path.isdir(name):
+        # upstream (5.23) no longer notes it; check_fit compares it with that of the head
+        commit = cached_commit(name, kwargs.get("revision"), kwargs.get("cache_dir"))
+        model.config._commit_hash = commit
+    if judge is None:
+        options = {key: kwargs[key] for key in ("cache_dir", "token", "local_files_only") if key in kwargs}
+        judge = _saved_head(name, commit, options)
+    if judge is not None and judge is not False:
+        model.default_judge = model.resolve_judge(judge)
+
+
+def _saved_head(name: str, commit: str | None, options: dict) -> JudgeHead | None:
+    """The head in the folder `judge/` beside a model, from the very commit that the model came from."""
+    if os.path.isdir(name):
+        found = os.path.isfile(os.path.join(name, JUDGE_FOLDER, CONFIG_NAME))
+    else:
+        found = commit is not None and holds(name, f"{JUDGE_FOLDER}/{CONFIG_NAME}", revision=commit, **options)
+    return JudgeHead.from_pretrained(name, revision=commit, subfolder=JUDGE_FOLDER, **options) if found else None
+
+
+def _save_judge(verifier: CandidateVerifier, directory: str) -> None:
+    if not isinstance(verifier, JudgeCandidateVerifier):
+        logger.warning("the default judge %r is not a judge head and was not saved", verifier)
+        return
+    if verifier.rescue_stop_tokens or verifier.max_rescue_fraction is not None:
+        logger.warning("of the default judge, the head and its threshold were saved, not its other settings")
+    head = copy.copy(verifier.head)
+    head.config = dataclasses.replace(head.config, threshold=verifier.threshold)
+    head.save_pretrained(directory)
+
+
+def _checked_adapter(name: str | os.PathLike, options: dict) -> str | None:
+    """The directory with the strictly read files of a JUDGE adapter; None: an adapter of another kind.
+
+    Args:
+        name: directory or repository.
+        options: everything the caller said about where to find it.
+    """
+    options = {key: options[key] for key in (*HUB_OPTIONS, "subfolder") if options.get(key) is not None}
+    located = locate(name, (CONFIG_NAME,), **options)
+    if not is_judge_adapter(located.directory):
+        return None
+    require_peft()
+    if located.commit is not None:
+        located = locate(name, (CONFIG_NAME, WEIGHTS_NAME), **options | {"revision": located.commit})
+    read_adapter(located.directory)
+    return str(located.directory)
+
+
 class JudgeLlamaForCausalLM(JudgeGenerationMixin, LlamaForCausalLM):
     """`LlamaForCausalLM` with ``generate(..., judge=...)``."""
 
@@ -273,24 +397,29 @@ class AutoJudgeModelForCausalLM:
         """Load `pretrained_model_name_or_path` through `AutoModelForCausalLM` and make it `Judge<Arch>ForCausalLM`.
 
         Args:
-            judge: becomes the model's default judge; everything that `generate(judge=)` takes.
+            judge: becomes the model's default judge; everything that `generate(judge=)` takes. None: the one that was
+                saved with the model, if any. False: none.
             **kwargs: as `AutoModelForCausalLM.from_pretrained`.
 
         Raises:
             ValueError: the architecture cannot be judged, or the judge does not fit it.
         """
-        model = AutoModelForCausalLM.from_pretrained(pretrained_model_name_or_path, **kwargs)
-        if isinstance(model, tuple):  # output_loading_info=True
-            return cls._judged_in_place(model[0], judge), *model[1:]
-        return cls._judged_in_place(model, judge)
+        loaded = AutoModelForCausalLM.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # output_loading_info=True
+        become_judge(model)
+        _set_default_judge(model, judge, kwargs)
+        return loaded
 
-    @staticmethod
-    def _judged_in_place(model: PreTrainedModel, judge) -> PreTrainedModel:
-        _check_supported(model)
-        model.__class__ = judge_class(type(model))
-        if judge is not None:
-            model.default_judge = model.resolve_judge(judge)
-        return model
+
+def become_judge(model: PreTrainedModel) -> None:
+    """Turn the class of this very object into its Judge class.
+
+    Raises:
+        TypeError: not a transformers model that generates.
+        ValueError: an architecture that cannot be judged.
+    """
+    _check_model(model)
+    model.__class__ = judge_class(type(model))
 
 
 def judged(model: torch.nn.Module) -> PreTrainedModel:
@@ -315,9 +444,7 @@ def judged(model: torch.nn.Module) -> PreTrainedModel:
         model = _peft_base(model)
         if isinstance(model, JudgeGenerationMixin):
             return model
-    if not isinstance(model, PreTrainedModel) or not isinstance(model, GenerationMixin):
-        raise TypeError(f"judged() expects a transformers model that generates, got {type(model).__name__}")
-    _check_supported(model)
+    _check_model(model)
     return shared_view(model, judge_class(type(model)))
 
 
@@ -349,8 +476,10 @@ def _upstream_class(cls: type) -> type:
 
 
 def _peft_base(model) -> PreTrainedModel:
-    from peft import PeftModel
-
+    try:  # not bare: transformers (5.23) takes a bare import here for one that custom_generate/ cannot do without
+        from peft import PeftModel
+    except ImportError as error:
+        raise TypeError(f"judged() got a {type(model).__name__} of a peft that cannot be imported: {error}") from error
     if not isinstance(model, PeftModel):
         raise TypeError(f"judged() expects a transformers model or a PeftModel, got {type(model).__name__}")
     if model.active_peft_config.is_prompt_learning:
@@ -362,30 +491,18 @@ def _peft_base(model) -> PreTrainedModel:
     return model.get_base_model()
 
 
-def _check_supported(model: PreTrainedModel) -> None:
+def _check_model(model: PreTrainedModel) -> None:
     name = type(model).__name__
+    if not isinstance(model, PreTrainedModel) or not isinstance(model, GenerationMixin):
+        raise TypeError(f"a judge needs a transformers model that generates, got {name}")
     if model.config.is_encoder_decoder:
         raise ValueError(
             f"{name} is an encoder-decoder model: judge decoding reads decoder-only causal language models"
         )
     if model._is_stateful:
         raise ValueError(f"{name} is stateful: its state cannot be rolled back when a drafted token is rejected")
-
-
-def _check_fit(head: JudgeHead, model: PreTrainedModel) -> None:
-    if head.config.draft_hidden_size is not None:
-        raise ValueError(
-            "this head reads the draft's state beside the target's, which generate() does not pass on: train one "
-            "without draft features"
-        )
-    expected, actual = head.config.hidden_size, model.config.get_text_config().hidden_size
-    if expected != actual:
-        base = head.config.base_model_name_or_path or "an unnamed model"
-        raise ValueError(
-            f"head expects hidden size {expected}, target has {actual}: it was trained for '{base}'; load that target "
-            "or "
-            "train a head for this one"
-        )
+    if "past_key_values" not in inspect.signature(type(model).forward).parameters:
+        raise ValueError(f"{name} keeps no key-value cache (past_key_values), which verifying drafts needs")
 
 
 def _check_judged_call(mode: GenerationMode, config) -> None:
@@ -417,11 +534,11 @@ def _check_cache_and_batch(input_ids: torch.Tensor, config, model_kwargs: dict, 
     if input_ids.shape[0] > 1:
         raise ValueError(
             f"judge= serves one prompt at a time, got a batch of {input_ids.shape[0]} "
-            f"(a batch needs the ragged engine; {reason or 'judge_engine=upstream was asked for'}): call generate() "
-            "per prompt"
+            f"(a batch needs the ragged engine; {reason or 'judge_engine=upstream was asked for'}): "
+            "call generate() per prompt"
         )
     if not model_kwargs.get("use_cache", True):
-        raise ValueError("judge= needs the key-value cache to verify drafts: drop use_cache=False")
+        raise ValueError("judge= needs the key-value cache to verify drafts: pass use_cache=True")
     cache = model_kwargs.get("past_key_values")
     if config.cache_implementation in _STATIC_CACHES or (cache is not None and cache.is_compileable):
         raise ValueError(

@@ -1,12 +1,13 @@
 """Candidates from every generator that upstream has, without upstream's side effects on the user's models.
 
 Knows how each of transformers' candidate generators is built and called; knows nothing about verification.
-Upstream facts are those of transformers 5.17 to 5.23.
+Upstream facts are those of transformers 5.19 to 5.23.
 """
 
 from __future__ import annotations
 
 import copy
+import weakref
 from dataclasses import dataclass
 
 import torch
@@ -180,7 +181,8 @@ class CandidateSource:
             scores: (1, k+1, V), the target's processed scores of the round.
             n_accepted: accepted drafted tokens.
         """
-        self._generator.update_candidate_strategy(input_ids, scores, n_accepted)
+        if scores.shape[1] > 1:  # a round without a draft says nothing about drafts
+            self._generator.update_candidate_strategy(input_ids, scores, n_accepted)
 
 
 def _build_generator(model, input_ids, *, generation_config, model_kwargs, **arguments) -> CandidateGenerator:
@@ -188,6 +190,12 @@ def _build_generator(model, input_ids, *, generation_config, model_kwargs, **arg
         arguments["assistant_model"],
         (arguments["target_tokenizer"], arguments["assistant_tokenizer"]),
     )
+    drafting = model if generation_config.assistant_early_exit is not None else assistant
+    if drafting is not None and drafting.device.type == "meta":
+        raise ValueError(
+            f"{type(drafting).__name__} cannot draft while its first weights are offloaded (its device is meta): load "
+            "it without offloading"
+        )
     if generation_config.assistant_early_exit is not None:
         # It truncates config.num_hidden_layers while it drafts: on a view, other threads and exceptions see nothing of
         # it.
@@ -212,12 +220,8 @@ def _build_generator(model, input_ids, *, generation_config, model_kwargs, **arg
 def _universal_generator(
     model, input_ids, generation_config, model_kwargs, *, assistant_model, target_tokenizer, assistant_tokenizer, **rest
 ):
-    # Upstream prunes the assistant's LM head for good here. Its other mode masks the tokens the target lacks instead.
-    translator = AssistantToTargetTranslator(
-        target_tokenizer,
-        assistant_tokenizer,
-        model.config.get_text_config().vocab_size,
-        assistant_model=assistant_model,
+    translator = _translator(
+        target_tokenizer, assistant_tokenizer, model.config.get_text_config().vocab_size, assistant_model
     )
     return UniversalSpeculativeDecodingGenerator(
         input_ids=input_ids,
@@ -229,6 +233,24 @@ def _universal_generator(
         atm_translator=translator,
         **rest,
     )
+
+
+# target tokenizer -> assistant tokenizer -> translator: comparing two vocabularies of 100,000 words takes a while
+_translators = weakref.WeakKeyDictionary()
+
+
+def _translator(target_tokenizer, assistant_tokenizer, vocab_size: int, assistant_model) -> AssistantToTargetTranslator:
+    known = _translators.setdefault(target_tokenizer, weakref.WeakKeyDictionary())
+    found = known.get(assistant_tokenizer)
+    if found is None or (found.target_vocab_size, found._assistant_model_device) != (
+        vocab_size,
+        assistant_model.device,
+    ):
+        # Upstream's own cache prunes the assistant's LM head for good. This mode masks what the target lacks instead.
+        found = known[assistant_tokenizer] = AssistantToTargetTranslator(
+            target_tokenizer, assistant_tokenizer, vocab_size, assistant_model=assistant_model
+        )
+    return found
 
 
 def _early_exit_view(model: PreTrainedModel) -> PreTrainedModel:

@@ -23,7 +23,7 @@ class StateReader:
     """Context manager around a generation; `request` before and `read` after each forward of the target.
 
     ``post_norm`` asks the decoder for its last hidden state alone (``output_hidden_states=[index]``, transformers
-    5.17 on): no hooks, nothing shared between threads. Decoders without that, and ``pre_norm``, get a hook for the
+    5.19 on): no hooks, nothing shared between threads. Decoders without that, and ``pre_norm``, get a hook for the
     length of the call that only listens to its own thread.
 
     Args:

@@ -11,7 +11,6 @@ Sources: strict verification, Leviathan et al. 2211.17192 (algorithm 1); the jud
 
 from __future__ import annotations
 
-import copy
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -254,7 +253,6 @@ class JudgeCandidateVerifier:
                 raise type(error)(str(error).replace("threshold", "max_rescue_fraction", 1)) from None
         self.max_rescue_fraction = max_rescue_fraction
         self.stats = JudgeStats()
-        self._heads = {}  # device -> the head there; the user's own head stays where it is
 
     @property
     def hidden_state(self) -> str:
@@ -280,7 +278,7 @@ class JudgeCandidateVerifier:
         Returns:
             (...) bool, False where the state is not finite.
         """
-        return self._head_on(hidden.device)(hidden).sigmoid() > self.threshold
+        return self.head(hidden).sigmoid() > self.threshold
 
     def with_threshold(self, threshold: float) -> JudgeCandidateVerifier:
         """The same judge at another threshold, with stats of its own."""
@@ -290,13 +288,6 @@ class JudgeCandidateVerifier:
             rescue_stop_tokens=self.rescue_stop_tokens,
             max_rescue_fraction=self.max_rescue_fraction,
         )
-
-    def _head_on(self, device: torch.device) -> JudgeHead:
-        if self.head.weight.device == device:
-            return self.head
-        if device not in self._heads:
-            self._heads[device] = copy.deepcopy(self.head).to(device)
-        return self._heads[device]
 
     def __repr__(self) -> str:
         return f"JudgeCandidateVerifier({self.head!r}, threshold={self.threshold})"

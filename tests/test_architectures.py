@@ -130,6 +130,22 @@ class TestRefused:
         with pytest.raises(ValueError, match="MambaForCausalLM is stateful: its state cannot be rolled back"):
             judged(MambaForCausalLM(config))
 
+    def test_no_cache(self):
+        stock = tiny_model("openai-gpt", n_embd=WIDTH, n_layer=1, n_head=4)
+        with pytest.raises(ValueError, match="OpenAIGPTLMHeadModel keeps no key-value cache"):
+            judged(stock)
+
+    def test_cache_switched_off_in_the_config(self):
+        stock = tiny_model(use_cache=False)
+        with pytest.raises(ValueError, match="needs the key-value cache to verify drafts: pass use_cache=True"):
+            judged(stock).generate(prompt(0), judge=random_head(), prompt_lookup_num_tokens=3, max_new_tokens=3)
+        never = JudgeCandidateVerifier(random_head(), 1)
+        plain = stock.generate(prompt(0), max_new_tokens=9, do_sample=False)
+        ours = judged(stock).generate(
+            prompt(0), judge=never, assistant_model=tiny_model(), use_cache=True, max_new_tokens=9, do_sample=False
+        )
+        assert ours.tolist() == plain.tolist()
+
     def test_stateful_from_disk(self, tmp_path):
         MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1)).save_pretrained(tmp_path)
         with pytest.raises(ValueError, match="is stateful"):
@@ -379,6 +395,50 @@ class OwnJudgeLlama(JudgeLlamaForCausalLM):
 
     def own(self):
         return "own"
+
+
+class TestOffloading:
+    """Weights on disk: the target's `device` is then meta, and only the inputs know where to compute."""
+
+    @pytest.mark.parametrize("on_disk", [["model.embed_tokens"], ["model.layers.0", "lm_head"], [""]])
+    @pytest.mark.parametrize("source", ["assistant", "lookup", "early_exit"])
+    def test_never_judge_is_plain(self, tmp_path, on_disk, source):
+        stock = tiny_model()
+        stock.save_pretrained(tmp_path / "model")
+        places = dict.fromkeys(
+            ["model.embed_tokens", "model.layers", "model.norm", "model.rotary_emb", "lm_head"], "cpu"
+        )
+        places["model.layers.0"] = places["model.layers.1"] = places.pop("model.layers")
+        places = {"": "disk"} if on_disk == [""] else places | dict.fromkeys(on_disk, "disk")
+        target = AutoJudgeModelForCausalLM.from_pretrained(
+            tmp_path / "model", device_map=places, offload_folder=tmp_path / "offload"
+        )
+        assert any(parameter.is_meta for parameter in target.parameters())
+        drafting = {
+            "assistant": {"assistant_model": noisy_copy(stock)} | CALL,
+            "lookup": {"prompt_lookup_num_tokens": 3, "do_sample": False},
+            "early_exit": {"assistant_early_exit": 1} | CALL,
+        }[source]
+        if source == "early_exit" and target.device.type == "meta":
+            with pytest.raises(ValueError, match="cannot draft while its first weights are offloaded"):
+                target.generate(prompt(0), judge=random_head(), max_new_tokens=9, **drafting)
+            return
+        dispatched = AutoModelForCausalLM.from_pretrained(
+            tmp_path / "model", device_map=places, offload_folder=tmp_path / "offload"
+        )
+        plain = stock.generate(prompt(0), max_new_tokens=9, do_sample=False)
+        for model in (target, judged(dispatched)):
+            never = JudgeCandidateVerifier(random_head(), 1)
+            assert model.generate(prompt(0), judge=never, max_new_tokens=9, **drafting).tolist() == plain.tolist()
+            assert never.stats.drafted > 0 or source == "lookup"
+
+    def test_offloaded_draft(self, tmp_path):
+        tiny_model().save_pretrained(tmp_path / "model")
+        draft = AutoModelForCausalLM.from_pretrained(
+            tmp_path / "model", device_map={"": "disk"}, offload_folder=tmp_path / "offload"
+        )
+        with pytest.raises(ValueError, match="LlamaForCausalLM cannot draft while its first weights are offloaded"):
+            judged(tiny_model()).generate(prompt(0), judge=random_head(), assistant_model=draft, max_new_tokens=4)
 
 
 class TestPipeline:

@@ -9,7 +9,13 @@ import pytest
 import torch
 from conftest import EOS, VOCAB, always_head, noisy_copy, prompt, random_head, repetitive_prompt, tiny_model
 from naive import NaiveModel, naive_judged
-from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    MaxLengthCriteria,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.generation.streamers import BaseStreamer
 
 from hf_judge import (
@@ -57,7 +63,8 @@ def never(head) -> JudgeCandidateVerifier:
 
 class TestNaiveLoop:
     @pytest.fixture(scope="class")
-    def corpus(self, target, draft, head):
+    @classmethod
+    def corpus(cls, target, draft, head):
         """Every prompt at every threshold: ours and the naive loop's."""
         naive_target, naive_draft = NaiveModel(tiny_model()), NaiveModel(noisy_copy(tiny_model()))
         runs = []
@@ -203,6 +210,14 @@ class TestEndings:
             assert out.sequences.shape[1] == n_stop
             assert out.judge_stats.new_tokens == 3 == out.verdicts.shape[1]
             assert out.judge_stats.rounds == 1
+
+    def test_length_criterion_below_the_prompt(self, target, draft, head):
+        """A user's own limit that the prompt already exceeds: one token, as in plain decoding."""
+        limit = {"stopping_criteria": StoppingCriteriaList([MaxLengthCriteria(5)]), "max_new_tokens": 8}
+        plain = plain_generate(target, prompt(0), **limit)
+        out = judge_generate(target, prompt(0), draft, never(head), **limit)
+        assert out.sequences.tolist() == plain.tolist()
+        assert out.judge_stats.new_tokens == 1
 
     def test_criterion_sees_the_scores_of_its_token(self, target, draft, head):
         ids, seen = prompt(1), []
@@ -410,6 +425,54 @@ class TestThreads:
             thread.join()
         assert errors == []
         assert results == expected
+
+    def test_one_judge_for_all_threads(self, target, draft, head):
+        """The judge's own sums lose no call."""
+        judge = JudgeCandidateVerifier(head, 0.5)
+        totals = []
+
+        def work(start):
+            for seed in range(start, 24, 4):
+                out = judge_generate(target, prompt(seed), draft, judge, max_new_tokens=6)
+                totals.append(out.judge_stats)
+
+        threads = [threading.Thread(target=work, args=(start,)) for start in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(totals) == 24
+        assert judge.stats.new_tokens == sum(totals).new_tokens
+        assert judge.stats.target_forwards == sum(totals).target_forwards
+
+
+class TestSyncedGpus:
+    """Another rank goes on: take part in its forwards, change nothing (upstream goes on appending after EOS)."""
+
+    @pytest.mark.parametrize("n_idle", [1, 3])
+    def test_a_finished_rank_is_frozen(self, target, draft, head, n_idle, monkeypatch):
+        ids = prompt(0)
+        expected = judge_generate(target, ids, draft, head, max_new_tokens=7, output_scores=True)
+        left = [n_idle]
+
+        def others_go_on(self, this_peer_finished, synced_gpus, device):
+            if not this_peer_finished:
+                return True
+            left[0] -= 1
+            return synced_gpus and left[0] >= 0
+
+        monkeypatch.setattr(type(target), "_has_unfinished_sequences", others_go_on)
+        streamer = TestStreamers.Collect()
+        out = judge_generate(
+            target, ids, draft, head, max_new_tokens=7, output_scores=True, synced_gpus=True, streamer=streamer
+        )
+        assert out.sequences.tolist() == expected.sequences.tolist()
+        assert out.verdicts.tolist() == expected.verdicts.tolist()
+        assert len(out.scores) == 7
+        assert sum(streamer.puts, []) == out.sequences[0].tolist()
+        assert out.past_key_values.get_seq_length() == expected.past_key_values.get_seq_length()
+        assert out.judge_stats.rounds == expected.judge_stats.rounds
+        assert out.judge_stats.target_forwards == expected.judge_stats.target_forwards + n_idle
 
 
 class Boom(Exception):

@@ -333,7 +333,10 @@ OPTIONS = {
 
 # refused whatever drafts, and what the error says
 REFUSED = {
-    "use_cache": (lambda s, ids: Case({"use_cache": False}), r"needs the key-value cache"),
+    "use_cache": (
+        lambda s, ids: Case({"use_cache": False}),
+        r"needs the key-value cache to verify drafts: pass use_cache=True",
+    ),
     "static_cache_implementation": (
         lambda s, ids: Case({"cache_implementation": "static"}),
         r"needs a dynamic cache, got static",
@@ -526,6 +529,14 @@ class TestDraftingOptions:
         assert (judge.stats.rounds, judge.stats.drafted) == (3, 2 + 4 + 6)
         generate(setting.target, prompt(3), setting.drafting | kwargs | {"judge": judge})
         assert (judge.stats.rounds, judge.stats.drafted) == (6, 2 * 12)  # not carried over to the next call
+
+    def test_a_round_without_a_draft_moves_no_schedule(self, settings):
+        """The first round over embeddings only reads the prompt: nothing there was accepted as a whole."""
+        setting, judge = settings["assistant"], JudgeCandidateVerifier(always_head(), 0.5)
+        kwargs = {"num_assistant_tokens_schedule": "heuristic", "num_assistant_tokens": 2, "max_new_tokens": 1 + 3 + 1}
+        embeds = setting.stock.get_input_embeddings()(prompt(3))
+        generate(setting.target, prompt(3), setting.drafting | kwargs | {"judge": judge, "inputs_embeds": embeds})
+        assert (judge.stats.rounds, judge.stats.drafted) == (3, 2)  # not one round of 3, from a schedule at 4
 
     def test_confidence_threshold(self, settings):
         assert (

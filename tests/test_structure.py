@@ -11,10 +11,13 @@ import hf_judge
 
 PACKAGE = Path(hf_judge.__file__).parent
 ROWS = (
-    ("config", "stats", "views", "metrics", "checkers", "journal", "greedy"),
-    ("adapter", "data"),
-    ("head", "labelling", "jobs"),
-    ("verify",),
+    ("files", "stats", "views", "metrics", "checkers", "journal", "greedy"),
+    ("hub",),
+    ("config",),
+    ("adapter", "cards", "data"),
+    ("publish", "labelling", "jobs"),
+    ("head",),
+    ("verify", "binding"),
     ("constraints", "states", "sources", "record"),
     ("features",),
     ("solvers", "calibration", "autojudge"),
@@ -22,7 +25,8 @@ ROWS = (
     ("decoding",),
     ("cropping", "ragged"),
     ("modeling",),
-    ("tiny", "peft_method", "mining", "draft_labels", "answering", "cards"),
+    ("tiny", "peft_tuner", "mining", "draft_labels", "answering"),
+    ("peft_method",),
     ("evaluation", "report", "bench", "demo", "integrations"),
     ("cli_train",),
     ("cli",),
@@ -89,7 +93,7 @@ def test_the_rule_imports_torch_and_nothing_else():
             else []
         )
     }
-    assert modules == {"__future__", "copy", "typing", "torch", "hf_judge"}
+    assert modules == {"__future__", "typing", "torch", "hf_judge"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=IDS)
@@ -115,3 +119,10 @@ def test_all_is_sorted_and_complete():
     tree = ast.parse((PACKAGE / "__init__.py").read_text())
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
     assert set(names) == imported
+
+
+def test_readme_lists_the_public_names():
+    readme = (PACKAGE.parent / "README.md").read_text()
+    table = readme.split("## Public names")[1].split("\n## ")[0]
+    names = [line.split("`")[1] for line in table.splitlines() if line.startswith("| `")]
+    assert names == hf_judge.__all__

@@ -190,6 +190,8 @@ def _unfit(model: PreTrainedModel) -> str | None:
         return "is not a decoder whose cache can be rolled back"
     if config._attn_implementation not in ("eager", "sdpa"):
         return f"uses {config._attn_implementation}, which takes no 4-D mask"
+    if model.get_input_embeddings().weight.device.type == "meta":
+        return "has its embeddings offloaded"
     parameters = inspect.signature(model.forward).parameters
     if "position_ids" not in parameters or "logits_to_keep" not in parameters:
         return "takes no position_ids or no logits_to_keep"

@@ -4,7 +4,7 @@ New keys are scattered at each row's own offset and a 4-D mask hides what lies b
 tokens
 is nothing but not advancing the length: no copies, no crop, no holes. Under any model of transformers that takes
     `position_ids`
-and a 4-D mask and attends fully (5.17 to 5.23). Knows nothing about drafts or rules.
+and a 4-D mask and attends fully (5.19 to 5.23). Knows nothing about drafts or rules.
 """
 
 from __future__ import annotations

@@ -1,0 +1,76 @@
+"""Whether a head belongs to a target: the width must fit; model and commit should be those it was trained on."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from hf_judge.head import JudgeHead
+
+logger = logging.getLogger(__name__)
+
+_CACHED = re.compile(r"models--([^/\\]+)[/\\]snapshots[/\\]([0-9a-f]{40})")
+
+
+def check_fit(head: JudgeHead, model: PreTrainedModel) -> None:
+    """Refuse a head that cannot read this target; warn, once, about one that was trained for another.
+
+    With `head.strict_base` the warning is an error, and so is not knowing.
+
+    Raises:
+        ValueError: the width differs, or `strict_base` and the target is not known to be the head's own.
+    """
+    if head.config.draft_hidden_size is not None:
+        raise ValueError(
+            "this head reads the draft's state beside the target's, which generate() does not pass on: train one "
+            "without draft features"
+        )
+    expected, actual = head.config.hidden_size, model.config.get_text_config().hidden_size
+    base, base_commit = head.config.base_model_name_or_path, head.config.revision
+    if expected != actual:
+        raise ValueError(
+            f"head expects hidden size {expected}, target has {actual}: it was trained for "
+            f"'{base or 'an unnamed model'}'; load that target or train a head for this one"
+        )
+    name, commit = _identity(model)
+    if not base or not name:
+        if head.strict_base:
+            unknown = "the head does not say" if not base else "the target does not say"
+            raise ValueError(
+                f"strict_base=True, but {unknown} which model it is: set strict_base=False, or load from the Hub"
+            )
+        return
+    problem = None
+    if not _same_name(base, name):
+        problem = f"this judge head was trained for '{base}', the target is '{name}'"
+    elif base_commit and commit and re.fullmatch("[0-9a-f]{40}", base_commit) and base_commit != commit:
+        problem = f"this judge head was trained for '{base}' at commit {base_commit}, the target is at {commit}"
+    elif head.strict_base and base_commit and not commit:
+        problem = f"this judge head was trained for '{base}' at commit {base_commit}, the target's commit is not known"
+    if problem and head.strict_base:
+        raise ValueError(f"{problem}: load that one, or set strict_base=False")
+    if problem:
+        _warn_once(f"{problem}: its verdicts may mean nothing there. Load that one or measure the accuracy")
+
+
+def _identity(model: PreTrainedModel) -> tuple[str, str | None]:
+    """The target's name and commit, as far as it knows them."""
+    name, commit = model.config.name_or_path, getattr(model.config, "_commit_hash", None)
+    cached = _CACHED.search(str(name))
+    if cached:  # loaded by the path of a snapshot in the Hub's cache
+        return cached[1].replace("--", "/"), cached[2]
+    return name, commit
+
+
+def _same_name(base: str, name: str) -> bool:
+    """Equal names, or a directory that is called like the repository."""
+    return base == name or (Path(name).is_dir() and Path(name).resolve().name == base.rpartition("/")[2])
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)
