@@ -190,7 +190,9 @@ def explained(error: Exception, where: str, *, token: str | bool | None = None, 
     elif status is not None and status >= 500:
         text = f"{where} could not be reached: the Hub answered with an error ({status}). Try again later"
     else:
-        text = f"the Hub did not do what was asked of {where} ({_first_line(error)}): check the connection and try again"
+        text = (
+            f"the Hub did not do what was asked of {where} ({_first_line(error)}): check the connection and try again"
+        )
     return OSError(text)
 
 

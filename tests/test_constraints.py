@@ -205,7 +205,7 @@ class TestWarpers:
             {"processors": [TopKLogitsWarper(1)]},
             {"processors": [TopPLogitsWarper(0.01), MinPLogitsWarper(0.9)], "top_k": 2},
         ],
-        ids=str,
+        ids=lambda warper: "-".join(warper),
     )
     def test_do_not_block_a_rescue(self, target, warper, remove_invalid_values):
         torch.manual_seed(0)
