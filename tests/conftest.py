@@ -7,12 +7,15 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["OMP_NUM_THREADS"] = "1"  # tiny models gain nothing from threads, and workers share the cores
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from hf_judge import JudgeConfig, JudgeHead, judged
+
+torch.set_num_threads(1)
 
 VOCAB = 64
 WIDTH = 32
