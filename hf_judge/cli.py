@@ -12,9 +12,11 @@ import torch
 from tqdm import tqdm
 
 import hf_judge
+from hf_judge.cli_measure import add_measuring_commands
 from hf_judge.cli_train import add_training_commands
 from hf_judge.decoding import VerdictStreamer
 from hf_judge.stats import JudgeStats, VerdictCode
+from hf_judge.terminal import printable, table
 
 # how a token of each verdict is marked, with and without colour
 MARKS = {
@@ -73,6 +75,8 @@ class VerdictPrinter(VerdictStreamer):
         """The text with its marks; leading blanks stay outside them."""
         text = printable(text)
         word = text.lstrip(" ")
+        if not word:
+            return text
         left, right = MARKS[code]
         marked = text[: len(text) - len(word)] + left + word + right
         colour = COLOURS[code] if self._colour else ""
@@ -81,22 +85,6 @@ class VerdictPrinter(VerdictStreamer):
     def legend(self) -> str:
         """One line per verdict."""
         return "\n".join("  " + self.mark(meaning, code) for code, meaning in MEANINGS.items())
-
-
-def printable(text: str) -> str:
-    """Model text without control characters, which could drive the terminal."""
-    return "".join(c for c in text if c in "\n\t" or (c.isprintable()))
-
-
-def table(rows: list[list[str]]) -> str:
-    """Aligned columns, the first to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        lines.append("  ".join(cells))
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(lines)
 
 
 def run_demo(args: argparse.Namespace) -> None:
@@ -162,6 +150,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="command")
     add_demo(commands)
     add_training_commands(commands)
+    add_measuring_commands(commands)
     add_generate(commands)
     add_push(commands)
     return parser
@@ -255,6 +244,7 @@ def run_push(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; errors a user can mend are one line on stderr and exit code 2."""
     args = build_parser().parse_args(argv)
+    args.argv = sys.argv[1:] if argv is None else argv
     try:
         args.run(args)
     except (ValueError, TypeError, OSError, ImportError) as error:

@@ -20,12 +20,13 @@ from hf_judge.calibration import UNITS, apply_certificate, calibrate_by_accuracy
 from hf_judge.checkers import MultipleChoiceChecker, NumericChecker, RegexChecker, UnitTestChecker
 from hf_judge.config import HIDDEN_STATES
 from hf_judge.data import load_rows, marked, summarise
+from hf_judge.draft_labels import label_drafts
 from hf_judge.features import INDEX_NAME, FeatureStore, extract_features
 from hf_judge.head import JudgeHead
 from hf_judge.hub import is_hub_id
 from hf_judge.labelling import AFTER_MISTAKE, ON_CUT_TOKEN, label_rows
 from hf_judge.metrics import THRESHOLDS
-from hf_judge.mining import label_drafts, mine_swaps
+from hf_judge.mining import mine_swaps
 from hf_judge.training import METRICS_NAME, PROMPTS_NAME, JudgeTrainingArguments, train_judge
 from hf_judge.verify import JudgeCandidateVerifier
 
@@ -58,6 +59,13 @@ def add_mine(commands) -> None:
     mine.add_argument("--output", required=True, metavar="PATH", help="JSONL of labelled responses; a rerun goes on")
     mine.add_argument("--locate", metavar="MODULE:FUNCTION", help="for --source draft: finds the first mistake")
     mine.add_argument("--num-samples", type=int, default=1, metavar="N", help="for --source draft: answers per prompt")
+    mine.add_argument(
+        "--num-repairs",
+        type=int,
+        default=0,
+        metavar="N",
+        help="for --source draft: mistakes per answer that --target replaces, the draft going on",
+    )
     mine.add_argument("--temperature", type=float, default=1.0, help="for --source draft: of all but the first")
     mine.add_argument("--label-matched", action="store_true", help="for --source swap: label unswapped tokens too")
     mine.add_argument("--seed", type=int, default=0)
@@ -76,6 +84,8 @@ def run_mine(args: argparse.Namespace) -> None:
             tasks,
             imported(args.locate),
             args.output,
+            target=load_model(args.target, args) if args.num_repairs and args.target else None,
+            num_repairs=args.num_repairs,
             num_samples=args.num_samples,
             temperature=args.temperature,
             max_new_tokens=args.max_new_tokens,

@@ -107,7 +107,7 @@ def compare(
         {"plain": figures, "assisted": figures, "judged": figures}, see [`Tally.figures`].
     """
     tallies = {way: Tally() for way in WAYS}
-    with _draft_length(pair.draft, num_assistant_tokens), _forwards_of(pair.target) as forwards:
+    with draft_length(pair.draft, num_assistant_tokens), count_forwards(pair.target) as forwards:
         for number, problem in enumerate(problems):
             ids = prompt_ids(pair, problem)
             # the first answer of a process pays for warming up: rotate who goes first
@@ -132,7 +132,7 @@ class _Forwards:
 
 
 @contextmanager
-def _forwards_of(model: torch.nn.Module) -> Iterator[_Forwards]:
+def count_forwards(model: torch.nn.Module) -> Iterator[_Forwards]:
     """Counts the forward passes of `model`, whoever drives them."""
     forwards = _Forwards()
 
@@ -147,7 +147,7 @@ def _forwards_of(model: torch.nn.Module) -> Iterator[_Forwards]:
 
 
 @contextmanager
-def _draft_length(draft, num_assistant_tokens: int) -> Iterator[None]:
+def draft_length(draft, num_assistant_tokens: int) -> Iterator[None]:
     config = draft.generation_config
     before = config.num_assistant_tokens, config.num_assistant_tokens_schedule
     config.num_assistant_tokens, config.num_assistant_tokens_schedule = num_assistant_tokens, "heuristic_transient"

@@ -1,48 +1,23 @@
-"""Labels without people, from the models themselves and a way to compare answers.
+"""Labels without people, from the two models and a way to compare answers (AutoJudge, arXiv 2504.20039, section 3).
 
-Swaps (AutoJudge, arXiv 2504.20039, section 3): where the draft would have written another token than the target, write
-it, let the target finish, and compare the final answers. A swap that does not change the answer is acceptable and
-stays; one that does is a mistake and is undone; go on to the right. Drafts: the draft's own answers, where a checker
-can find the first mistake. Knows nothing about heads.
+Where the draft would have written another token than the target, write it, let the target finish, and compare the final
+answers. A swap that does not change the answer is acceptable and stays; one that does is a mistake and is undone; go on
+to the right. Knows nothing about heads.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 
-import torch
-from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils.logging import tqdm
 
 from hf_judge.checkers import Checker
-from hf_judge.data import LabelledResponse, row_from_dict, write_jsonl
-from hf_judge.greedy import GumbelNoise, greedy, greedy_choices, stop_tokens_of
-from hf_judge.journal import Journal
+from hf_judge.data import LabelledResponse
+from hf_judge.greedy import greedy, greedy_choices, stop_tokens_of
+from hf_judge.jobs import NEAR_TIE, MiningReport, decode_exactly, make_row, run_job
 from hf_judge.labelling import UnlabelledRow, decoded_offsets, encode_prompt
-
-NEAR_TIE = 1e-4  # logits this close may change places with the batch size
-
-Locate = Callable[[str, dict], tuple[int, int] | None]
-
-
-@dataclass
-class MiningReport:
-    """What mining found."""
-
-    n_tasks: int = 0
-    n_rows: int = 0
-    counts: Counter = field(default_factory=Counter)  # kept and undone swaps, skipped tasks with their reasons
-
-    def __str__(self) -> str:
-        details = ", ".join(f"{name}: {n}" for name, n in sorted(self.counts.items()))
-        return f"{self.n_rows} rows from {self.n_tasks} prompts ({details})"
 
 
 def mine_swaps(
@@ -101,70 +76,7 @@ def mine_swaps(
                     yield work.key, work.record()
             active = [work for work in active if not work.done]
 
-    return _run(work, list(tasks), output, settings, target.device)
-
-
-def label_drafts(
-    draft: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    tasks: Iterable[dict],
-    locate: Locate,
-    output: str | os.PathLike,
-    *,
-    num_samples: int = 1,
-    temperature: float = 1.0,
-    max_new_tokens: int = 512,
-    batch_size: int = 16,
-    seed: int = 0,
-) -> MiningReport:
-    """Label the draft's own answers with a checker that finds the first mistake.
-
-    Args:
-        draft: writes the answers.
-        tokenizer: of the draft and the target.
-        tasks: see [`mine_swaps`].
-        locate: `(response, task) -> (start, end)` of the first mistake in characters, or None.
-        output: see [`mine_swaps`].
-        num_samples: answers per prompt: the first is greedy, the others are sampled.
-        temperature: of the sampled ones.
-        max_new_tokens, batch_size: see [`mine_swaps`]; sampling does not depend on the batch either.
-        seed: of the samples.
-
-    Returns:
-        Counts over all tasks.
-    """
-    settings = {
-        "source": "draft",
-        "draft": draft.config.name_or_path,
-        "locate": getattr(locate, "name", getattr(locate, "__qualname__", type(locate).__name__)),
-        "num_samples": num_samples,
-        "temperature": temperature,
-        "max_new_tokens": max_new_tokens,
-        "seed": seed,
-    }
-
-    def work(todo: list[tuple[str, dict]]) -> Iterator[tuple[str, dict]]:
-        n_prompts = max(1, batch_size // num_samples)
-        for start in range(0, len(todo), n_prompts):
-            batch = todo[start : start + n_prompts]
-            prompts = [encode_prompt(tokenizer, task["prompt"])[1] for _, task in batch for _ in range(num_samples)]
-            seeds = [f"{seed}/{key}/{n}" if n else None for key, _ in batch for n in range(num_samples)]
-            noise = GumbelNoise(seeds, temperature)
-            answers = greedy(draft, tokenizer, prompts, [max_new_tokens] * len(prompts), noise=noise)
-            for i, (key, task) in enumerate(batch):
-                rows, counts = [], Counter()
-                for ids, gap in answers[i * num_samples : (i + 1) * num_samples]:
-                    ids = _without_stop(ids, stop_tokens_of(draft))
-                    text = _decode(tokenizer, ids)
-                    span = locate(text, task)
-                    start_, end = span or (0, 0)
-                    end = min(end, len(text))
-                    mistakes = ((start_, end),) if start_ < end else ()
-                    counts["answers with a mistake" if mistakes else "answers without"] += 1
-                    rows.append(_row(task, text, ids, "draft", mistakes=mistakes, near_tie=gap <= NEAR_TIE))
-                yield key, {"rows": [row.to_dict() for row in rows if row.response], "counts": counts}
-
-    return _run(work, list(tasks), output, settings, draft.device)
+    return run_job(work, list(tasks), output, settings, target.device)
 
 
 class _SwapWork:
@@ -227,7 +139,6 @@ class _SwapWork:
         rows, tie = [], self._gap <= NEAR_TIE
         if self.response is not None and not self._counts:
             self._counts.update({"swaps kept": len(self._kept), "swaps undone": len(self._undone)})
-            # a kept swap may have led the target to its end: nothing after it is settled by a later one
             rows.append(self._labelled(self.response, self._kept, mistaken=False, tie=tie))
             rows += [self._labelled(ids, [len(ids) - 1], mistaken=True, tie=tie) for ids in self._undone]
         if tie:
@@ -237,7 +148,7 @@ class _SwapWork:
     def _labelled(self, ids: list[int], positions: list[int], *, mistaken: bool, tie: bool) -> LabelledResponse | None:
         while ids and ids[-1] in self._tokenizer.all_special_ids:
             ids = ids[:-1]
-        text = _decode(self._tokenizer, ids)
+        text = decode_exactly(self._tokenizer, ids)
         try:
             offsets = decoded_offsets(self._tokenizer, ids, text)
         except UnlabelledRow:
@@ -249,79 +160,10 @@ class _SwapWork:
         if not spans and (mistaken or not self._label_matched):
             return None
         scope = None if self._label_matched and not mistaken else spans
-        return _row(self.task, text, ids, "swap", mistakes=spans if mistaken else (), scope=scope, near_tie=tie)
-
-
-def _run(
-    work: Callable, tasks: list[dict], output: str | os.PathLike, settings: dict, device: torch.device
-) -> MiningReport:
-    """Work off this process's share of the tasks, and collect the rows of all processes in the order of the tasks."""
-    keys = _keys(tasks)
-    # accelerate must be told that processes on CPUs belong together
-    state = PartialState(cpu=device.type == "cpu")
-    directory = Path(f"{os.fspath(output)}.journal")
-    with Journal(directory, settings, process_index=state.process_index) as journal:
-        finished = journal.finished()
-        mine = [
-            pair
-            for i, pair in enumerate(zip(keys, tasks, strict=True))
-            if i % state.num_processes == state.process_index
-        ]
-        todo = [(key, task) for key, task in mine if key not in finished]
-        bar = tqdm(
-            total=len(mine),
-            initial=len(mine) - len(todo),
-            desc="Mining",
-            unit="prompt",
-            disable=not state.is_main_process,
-        )
-        with bar:
-            for key, value in work(todo):
-                journal.append(key, value)
-                bar.update()
-        state.wait_for_everyone()
-        finished = journal.finished()
-    report = MiningReport(n_tasks=len(tasks))
-    rows = []
-    for key in keys:
-        report.counts.update(finished[key]["counts"])
-        rows += [row_from_dict(values) for values in finished[key]["rows"]]
-    report.n_rows = len(rows)
-    if state.is_main_process:
-        write_jsonl(rows, output)
-    state.wait_for_everyone()
-    return report
-
-
-def _keys(tasks: list[dict]) -> list[str]:
-    """A name for every task that stays the same when others are added; equal tasks are numbered."""
-    seen, keys = Counter(), []
-    for number, task in enumerate(tasks, 1):
-        if not isinstance(task, dict) or "prompt" not in task:
-            raise ValueError(f"task {number}: expected a dict with 'prompt', got {task!r:.80}")
-        digest = hashlib.sha256(json.dumps(task, sort_keys=True, default=str).encode()).hexdigest()[:16]
-        keys.append(f"{digest}#{seen[digest]}")
-        seen[digest] += 1
-    return keys
-
-
-def _row(task: dict, text: str, ids: list[int], source: str, **labels) -> LabelledResponse:
-    tie = True if labels.pop("near_tie") else None
-    task_id = None if task.get("task_id") is None else str(task["task_id"])
-    return LabelledResponse(
-        task["prompt"], text, source=source, task_id=task_id, response_ids=tuple(ids), near_tie=tie, **labels
-    )
-
-
-def _decode(tokenizer, ids: list[int]) -> str:
-    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return make_row(self.task, text, ids, "swap", mistakes=spans if mistaken else (), scope=scope, near_tie=tie)
 
 
 def _stands_alone(offsets: list[tuple[int, int]], position: int) -> bool:
     """Whether a token has characters, and shares none with its neighbours (tokens of single bytes do)."""
     start, end = offsets[position]
     return start < end and not any(a < end and b > start for a, b in [*offsets[:position], *offsets[position + 1 :]])
-
-
-def _without_stop(ids: list[int], stop: set[int]) -> list[int]:
-    return ids[:-1] if ids and ids[-1] in stop else ids

@@ -71,6 +71,7 @@ class StrictChoice(NamedTuple):
 
     accepted: torch.Tensor  # (batch, k) bool
     tokens: torch.Tensor | None  # (batch, k+1) long, the target's choice at every row; None: drawn later, on demand
+    draws: torch.Tensor | None = None  # (batch, k) float, the u of every decision, where one was drawn
 
 
 def strict_choice(candidates: Candidates, rows: Rows) -> StrictChoice:
@@ -98,18 +99,18 @@ def strict_choice(candidates: Candidates, rows: Rows) -> StrictChoice:
     at = candidates.ids.unsqueeze(-1)
     target_prob = target[:, :k].gather(-1, at).squeeze(-1)
     draft_prob = candidates.logits.softmax(dim=-1).gather(-1, at).squeeze(-1)
+    draws = torch.rand_like(target_prob)
     # u * q <= p instead of u <= p / q: no division by a draft probability that underflowed
-    accepted = torch.rand_like(target_prob) * draft_prob <= target_prob
+    accepted = draws * draft_prob <= target_prob
     # u may be exactly 0, and a token that the target rules out must never pass
-    return StrictChoice(accepted & (target_prob > 0), None)
+    return StrictChoice(accepted & (target_prob > 0), None, draws)
 
 
 def next_token(candidates: Candidates, rows: Rows, n_accepted: torch.Tensor, choice: StrictChoice) -> torch.Tensor:
     """The target's own token after the accepted prefix.
 
     Greedy, or sampling without draft logits: the choice already made at that row. Sampling with draft logits: a draw
-        from p
-    after a whole draft, else from the residual norm(max(p - q, 0)) (2211.17192, algorithm 1).
+    from p after a whole draft, else from the residual norm(max(p - q, 0)) (2211.17192, algorithm 1).
 
     Args:
         n_accepted: (batch,) long.
@@ -138,11 +139,14 @@ def decide(
     rows: Rows,
     judged: torch.Tensor | None = None,
     *,
+    choice: StrictChoice | None = None,
+    alone: bool = False,
+    tokens: torch.Tensor | None = None,
     rescue_stop_tokens: bool = False,
     max_rescue_fraction: float | None = None,
 ) -> Verdict:
     """Turn a rule's opinion into a verdict: accept the longest prefix of "strict accepts OR (judged AND may be
-    rescued)".
+    rescued)", or for a rule that decides alone of "judged AND (strict accepts OR may be rescued)".
 
     A token may be rescued unless a hard constraint forbids it, it is a stop token (unless allowed), its hidden state or
     score is not finite, or the rescue budget is spent. `rescued` means that strict's own decision rejected the token.
@@ -151,6 +155,10 @@ def decide(
         candidates: the round's draft.
         rows: the target's rows.
         judged: (batch, k) bool, where the rule itself accepts; None for strict verification.
+        choice: strict's decisions, where the rule has looked at them; None: made here.
+        alone: strict verification accepts nothing by itself, it only tells which tokens count as rescued.
+        tokens: (batch, k+1) long, the rule's own next token at every row; None: strict's. Where the token was barred
+            from being rescued it is strict's too, since the rule may well want what was barred.
         rescue_stop_tokens: whether a stop token may be rescued.
         max_rescue_fraction: at most this share of the answer, at every point of it, comes from rescues.
 
@@ -161,12 +169,14 @@ def decide(
     lengths = _lengths(candidates)
     position = torch.arange(k + 1, device=candidates.ids.device)
     drafted = position[:k] < lengths.unsqueeze(1)  # (batch, k): False on padding
-    choice = strict_choice(candidates, rows)
+    choice = strict_choice(candidates, rows) if choice is None else choice
     finite = _finite(candidates, rows)
     refused = torch.zeros_like(drafted)
-    rescued = torch.zeros_like(drafted)
+    rescued = wanted = torch.zeros_like(drafted)
     if judged is not None:
-        rescued = judged.to(candidates.ids.device) & ~choice.accepted & finite
+        judged = judged.to(candidates.ids.device)
+        wanted = judged & ~choice.accepted
+        rescued = wanted & finite
         if candidates.forbidden is not None:
             refused |= rescued & candidates.forbidden
         if candidates.stop is not None and not rescue_stop_tokens:
@@ -176,7 +186,8 @@ def decide(
             before = _or_zero(candidates.n_rescued, lengths) + rescued.cumsum(dim=1)
             length = _or_zero(candidates.n_generated, lengths) + position[:k] + 1
             rescued &= before <= max_rescue_fraction * length
-    accepted = (choice.accepted | rescued) & drafted
+    matched = choice.accepted & judged if alone else choice.accepted
+    accepted = (matched | rescued) & drafted
     n_accepted = accepted.long().cumprod(dim=1).sum(dim=1)
 
     inside = position < n_accepted.unsqueeze(1)  # (batch, k+1)
@@ -187,10 +198,14 @@ def decide(
     whole = (n_accepted == lengths).unsqueeze(1)
     codes[at_next & whole] = VerdictCode.BONUS
     codes[at_next & ~whole] = VerdictCode.CORRECTED
+    following = next_token(candidates, rows, n_accepted, choice)
+    if tokens is not None:
+        barred = torch.nn.functional.pad(wanted & ~rescued | ~finite, (0, 1)).gather(1, n_accepted.unsqueeze(1))
+        following = torch.where(barred.squeeze(1), following, tokens.gather(1, n_accepted.unsqueeze(1)).squeeze(1))
     looked_at = drafted & (position[:k] <= n_accepted.unsqueeze(1))  # what follows a rejection was never decided on
     return Verdict(
         n_accepted=n_accepted,
-        next_token=next_token(candidates, rows, n_accepted, choice),
+        next_token=following,
         codes=codes,
         n_refused=(refused & looked_at).sum(dim=1),
         n_non_finite=(~finite & looked_at).sum(dim=1),

@@ -68,7 +68,7 @@ def test_draft_answers_with_a_locating_function(models, prompts, tmp_path, capsy
     run(*arguments, "--output", tmp_path / "d.jsonl", code=2)
     assert "--locate module:function" in capsys.readouterr().err
     run(*arguments, "--output", tmp_path / "d.jsonl", "--locate", "test_mining:locate", "--max-new-tokens", 8)
-    assert "answers with a mistake" in capsys.readouterr().out
+    assert "answers or pieces with a mistake" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

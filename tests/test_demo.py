@@ -50,7 +50,7 @@ def test_demo(tmp_path, capsys):
 def test_clumsy_calls(argv, message, capsys):
     assert main(argv) == 2
     error = capsys.readouterr().err
-    assert error.startswith("hf-judge: error: ")
+    assert error.splitlines()[-1].startswith("hf-judge: error: ")  # bars of loading go before it
     assert message in error
     assert "Traceback" not in error
 
@@ -78,6 +78,10 @@ class TestPrinter:
         codes = [VerdictCode.MATCHED, VerdictCode.RESCUED, VerdictCode.CORRECTED, VerdictCode.BONUS]
         out = self.marked(pair, "Ben has books left", codes, capsys=capsys)
         assert out == "Ben [has] <books> {left}\n"
+
+    def test_a_blank_has_no_mark(self, pair, capsys):
+        codes = [VerdictCode.MATCHED, VerdictCode.BONUS, VerdictCode.MATCHED]
+        assert self.marked(pair, "Ben 7", codes, capsys=capsys) == "Ben 7\n"
 
     def test_colour(self, pair, capsys):
         out = self.marked(pair, "Ben has", [VerdictCode.MATCHED, VerdictCode.RESCUED], colour=True, capsys=capsys)

@@ -17,10 +17,11 @@ from test_features import llama
 
 from hf_judge.checkers import MultipleChoiceChecker, NumericChecker, RegexChecker, UnitTestChecker, run_python
 from hf_judge.data import read_jsonl
+from hf_judge.draft_labels import label_drafts
 from hf_judge.greedy import GumbelNoise, greedy
 from hf_judge.journal import Journal
 from hf_judge.labelling import label_rows
-from hf_judge.mining import label_drafts, mine_swaps
+from hf_judge.mining import mine_swaps
 
 MAX_NEW_TOKENS = 14
 
@@ -194,6 +195,36 @@ def test_samples_do_not_depend_on_the_batch(tmp_path):
     alone, together = drafted(tmp_path, "a.jsonl", batch_size=1), drafted(tmp_path, "b.jsonl", batch_size=16)
     assert [r for r in alone if not r.near_tie] == [r for r in together if not r.near_tie]
     assert alone != drafted(tmp_path, "c.jsonl", seed=1)
+
+
+def test_repaired_answers_go_on_from_the_targets_token(tmp_path):
+    """The seventh character is a mistake, by decree, unless it is a vowel; no token is labelled twice."""
+
+    def by_decree(response, task):
+        return (6, 7) if len(response) > 6 and response[6] not in "aeiou" else None
+
+    options = {"target": TARGET, "num_repairs": 3, "num_samples": 2, "max_new_tokens": 10}
+    label_drafts(DRAFT, TOKENIZER, TASKS, by_decree, tmp_path / "a.jsonl", **options)
+    rows = list(read_jsonl(tmp_path / "a.jsonl"))
+    repaired = [row for row in rows if row.source == "repaired"]
+    assert repaired
+    for row in repaired:
+        before = rows[rows.index(row) - 1]
+        prompt = TOKENIZER(row.prompt).input_ids
+        n = next(
+            i for i, pair in enumerate(zip(row.response_ids, before.response_ids, strict=False)) if len(set(pair)) > 1
+        )
+        # the first token that differs is the target's own choice after the right part of the answer before it
+        assert argmax_at_end(TARGET, prompt + list(row.response_ids[:n])) == row.response_ids[n]
+        for tokens in label_rows([row], TOKENIZER)[0]:
+            labels = tokens.labels[tokens.n_prompt :]
+            assert set(labels[: n + 1]) == {-1}
+            assert set(labels[n + 1 :]) != {-1}
+    firm = [row for row in rows if not row.near_tie]
+    label_drafts(DRAFT, TOKENIZER, TASKS, by_decree, tmp_path / "b.jsonl", batch_size=2, **options)
+    assert firm == [row for row in read_jsonl(tmp_path / "b.jsonl") if not row.near_tie]
+    with pytest.raises(ValueError, match="needs a target"):
+        label_drafts(DRAFT, TOKENIZER, TASKS, by_decree, tmp_path / "c.jsonl", num_repairs=1)
 
 
 def test_noise_draws_from_the_softmax():

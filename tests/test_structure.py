@@ -11,13 +11,15 @@ import hf_judge
 
 PACKAGE = Path(hf_judge.__file__).parent
 ROWS = (
-    ("files", "stats", "views", "metrics", "checkers", "journal", "greedy"),
+    ("files", "stats", "views", "metrics", "checkers", "journal", "greedy", "significance", "terminal"),
     ("hub",),
     ("config",),
     ("adapter", "cards", "data"),
-    ("publish", "labelling"),
+    ("publish", "labelling", "jobs"),
     ("head",),
     ("verify", "binding"),
+    ("rules",),
+    ("settings",),
     ("constraints", "states", "sources", "record", "attached"),
     ("features",),
     ("solvers", "calibration", "autojudge"),
@@ -25,14 +27,17 @@ ROWS = (
     ("decoding",),
     ("cropping", "ragged"),
     ("modeling",),
-    ("tiny", "peft_tuner", "mining", "answering"),
+    ("tiny", "peft_tuner", "mining", "draft_labels", "answering"),
     ("peft_method",),
-    ("evaluation", "report", "bench", "demo", "integrations"),
-    ("cli_train",),
+    ("demo", "tasks"),
+    ("evaluation",),
+    ("scoring", "report", "bench", "integrations"),
+    ("measuring",),
+    ("cli_train", "cli_measure"),
     ("cli",),
 )
 ROW_OF = {module: row for row, modules in enumerate(ROWS) for module in modules}
-PRINTERS = {"cli", "cli_train"}
+PRINTERS = {"cli", "cli_measure", "cli_train"}
 
 
 def module_of(path: Path) -> str:

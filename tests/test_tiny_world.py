@@ -101,6 +101,8 @@ def test_any_text_can_be_checked(text):
         ("makes 15", "makes 16", "6"),
         ("compute", "guess", "guess"),
         ("Then there are 15 * 2 = 30. ", "", "Finally"),
+        ("Then there are 15 * 2 = 30. Finally, ", "So in the end ", "in"),
+        ("Then there are 15 * 2 = 30. Finally, ", "The answer is that ", "answer"),
         ("Finally, ", "After that, 30 + 1 = 31. ", "+"),
         ("has 30", "has 15", "1"),
         ("has 30 apples", "has 30 pens", "pens"),

@@ -9,15 +9,17 @@ by construction, so it is measured on fewer problems.
 import argparse
 import json
 import math
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from fit_judge import generate, generated_answers
+from fit_judge import generate, generated_answers, token_labels
 from tqdm import tqdm
 
-from hf_judge import JudgeHead, JudgeStats, StrictVerifier
+from hf_judge import JudgeHead, JudgeStats, StrictVerifier, VerdictCode
 from hf_judge.tiny import HOME, load_pair
 from hf_judge.tiny.world import check_answer, first_mistake, problems
 from hf_judge.verify import JudgeCandidateVerifier
@@ -40,15 +42,18 @@ def answer_chunk(
         "judged": (JudgeCandidateVerifier(JudgeHead.from_pretrained(pair.judge), threshold), todo),
         "strict": (StrictVerifier(), todo[:n_strict]),
     }
-    stats = {}
+    stats, guilty = {}, Counter()
     for name, (verifier, asked) in verifiers.items():
-        outputs = [generate(pair, problem, judge=verifier) for problem in tqdm(asked, desc=name, unit="problem")]
-        stats[name] = sum((stat for _, stat in outputs), JudgeStats())
-        texts[name] = [pair.tokenizer.decode(ids, skip_special_tokens=True) for ids, _ in outputs]
+        answers = [generate(pair, problem, judge=verifier) for problem in tqdm(asked, desc=name, unit="problem")]
+        stats[name] = sum((answer.stats for answer in answers), JudgeStats())
+        texts[name] = [pair.tokenizer.decode(answer.ids, skip_special_tokens=True) for answer in answers]
+        if name == "judged":
+            labels = [token_labels(pair.tokenizer, p, answer.ids) for p, answer in zip(asked, answers, strict=True)]
+            guilty.update(VerdictCode(a.codes[x.index(0)]).name for a, x in zip(answers, labels, strict=True) if 0 in x)
     right = {name: [check_answer(p, t) for p, t in zip(todo, ts, strict=False)] for name, ts in texts.items()}
     sound = {name: [first_mistake(p, t) is None for p, t in zip(todo, ts, strict=False)] for name, ts in texts.items()}
     n_tokens = {name: [len(pair.tokenizer(t).input_ids) + 1 for t in ts] for name, ts in texts.items()}
-    return {"right": right, "sound": sound, "n_tokens": n_tokens, "stats": stats}
+    return {"right": right, "sound": sound, "n_tokens": n_tokens, "stats": stats, "guilty": guilty}
 
 
 def evaluate(
@@ -71,8 +76,9 @@ def evaluate(
     )  # fmt: skip
     bounds = [n_problems * i // n_workers for i in range(n_workers + 1)]
     spans = [range(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
-    with ProcessPoolExecutor(n_workers) as pool:
-        chunks = list(pool.map(chunk, spans)) if n_workers > 1 else [chunk(spans[0])]
+    # Spawned, not forked: a fork of a process that has run torch on several threads can hang.
+    with ProcessPoolExecutor(n_workers, mp_context=get_context("spawn")) as pool:
+        chunks = list(pool.map(chunk, spans))
 
     def join(key: str, name: str) -> list:
         return [value for c in chunks for value in c[key][name]]
@@ -95,6 +101,7 @@ def evaluate(
         "only_plain_right": differences.count(-1),
         "only_judged_right": differences.count(1),
         "without_any_mistake": {name: mean(join("sound", name)) for name in ways},
+        "first_mistakes_of_judged_answers": sum((c["guilty"] for c in chunks), Counter()),
         "mean_tokens": {name: mean(join("n_tokens", name)) for name in ways},
         "accepted_per_forward": {name: stat.accepted_per_forward for name, stat in stats.items()},
         "tokens_per_forward": {name: stat.tokens_per_forward for name, stat in stats.items()},

@@ -2,6 +2,8 @@
 
 import random
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -14,7 +16,25 @@ from hf_judge.tiny.world import Problem, Style, first_mistake, solve
 from hf_judge.verify import JudgeCandidateVerifier
 
 STYLES = (Style(draft=0.85), Style(draft=0.85), Style(target=0.4, draft=0.3), Style())
-Labelled = tuple[torch.Tensor, torch.Tensor]  # states (N, D) float32, labels (N,) float: 1 acceptable, 0 mistake
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Labelled tokens and what the target makes of them."""
+
+    states: torch.Tensor
+    """(N, D) float32, the target's state at the token itself, after the final norm."""
+    labels: torch.Tensor
+    """(N,) float32, 1 acceptable, 0 mistake."""
+    matched: torch.Tensor
+    """(N,) bool, strict verification accepts the token too, so that the judge is not asked."""
+
+    @classmethod
+    def join(cls, parts: Iterable["Labelled"]) -> "Labelled":
+        """One after the other."""
+        parts = list(parts)
+        names = ("states", "labels", "matched")
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> list[int]:
@@ -42,10 +62,10 @@ def token_labels(tokenizer: PreTrainedTokenizerBase, problem: Problem, ids: Sequ
 
 @torch.no_grad()
 def read_states(pair: TinyPair, rows: Iterable[tuple[Problem, list[int]]], *, batch_size: int = 64) -> Labelled:
-    """States and labels of all labelled tokens of whole answers; one forward for each batch, padded on the right."""
+    """Read all labelled tokens of whole answers; one forward for each batch, padded on the right."""
     prompts = [(prompt_ids(pair.tokenizer, p), ids, token_labels(pair.tokenizer, p, ids)) for p, ids in rows]
     prompts.sort(key=lambda row: len(row[0]) + len(row[1]))
-    states, labels = [], []
+    parts = []
     for i in tqdm(range(0, len(prompts), batch_size), desc="states", unit="batch"):
         batch = prompts[i : i + batch_size]
         ids = torch.full((len(batch), max(len(p) + len(a) for p, a, _ in batch)), pair.tokenizer.pad_token_id)
@@ -54,9 +74,10 @@ def read_states(pair: TinyPair, rows: Iterable[tuple[Problem, list[int]]], *, ba
             ids[j, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
             known[j, len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer_labels)
         hidden = pair.target.model(input_ids=ids, use_cache=False).last_hidden_state  # after the final norm
-        states.append(hidden[known >= 0].float())
-        labels.append(known[known >= 0].float())
-    return torch.cat(states), torch.cat(labels)
+        row, at = (known >= 0).nonzero(as_tuple=True)
+        predicted = pair.target.lm_head(hidden[row, at - 1]).argmax(-1)
+        parts.append(Labelled(hidden[row, at].float(), known[row, at].float(), predicted == ids[row, at]))
+    return Labelled.join(parts)
 
 
 def written_answers(pair: TinyPair, problems: list[Problem], seed: str) -> list[tuple[Problem, list[int]]]:
@@ -87,32 +108,44 @@ def generated_answers(
 
 
 class Recorder:
-    """A verifier that keeps what another one is shown: the drafted tokens and the target's states at them."""
+    """A verifier that keeps what another one is shown in every round."""
 
     def __init__(self, verifier: JudgeCandidateVerifier):
         self.verifier, self.rounds, self.stats = verifier, [], JudgeStats()
         self.hidden_state = verifier.hidden_state
 
     def verify(self, candidates, rows):
-        self.rounds.append((int(candidates.n_generated[0]), candidates.ids[0].tolist(), rows.hidden[0, 1:].float()))
+        self.rounds.append((int(candidates.n_generated[0]), candidates.ids[0], rows))
         return self.verifier.verify(candidates, rows)
 
 
 def judged_states(pair: TinyPair, head: JudgeHead, problems: list[Problem], *, threshold: float) -> Labelled:
-    """States and labels of all drafted tokens, accepted or not, met while decoding with a first head."""
-    states, labels = [], []
+    """Read all drafted tokens, accepted or not, that are met while decoding with a first head."""
+    parts = []
     for problem in tqdm(problems, desc="judged", unit="problem"):
         recorder = Recorder(JudgeCandidateVerifier(head, threshold))
-        answer, _ = generate(pair, problem, judge=recorder)
-        for n_before, drafted, hidden in recorder.rounds:
-            known = torch.tensor(token_labels(pair.tokenizer, problem, answer[:n_before] + drafted)[n_before:])
-            states.append(hidden[known >= 0])
-            labels.append(known[known >= 0].float())
-    return torch.cat(states), torch.cat(labels)
+        answer = generate(pair, problem, judge=recorder).ids
+        for n_before, drafted, rows in recorder.rounds:
+            tokens = answer[:n_before] + drafted.tolist()
+            known = torch.tensor(token_labels(pair.tokenizer, problem, tokens)[n_before:])
+            matched = rows.logits[0, :-1].argmax(-1) == drafted
+            kept = known >= 0
+            parts.append(Labelled(rows.hidden[0, 1:][kept].float(), known[kept].float(), matched[kept]))
+    return Labelled.join(parts)
 
 
-def generate(pair: TinyPair, problem: Problem, *, judge: CandidateVerifier) -> tuple[list[int], JudgeStats]:
-    """Answer one problem greedily with drafts of 32 tokens: the tokens and what the verifier did."""
+class Answer(NamedTuple):
+    """A verified answer."""
+
+    ids: list[int]
+    """Its tokens, the stop token included."""
+    codes: list[int]
+    """`VerdictCode` of each."""
+    stats: JudgeStats
+
+
+def generate(pair: TinyPair, problem: Problem, *, judge: CandidateVerifier) -> Answer:
+    """Answer one problem greedily with drafts of 32 tokens."""
     ids = torch.tensor([prompt_ids(pair.tokenizer, problem)])
     output = pair.target.generate(
         ids,
@@ -126,31 +159,34 @@ def generate(pair: TinyPair, problem: Problem, *, judge: CandidateVerifier) -> t
         assistant_confidence_threshold=0.0,
         return_dict_in_generate=True,
     )
-    return output.sequences[0, ids.shape[1] :].tolist(), output.judge_stats
+    return Answer(output.sequences[0, ids.shape[1] :].tolist(), output.verdicts[0].tolist(), output.judge_stats)
 
 
-def fit(states: torch.Tensor, labels: torch.Tensor, *, l2: float = 1e-4) -> tuple[torch.Tensor, torch.Tensor]:
+def fit(data: Labelled, *, matched_weight: float = 0.03, l2: float = 1e-4) -> tuple[torch.Tensor, torch.Tensor]:
     """Logistic regression in which both classes weigh the same, on standardised states, by L-BFGS.
 
     Args:
-        states: (N, D) float.
-        labels: (N,) float, 1 acceptable, 0 mistake.
+        data: What to fit.
+        matched_weight: Of an acceptable token that strict verification accepts too: the judge decides nothing there.
         l2: Penalty on the squared weights of the standardised states.
 
     Returns:
         weight (1, D) and bias (1,), float32, for the states as they are: the scaling is folded in.
     """
+    states, labels = data.states, data.labels
+    importance = torch.where(data.matched & (labels > 0), matched_weight, 1.0)
     mean, scale = states.mean(0), states.std(0) + 1e-6
     scaled = (states - mean) / scale
     weight = torch.zeros(states.shape[1], requires_grad=True)
     bias = torch.zeros((), requires_grad=True)
-    balance = torch.where(labels > 0, 0.5 / labels.mean(), 0.5 / (1 - labels.mean())) / len(labels)
+    for label in (0, 1):
+        importance[labels == label] /= 2 * importance[labels == label].sum()
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=300, history_size=20, line_search_fn="strong_wolfe")
 
     def loss() -> torch.Tensor:
         optimizer.zero_grad()
         logits = scaled @ weight + bias
-        value = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels, weight=balance, reduction="sum")
+        value = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels, weight=importance, reduction="sum")
         value = value + l2 * weight.square().sum()
         value.backward()
         return value

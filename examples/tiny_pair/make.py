@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from build_tokenizer import build_tokenizer
 from evaluate import evaluate
-from fit_judge import fit, generated_answers, judged_states, read_states, written_answers
-from train import NOTICING, READING, draft_story, model_config, train
+from fit_judge import Labelled, fit, generated_answers, judged_states, read_states, written_answers
+from train import draft_story, model_config, practice_story, target_story, train
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hf_judge import JudgeConfig, JudgeHead
@@ -29,22 +29,22 @@ class Plan:
     """Sizes of every stage."""
 
     target_size: int = 256
-    target_steps: tuple[int, int] = (2300, 1000)
-    """Of reading, then of noticing mistakes."""
-    draft_size: int = 128
-    draft_steps: int = 1500
+    target_steps: tuple[int, int] = (2300, 700)
+    """Of reading, then of practice in the draft's wording."""
+    draft_steps: int = 1390
+    """With more it would make too few mistakes: 1,600 reach 96%, these 78%."""
     batch_size: int = 32
-    label_problems: int = 3000
-    judged_problems: int = 1500
-    calibration_problems: int = 400
-    thresholds: tuple[float, ...] = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
+    label_problems: int = 1500
+    judged_problems: int = 600
+    calibration_problems: int = 300
+    thresholds: tuple[float, ...] = (0.5, 0.7, 0.9, 0.95, 0.98)
     test_problems: int = 2000
     strict_problems: int = 200
     n_workers: int = 2
 
 
 SMOKE = Plan(
-    target_size=64, target_steps=(12, 12), draft_size=64, draft_steps=12, batch_size=8, label_problems=20,
+    target_size=128, target_steps=(12, 6), draft_steps=12, batch_size=8, label_problems=20,
     judged_problems=2, calibration_problems=2, thresholds=(0.5, 0.9), test_problems=2, strict_problems=1, n_workers=1,
 )  # fmt: skip
 
@@ -53,23 +53,24 @@ def make_models(out: Path, plan: Plan) -> None:
     """Train tokenizer, target and draft; weights are stored in half precision."""
     tokenizer = build_tokenizer()
     torch.manual_seed(0)
-    target = LlamaForCausalLM(model_config(tokenizer, 4, plan.target_size))
-    for lesson, part, steps, rate in (
-        (READING, "train/target", plan.target_steps[0], 1.5e-3),
-        (NOTICING, "train/noticing", plan.target_steps[1], 1e-3),
+    target = LlamaForCausalLM(model_config(tokenizer, n_layers=4, hidden_size=plan.target_size, n_heads=4))
+    for story, part, n_steps, rate in (
+        (target_story, "train/target", plan.target_steps[0], 1.5e-3),
+        (practice_story, "train/practice", plan.target_steps[1], 8e-4),
     ):
-        options = {"batch_size": plan.batch_size, "emphasis": lesson.emphasis}
-        train(target, tokenizer, lesson, part=part, n_steps=steps, learning_rate=rate, **options)
+        sizes = {"n_steps": n_steps, "batch_size": plan.batch_size}
+        train(target, tokenizer, story, part=part, learning_rate=rate, **sizes)
     save(target, tokenizer, out / "target")
     torch.manual_seed(0)
-    draft = LlamaForCausalLM(model_config(tokenizer, 2, plan.draft_size))
-    options = {"part": "train/draft", "n_steps": plan.draft_steps, "batch_size": plan.batch_size}
-    train(draft, tokenizer, draft_story, learning_rate=3e-3, **options)
+    draft = LlamaForCausalLM(model_config(tokenizer, n_layers=2, hidden_size=64, n_heads=2))
+    sizes = {"n_steps": plan.draft_steps, "batch_size": plan.batch_size}
+    train(draft, tokenizer, draft_story, part="train/draft", learning_rate=3e-3, **sizes)
     save(draft, tokenizer, out / "draft")
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
     """Write a model in half precision, with its tokenizer."""
+    model.set_attn_implementation("sdpa")
     model.half().save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 
@@ -79,16 +80,16 @@ def make_judge(out: Path, plan: Plan) -> None:
     pair = load_pair(4, directory=out)
     asked = problems(plan.label_problems, seed=0, part="label")
     rows = written_answers(pair, asked, "label/written") + generated_answers(pair.draft, pair.tokenizer, asked)
-    states, labels = read_states(pair, rows)
-    first = head_of(pair, *fit(states, labels), {})
+    data = read_states(pair, rows)
+    first = head_of(pair, *fit(data), {})
     met = problems(plan.judged_problems, seed=1, part="label")
-    more_states, more_labels = judged_states(pair, first, met, threshold=0.9)
-    states, labels = torch.cat([states, more_states]), torch.cat([labels, more_labels])
-    weight, bias = fit(states, labels)
+    data = Labelled.join([data, judged_states(pair, first, met, threshold=0.9)])
+    weight, bias = fit(data)
     provenance = {
         "made_by": "examples/tiny_pair/make.py",
-        "labelled_tokens": len(labels),
-        "mistakes": int((1 - labels).sum()),
+        "labelled_tokens": len(data.labels),
+        "mistakes": int((1 - data.labels).sum()),
+        "acceptable_but_not_matched": int((data.labels * ~data.matched).sum()),
     }
     head_of(pair, weight, bias, provenance).save_pretrained(out / "judge")
     threshold, table = calibrate(out, plan)

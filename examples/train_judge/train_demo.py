@@ -27,9 +27,10 @@ from hf_judge.answering import judged_answers, plain_answers
 from hf_judge.calibration import apply_certificate, calibrate_by_accuracy, calibrate_by_risk, head_scores
 from hf_judge.checkers import NumericChecker
 from hf_judge.data import hash_prompt, load_rows
+from hf_judge.draft_labels import label_drafts
 from hf_judge.features import FeatureStore, extract_features
 from hf_judge.metrics import roc_auc
-from hf_judge.mining import label_drafts, mine_swaps
+from hf_judge.mining import mine_swaps
 from hf_judge.tiny import load_pair
 from hf_judge.tiny.world import Problem, check_answer, first_mistake, problems
 from hf_judge.training import JudgeTrainingArguments, train_judge
@@ -39,6 +40,7 @@ MAX_NEW_TOKENS = 256
 NUM_ASSISTANT_TOKENS = 32
 N_STRICT = 100  # strict verification only gives the scale of accepted tokens
 RISK, CONFIDENCE, MARGIN = 0.05, 0.95, 0.0
+CALIBRATION_FRACTION = 0.4  # 5% at 95% with these thresholds needs 102 prompts with a mistake, of 300
 THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
 
 
@@ -89,7 +91,9 @@ def make_judge(way: str, directory: Path, pair_directory: str | None, n_prompts:
             tasks,
             locate,
             labels,
-            num_samples=4,
+            target=pair.target,
+            num_repairs=8,
+            num_samples=2,
             max_new_tokens=MAX_NEW_TOKENS,
             batch_size=64,
         )
@@ -108,7 +112,8 @@ def make_judge(way: str, directory: Path, pair_directory: str | None, n_prompts:
     store, labelled = extract_features(
         pair.target, pair.tokenizer, load_rows(labels), directory / "features", batch_size=32
     )
-    trained = train_judge(store, JudgeTrainingArguments(str(directory / "judge")))
+    arguments = JudgeTrainingArguments(str(directory / "judge"), calibration_fraction=CALIBRATION_FRACTION)
+    trained = train_judge(store, arguments)
     # by risk where the mistakes suffice for it, else by task, on prompts that the fit did not see
     certificate = calibrate_by_risk(
         trained.head, store, risk=RISK, confidence=CONFIDENCE, thresholds=THRESHOLDS, fit_prompts=trained.fit_prompts

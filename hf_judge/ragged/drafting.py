@@ -44,7 +44,7 @@ class Drafter:
 
     def propose(
         self, answers: list[torch.LongTensor], tails: torch.LongTensor, starts: list[int], n_tokens: int
-    ) -> tuple[torch.LongTensor, torch.LongTensor, torch.Tensor | None]:
+    ) -> tuple[torch.LongTensor, torch.LongTensor, torch.Tensor]:
         """Draft `n_tokens` after every row.
 
         Args:
@@ -53,7 +53,7 @@ class Drafter:
             starts: the position of the first of them.
 
         Returns:
-            ids (n_rows, n_tokens) long, lengths (n_rows,) long, and logits (n_rows, n_tokens, V) when sampling.
+            ids (n_rows, n_tokens) long, lengths (n_rows,) long, and logits (n_rows, n_tokens, V) as drawn from.
         """
         device = tails.device
         ids, scores, confidences = [], [], []
@@ -63,9 +63,9 @@ class Drafter:
             logits = self._rows.forward(step, at, n_logits=1).logits[:, -1]
             if self._processors:
                 logits = self._process(answers, ids, logits)
+            scores.append(logits)  # greedy rules too may compare the draft with the target
             if self._do_sample:
                 token = torch.multinomial(logits.float().softmax(dim=-1), num_samples=1)
-                scores.append(logits)
             else:
                 token = logits.argmax(dim=-1, keepdim=True)
             if self._confidence > 0:
@@ -74,7 +74,7 @@ class Drafter:
             step = token
         drafted = torch.cat(ids, dim=1)
         lengths = self._useful(drafted, confidences)
-        return drafted.to(device), lengths.to(device), torch.stack(scores, dim=1).to(device) if scores else None
+        return drafted.to(device), lengths.to(device), torch.stack(scores, dim=1).to(device)
 
     def keep(self, rows: list[int]) -> None:
         """Go on with these rows only."""

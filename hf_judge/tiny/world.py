@@ -178,7 +178,7 @@ _WORDS = frozenset(
     for word in re.findall(r"[A-Za-z]+", re.sub(r"{.*?}", "", text))
 )
 _OTHERS = frozenset({*NAMES, *ITEMS})
-_CLOSING = frozenset({"answer", "end", "Altogether", "Finally", "left"})  # only an ending says these
+_CLOSING = frozenset({"answer", "in", "Altogether", "Finally", "left"})  # the first words that only an ending says
 _FINAL = re.compile(rf"({'|'.join(NAMES)}) has (\d+) ({'|'.join(ITEMS)}) left\b")
 
 

@@ -1,0 +1,334 @@
+"""Compares acceptance rules on the same work: accuracy, length, forwards, time; answer by answer, resumable.
+
+The literature warns that accepted length misleads (a lossy rule may double the answers): what counts is accuracy beside
+wall time per answer. Knows nothing about files of figures, pages or the terminal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_judge.demo import count_forwards, draft_length
+from hf_judge.head import JudgeHead
+from hf_judge.journal import Journal
+from hf_judge.modeling import judged
+from hf_judge.settings import Setting, make_verifier
+from hf_judge.significance import mcnemar_p, ratio_interval, wilson_interval
+from hf_judge.stats import VerdictCode
+from hf_judge.tasks import Example, Task
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Pair:
+    """Two models and the heads to compare.
+
+    Raises:
+        ValueError: the tokenizers of the models disagree.
+    """
+
+    target: PreTrainedModel
+    draft: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    heads: dict[str, JudgeHead] = field(default_factory=dict)  # "judge", "judge:NAME", "autojudge"
+    name: str = ""  # goes into the record of a run
+    draft_tokenizer: PreTrainedTokenizerBase | None = None  # None: the target's
+
+    def __post_init__(self):
+        self.target = judged(self.target)
+        other = self.draft_tokenizer
+        if other is not None and other.get_vocab() != self.tokenizer.get_vocab():
+            raise ValueError(
+                f"the tokenizers disagree (target: {len(self.tokenizer)} tokens, draft: {len(other)}): the rules "
+                "compare distributions over one vocabulary; choose a draft of the target's family"
+            )
+
+    def encode(self, prompt: str | list[dict]) -> torch.LongTensor:
+        """The prompt's ids, (1, n) long; chat messages go through the chat template."""
+        if isinstance(prompt, str):
+            ids = self.tokenizer(prompt, return_tensors="pt")["input_ids"]
+        else:
+            ids = self.tokenizer.apply_chat_template(
+                prompt, add_generation_prompt=True, return_tensors="pt", return_dict=True
+            )["input_ids"]
+        return ids.to(self.target.device)
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How every answer of a run is decoded."""
+
+    num_assistant_tokens: int = 16
+    max_new_tokens: int = 256
+    temperature: float = 0.0  # 0: greedy
+    seed: int = 0  # of sampling; every example has its own stream
+
+    def __post_init__(self):
+        for name in ("num_assistant_tokens", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.temperature >= 0:
+            raise ValueError(f"temperature must be 0 (greedy) or more, got {self.temperature}")
+
+
+@dataclass
+class Answer:
+    """One example answered under one setting; JSON values only."""
+
+    tokens: list[int]
+    codes: list[int] | None  # a `VerdictCode` per token; None for the baselines
+    right: bool
+    seconds: float
+    forwards: int
+    drafted: int = 0
+    seconds_by_phase: list[float] | None = None  # drafting, verifying, judging, rest
+
+    @property
+    def accepted_lengths(self) -> list[int]:
+        """Accepted drafted tokens of every round."""
+        lengths, run = [], 0
+        for code in self.codes or ():
+            if code in (VerdictCode.MATCHED, VerdictCode.RESCUED):
+                run += 1
+            else:
+                lengths.append(run)
+                run = 0
+        return [*lengths, run] if run else lengths
+
+
+Answers = dict[Setting, dict[str, Answer]]  # setting -> name of the example -> answer
+
+
+def evaluate(
+    pair: Pair,
+    task: Task,
+    settings: list[Setting],
+    *,
+    decoding: Decoding = Decoding(),
+    journal_dir: str | os.PathLike | None = None,
+    on_answer: Callable[[int], None] = lambda n: None,
+) -> Answers:
+    """Answer every example under every setting, interleaved in one process.
+
+    Args:
+        pair: the models.
+        task: the work.
+        settings: the first must be "plain".
+        decoding: the same for all settings.
+        journal_dir: keeps every finished answer; a run that was interrupted goes on there. None: nothing is kept.
+        on_answer: called with the number of answers that came about, those of an earlier run first.
+
+    Returns:
+        The answers.
+
+    Raises:
+        ValueError: `journal_dir` holds answers of another run; "plain" is not the first setting.
+    """
+    if not settings or settings[0].rule != "plain":
+        raise ValueError("the first setting must be 'plain', which the others are compared with")
+    answers = {setting: {} for setting in settings}
+    record = {"pair": pair.name, "task": task.name, "decoding": asdict(decoding)}
+    with contextlib.ExitStack() as stack:
+        journal, done = None, {}
+        if journal_dir is not None:
+            journal = stack.enter_context(Journal(journal_dir, record))
+            done = journal.finished()
+        # answers of another head must not be taken for this one's, whatever directory it was loaded from
+        prints = {rule: f" ({_fingerprint(head)})" for rule, head in pair.heads.items()}
+        todo = []
+        for number, example in enumerate(task.examples):
+            turn = number % len(settings)  # whoever goes first pays for cold caches: take turns
+            for setting in settings[turn:] + settings[:turn]:
+                key = f"{setting.name}{prints.get(setting.rule, '')} | {example.name}"
+                if key in done:
+                    answers[setting][example.name] = Answer(**done[key])
+                else:
+                    todo.append((setting, example, key))
+        on_answer(sum(len(found) for found in answers.values()))
+        ways = {setting: Way(pair, setting, decoding) for setting in settings}
+        for setting in dict.fromkeys(setting for setting, _, _ in todo):
+            ways[setting].answer(task.examples[0], max_new_tokens=4)  # warm up
+        for setting, example, key in todo:
+            answer = answers[setting][example.name] = ways[setting].answer(example)
+            if journal is not None:
+                journal.append(key, asdict(answer))
+            on_answer(1)
+    return answers
+
+
+class Way:
+    """A setting, ready to answer."""
+
+    def __init__(self, pair: Pair, setting: Setting, decoding: Decoding):
+        self._pair, self._decoding = pair, decoding
+        self.verifier = make_verifier(setting, pair.heads)
+        self._kwargs = {"judge": False}
+        if setting.rule == "assisted":
+            self._kwargs["assistant_model"] = pair.draft
+        elif self.verifier is not None:
+            self._kwargs = {
+                "assistant_model": pair.draft,
+                "judge": self.verifier,
+                "num_assistant_tokens": decoding.num_assistant_tokens,
+                "num_assistant_tokens_schedule": "constant",
+                "assistant_confidence_threshold": 0.0,
+            }
+        if decoding.temperature > 0:
+            self._kwargs |= {"do_sample": True, "temperature": decoding.temperature, "top_k": 0, "top_p": 1.0}
+        else:
+            self._kwargs["do_sample"] = False
+
+    def answer(self, example: Example, max_new_tokens: int | None = None) -> Answer:
+        """Answer one example."""
+        pair, ids = self._pair, self._pair.encode(example.prompt)
+        if self._decoding.temperature > 0:
+            torch.manual_seed(hash_seed(self._decoding.seed, example.name))
+        with (
+            draft_length(pair.draft, self._decoding.num_assistant_tokens),
+            count_forwards(pair.target) as forwards,
+        ):
+            start = time.perf_counter()
+            output = pair.target.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=max_new_tokens or self._decoding.max_new_tokens,
+                return_dict_in_generate=True,
+                **self._kwargs,
+            )
+            tokens = output.sequences[0, ids.shape[1] :].tolist()
+            seconds = time.perf_counter() - start
+        right = example.is_right(pair.tokenizer.decode(tokens, skip_special_tokens=True))
+        answer = Answer(tokens, None, bool(right), seconds, forwards.count)
+        if self.verifier is not None:
+            stats = output.judge_stats
+            answer.codes, answer.drafted = output.verdicts[0].tolist(), stats.drafted
+            answer.seconds_by_phase = [
+                stats.seconds_drafting, stats.seconds_verifying, stats.seconds_judging, stats.seconds_rest,
+            ]  # fmt: skip
+        return answer
+
+
+def _fingerprint(head: JudgeHead) -> str:
+    digest = hashlib.sha256(head.config.hidden_state.encode())
+    for parameter in (head.weight, head.bias):
+        digest.update(parameter.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def hash_seed(seed: int, name: str) -> int:
+    """A seed of its own for every example."""
+    return (seed * 1_000_003 + sum(ord(c) * 31**i for i, c in enumerate(name))) % (1 << 31)
+
+
+def figures(answers: Answers) -> list[dict]:
+    """What every setting reached, as JSON values; see docs/benchmarks.md for each key.
+
+    Args:
+        answers: every setting with the same examples, "plain" first.
+    """
+    plain = next(iter(answers.values()))
+    return [_figures(setting, given, plain) for setting, given in answers.items()]
+
+
+def warnings_of(answers: Answers) -> list[str]:
+    """What makes the comparison say less than it seems to."""
+    plain = list(next(iter(answers.values())).values())
+    n_right, n = sum(a.right for a in plain), len(plain)
+    texts = []
+    if n_right == 0:
+        texts.append("no plain answer passes the checker: the accuracies compare nothing. Is the checker right?")
+    low, high = wilson_interval(n_right, n)
+    if n_right and high - low > 0.1:
+        texts.append(f"{n} examples: the 95% interval of an accuracy is {100 * (high - low):.0f} points wide")
+    return texts
+
+
+def _figures(setting: Setting, given: dict[str, Answer], plain: dict[str, Answer]) -> dict:
+    names = list(plain)
+    mine, theirs = [given[name] for name in names], [plain[name] for name in names]
+    n, n_right = len(mine), sum(a.right for a in mine)
+    n_tokens, n_forwards = sum(len(a.tokens) for a in mine), sum(a.forwards for a in mine)
+    seconds, plain_seconds = [a.seconds for a in mine], [a.seconds for a in theirs]
+    gained = sum(a.right and not b.right for a, b in zip(mine, theirs, strict=True))
+    lost = sum(b.right and not a.right for a, b in zip(mine, theirs, strict=True))
+    plain_rate = sum(len(a.tokens) for a in theirs) / sum(plain_seconds)
+    diverged = [_first_difference(a.tokens, b.tokens) for a, b in zip(mine, theirs, strict=True)]
+    diverged = [at for at in diverged if at is not None]
+    codes = Counter(code for a in mine for code in a.codes or ())
+    has_codes = mine[0].codes is not None
+    return {
+        "rule": setting.rule,
+        "number": setting.number,
+        "threshold": setting.value,
+        "n": n,
+        "accuracy": n_right / n,
+        "accuracy_interval": list(wilson_interval(n_right, n)),
+        "gained": gained,
+        "lost": lost,
+        "mcnemar_p": mcnemar_p(gained, lost),
+        "answer_tokens": n_tokens / n,
+        "forwards_per_answer": n_forwards / n,
+        "tokens_per_forward": n_tokens / n_forwards,
+        # every forward of the target adds one token of its own to the drafted ones that it accepts
+        "accepted_per_forward": (codes[VerdictCode.MATCHED] + codes[VerdictCode.RESCUED]) / n_forwards
+        if has_codes
+        else (n_tokens - n_forwards) / n_forwards,
+        "drafted_per_answer": sum(a.drafted for a in mine) / n if has_codes else None,
+        "rescued_per_answer": codes[VerdictCode.RESCUED] / n if has_codes else None,
+        "corrected_per_answer": codes[VerdictCode.CORRECTED] / n if has_codes else None,
+        "seconds_per_answer": sum(seconds) / n,
+        "tokens_per_second": n_tokens / sum(seconds),
+        "speedup": sum(plain_seconds) / sum(seconds),
+        "speedup_interval": list(ratio_interval(plain_seconds, seconds)),
+        "tokens_per_second_ratio": n_tokens / sum(seconds) / plain_rate,
+        "identical_to_plain": 1 - len(diverged) / n,
+        "first_divergence": statistics.median(diverged) if diverged else None,
+        "accepted_lengths": dict(sorted(Counter(x for a in mine for x in a.accepted_lengths).items())),
+        "seconds_by_phase": dict(
+            zip(
+                ("drafting", "verifying", "judging", "rest"),
+                (sum(x) / n for x in zip(*(a.seconds_by_phase for a in mine), strict=True)),
+                strict=True,
+            )
+        )
+        if has_codes
+        else None,
+    }
+
+
+def _first_difference(one: list[int], other: list[int]) -> int | None:
+    for at, (a, b) in enumerate(zip(one, other, strict=False)):
+        if a != b:
+            return at
+    return None if len(one) == len(other) else min(len(one), len(other))
+
+
+def pareto(rows: list[dict]) -> list[dict]:
+    """The settings that no other beats in both accuracy and speed-up, fastest last."""
+    best = []
+    for row in sorted(rows, key=lambda r: (-r["speedup"], -r["accuracy"])):
+        if not best or row["accuracy"] > best[-1]["accuracy"]:
+            best.append(row)
+    return best[::-1]
+
+
+def best_within(rows: list[dict], points: float) -> dict[str, dict]:
+    """For each rule its fastest setting that loses at most `points` percentage points against plain."""
+    floor = rows[0]["accuracy"] - points / 100 - 1e-9
+    best = {}
+    for row in rows:
+        if row["accuracy"] >= floor and (row["rule"] not in best or row["speedup"] > best[row["rule"]]["speedup"]):
+            best[row["rule"]] = row
+    return best

@@ -1,0 +1,1 @@
+"""Other people's tools with a judge in them; each module needs the package it is named after."""

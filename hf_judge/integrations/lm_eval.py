@@ -1,0 +1,89 @@
+"""The model ``hf-judge`` of lm-evaluation-harness: its ``hf`` model, with judged generation.
+
+    python -m hf_judge.integrations.lm_eval --model hf-judge \\
+        --model_args pretrained=TARGET,assistant=DRAFT,judge=HEAD --tasks gsm8k
+
+lm_eval (0.4.13) has no plugins: this module registers the model and hands over to lm_eval's own command line. In
+Python, importing it is enough. Loglikelihoods are the target's own; only generation is judged.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+try:
+    from lm_eval.api.registry import register_model
+    from lm_eval.models.huggingface import HFLM
+except ImportError:
+    raise ImportError("this needs lm-evaluation-harness: pip install 'hf-judge[lm-eval]' 'lm-eval[hf]'") from None
+
+from hf_judge.modeling import judged
+from hf_judge.verify import StrictVerifier
+
+
+@register_model("hf-judge")
+class JudgeLM(HFLM):
+    """`HFLM` whose `generate_until` drafts with an assistant and verifies with a judge.
+
+    Args:
+        pretrained: the target, as in `HFLM`.
+        assistant: the draft: a Hub id, a directory or a model.
+        judge: everything that `generate(judge=)` takes; None: strict verification.
+        judge_threshold: between 0 (lenient) and 1 (strict); default: the head's own.
+        num_assistant_tokens: drafted tokens per round.
+        **kwargs: of `HFLM`.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | PreTrainedModel,
+        assistant: str | PreTrainedModel,
+        judge=None,
+        judge_threshold: float | None = None,
+        num_assistant_tokens: int = 16,
+        **kwargs,
+    ):
+        super().__init__(pretrained=pretrained, **kwargs)
+        self._model = judged(self._model)
+        if isinstance(assistant, str):
+            assistant = AutoModelForCausalLM.from_pretrained(assistant, dtype=self._model.dtype)
+            assistant = assistant.to(self._model.device)
+        threshold = None if judge_threshold is None else float(judge_threshold)
+        judge = StrictVerifier() if judge is None else judge
+        self.verifier = self._model.resolve_judge(judge, threshold)
+        self._judged_kwargs = {
+            "assistant_model": assistant.eval(),
+            "judge": self.verifier,
+            "num_assistant_tokens": int(num_assistant_tokens),
+            "num_assistant_tokens_schedule": "constant",
+            "assistant_confidence_threshold": 0.0,
+        }
+
+    def _model_generate(self, context, max_length: int, stop: list[str], **generation_kwargs) -> torch.Tensor:
+        # One row at a time: the harness's stopping criteria count the rows that they were made for.
+        mask = generation_kwargs.pop("attention_mask", None)
+        mask = torch.ones_like(context) if mask is None else mask
+        answers = []
+        for ids, kept in zip(context, mask.bool(), strict=True):
+            ids = ids[kept].unsqueeze(0)
+            output = super()._model_generate(
+                ids,
+                max_length=max_length - context.shape[1] + ids.shape[1],
+                stop=stop,
+                attention_mask=torch.ones_like(ids),
+                **self._judged_kwargs,
+                **generation_kwargs,
+            )
+            answers.append(output[0, ids.shape[1] :])
+        padding = self.tokenizer.pad_token_id
+        answers = torch.nn.utils.rnn.pad_sequence(answers, batch_first=True, padding_value=padding)
+        return torch.cat([context, answers], dim=1)
+
+
+if __name__ == "__main__":
+    from lm_eval.__main__ import cli_evaluate
+
+    sys.exit(cli_evaluate())

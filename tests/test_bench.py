@@ -1,0 +1,142 @@
+"""The speed bench: its formula, its measurements on a random pair, its advice."""
+
+from __future__ import annotations
+
+import json
+
+import measured_pair
+import pytest
+
+from hf_judge import cli, cli_measure
+from hf_judge.bench import (
+    acceptance_rate,
+    bench,
+    expected_accepted,
+    implied_cost_ratio,
+    measure_costs,
+    paper_check,
+    predicted_speedup,
+    recommend,
+    simulate,
+)
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return measured_pair.pair()
+
+
+class TestFormula:
+    def test_by_hand(self):
+        assert predicted_speedup(19.7, 25, 0.02) == pytest.approx(20.7 / 1.5)
+        assert predicted_speedup(0, 5, 0.1) == pytest.approx(1 / 1.5)  # nothing accepted: slower than plain
+        assert predicted_speedup(3, 4, 0.25, verify_cost=2.0) == pytest.approx(4 / 3)
+
+    def test_implied_cost_is_the_inverse(self):
+        c = implied_cost_ratio(9.7, 19.7, 25)
+        assert predicted_speedup(19.7, 25, c) == pytest.approx(9.7)
+
+    @pytest.mark.parametrize("rate", [0.0, 0.3, 0.9, 0.999, 1.0])
+    def test_acceptance_rate_is_the_inverse(self, rate):
+        assert acceptance_rate(expected_accepted(rate, 12), 12) == pytest.approx(rate, abs=1e-6)
+
+    def test_simulation_finds_the_best_length(self):
+        found = simulate(6.0, 10, 0.05)
+        rate = found["acceptance_rate"]
+        around = [predicted_speedup(expected_accepted(rate, m), m, 0.05) for m in range(1, 60)]
+        assert found["best_speedup"] == max(around)
+        assert found["best_M"] == 1 + around.index(max(around))
+
+    @pytest.mark.parametrize(("m", "c", "match"), [(11, 0.1, "between 0 and M"), (5, 0, "above 0"), (-1, 0.1, "m,")])
+    def test_impossible_numbers(self, m, c, match):
+        with pytest.raises(ValueError, match=match):
+            simulate(m, 10, c)
+
+    def test_paper(self):
+        rows = {(row["figure"], row["M"]): row for row in paper_check()}
+        hugging_face = rows["judged, Hugging Face", 25]
+        assert hugging_face["published"] == 9.7
+        assert hugging_face["predicted"] == pytest.approx(20.7 / (25 * 8 / 405 + 1))
+        # parameters alone promise more than the paper measured: its draft cost more than 8/405 of the target
+        assert all(row["predicted"] > row["published"] for row in rows.values())
+        assert hugging_face["implied_c"] == pytest.approx(0.0454, abs=1e-4)
+
+
+class TestBench:
+    def test_costs(self, pair):
+        costs = measure_costs(pair, pair.encode("Hello there"), (4, 8), repeats=3)
+        assert costs["cost_ratio"] == costs["draft_seconds"] / costs["target_seconds"] > 0
+        assert costs["verify_cost"].keys() == {"4", "8"}
+
+    def test_every_way_is_measured(self, pair):
+        before = pair.draft.generation_config.to_dict()
+        steps = []
+        found = bench(
+            pair, measured_pair.task(1), lengths=(4,), thresholds=(0.9,), repeats=2, max_new_tokens=8, quick=True,
+            on_step=steps.append,
+        )  # fmt: skip
+        assert [way["way"] for way in found["ways"]] == [
+            "plain", "plain, static cache", "assisted", "judged, M=4, threshold=0.5", "judged, M=4, threshold=0.9",
+        ]  # fmt: skip
+        assert found["ways"][0]["ratio_to_plain"] == 1
+        for way in found["ways"][3:]:
+            assert sum(way["share_of_time"].values()) == pytest.approx(1)
+            assert way["predicted"] == pytest.approx(
+                predicted_speedup(way["accepted_per_forward"], way["drafted_per_round"], found["costs"]["cost_ratio"])
+            )
+        assert found["upstream_setting"].keys() == {"num_assistant_tokens", "schedule", "confidence"}
+        assert len(steps) == 2 + 5 + 2 * 5
+        assert pair.draft.generation_config.to_dict() == before
+        json.dumps(found, allow_nan=False)
+
+    def test_advice(self, pair):
+        def row(way, rate, m=None, threshold=None):
+            return {
+                "way": way, "tokens_per_second": rate, "num_assistant_tokens": m, "threshold": threshold,
+                "ratio_to_plain": rate / 10,
+            }  # fmt: skip
+
+        rows = [row("plain", 10), row("assisted", 12)]
+        judged = [row("judged, a", 30, 8, 0.3), row("judged, b", 20, 16, 0.5), row("judged, c", 19.7, 8, 0.9)]
+        advice = recommend(rows + judged, pair)
+        assert (advice["pays"], advice["num_assistant_tokens"], advice["threshold"]) == (True, 8, 0.9)
+        assert "Thresholds below the head's own are faster still" in advice["text"]
+        slow = recommend([*rows, row("judged, b", 11, 16, 0.5)], pair)
+        assert not slow["pays"]
+        assert "does not pay" in slow["text"]
+        assert recommend(rows, pair)["text"] == "No judge was given; fastest: assisted."
+
+    def test_bad_numbers(self, pair):
+        for arguments in ({"lengths": ()}, {"lengths": (0,)}, {"repeats": 0}):
+            with pytest.raises(ValueError, match="at least one repeat"):
+                bench(pair, measured_pair.task(1), **arguments)
+
+
+class TestCommand:
+    def test_simulation(self, tmp_path, capsys):
+        path = tmp_path / "s.json"
+        assert cli.main(["bench", "--simulate", "m=19.7", "M=25", "draft=8", "target=405", "--json", str(path)]) == 0
+        assert json.loads(path.read_text())["simulation"]["speedup"] == pytest.approx(20.7 / (25 * 8 / 405 + 1))
+        assert "9.7x" in capsys.readouterr().out
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["m=1"], "missing: M, c"),
+            (["m=1", "M=2.5", "c=1"], "whole number"),
+            (["m=x", "M=2", "c=1"], "no number"),
+            (["k=1"], "takes m=, M=, c="),
+            (["m=9", "M=2", "c=1"], "between 0 and M"),
+        ],
+    )
+    def test_bad_simulation(self, words, message, capsys):
+        assert cli.main(["bench", "--simulate", *words]) == 2
+        assert message in capsys.readouterr().err
+
+    def test_measuring(self, pair, monkeypatch, tmp_path, capsys):
+        monkeypatch.setattr(cli_measure, "load_models", lambda *args, **kwargs: pair)
+        path = tmp_path / "b.json"
+        arguments = ["--lengths", "4", "--repeats", "1", "--problems", "1", "--max-new-tokens", "6"]
+        assert cli.main(["bench", "--quick", *arguments, "--json", str(path)]) == 0
+        assert "Recommended:" in capsys.readouterr().out
+        assert json.loads(path.read_text())["setup"]["command"].startswith("hf-judge bench --quick")

@@ -1,0 +1,80 @@
+"""The model of lm-evaluation-harness, offline, against the harness's own hf model. Skipped without lm-eval."""
+
+from __future__ import annotations
+
+import json
+
+import measured_pair
+import pytest
+
+pytest.importorskip("lm_eval", reason="lm-eval is not installed (the extra 'lm-eval')")
+
+from lm_eval import simple_evaluate
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+from hf_judge import JudgeCandidateVerifier
+from hf_judge.integrations.lm_eval import JudgeLM
+
+TASK = """
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: {kind}
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{answer}}}}"
+{more}
+metric_list: [{{metric: {metric}}}]
+"""
+
+
+@pytest.fixture
+def tasks(tmp_path):
+    data = tmp_path / "data.jsonl"
+    rows = [{"question": "a" * (3 + 2 * i) + " is", "answer": "b", "choices": ["b", "cd"]} for i in range(4)]
+    data.write_text("\n".join(map(json.dumps, rows)))
+    until = "generation_kwargs: {until: ['q'], max_gen_toks: 12, do_sample: false}"
+    choice = 'doc_to_choice: "{{choices}}"'
+    for name, kind, more, metric in (
+        ("words", "generate_until", until, "exact_match"),
+        ("choices", "multiple_choice", choice, "acc"),
+    ):
+        text = TASK.format(name=name, data=data, kind=kind, more=more, metric=metric)
+        (tmp_path / f"{name}.yaml").write_text(text)
+    return TaskManager(include_path=str(tmp_path), include_defaults=False)
+
+
+def answers(model, tasks):
+    found = simple_evaluate(
+        model=model, tasks=["words", "choices"], task_manager=tasks, log_samples=True, bootstrap_iters=0
+    )
+    return {
+        name: [s["resps"] for s in sorted(rows, key=lambda s: s["doc_id"])] for name, rows in found["samples"].items()
+    }
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_strict_equals_the_plain_model(tasks, tmp_path, monkeypatch, batch_size):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    tokenizer = measured_pair.tokenizer()
+    tokenizer.pad_token = "<pad>" if "<pad>" in tokenizer.get_vocab() else tokenizer.eos_token
+    target = measured_pair.model()
+    options = {"tokenizer": tokenizer, "batch_size": batch_size, "max_length": 200}
+    plain = answers(HFLM(pretrained=target, **options), tasks)
+    draft = measured_pair.noisy(target)
+    strict = JudgeLM(pretrained=target, assistant=draft, num_assistant_tokens=4, **options)
+    found = answers(strict, tasks)
+    assert found["words"] == plain["words"]
+    for mine, theirs in zip(found["choices"], plain["choices"], strict=True):
+        for (mine_one,), (theirs_one,) in zip(mine, theirs, strict=True):
+            assert float(mine_one[0]) == pytest.approx(float(theirs_one[0]), abs=1e-4)
+            assert mine_one[1] == theirs_one[1]
+    assert strict.verifier.stats.target_forwards > 0
+    lenient = JudgeLM(
+        pretrained=target, assistant=draft, judge=measured_pair.head(5.0), judge_threshold="0.3", **options
+    )
+    assert isinstance(lenient.verifier, JudgeCandidateVerifier)
+    assert lenient.verifier.threshold == 0.3
+    assert answers(lenient, tasks)["choices"] == found["choices"]
+    assert lenient.verifier.stats.rescued > 0
