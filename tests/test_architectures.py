@@ -156,9 +156,9 @@ class TestRefused:
             judged(torch.compile(tiny_model()))
 
     def test_no_language_model(self):
-        with pytest.raises(TypeError, match="expects a transformers model that generates, got Linear"):
+        with pytest.raises(TypeError, match="needs a transformers model that generates, got Linear"):
             judged(torch.nn.Linear(2, 2))
-        with pytest.raises(TypeError, match="expects a transformers model that generates, got LlamaModel"):
+        with pytest.raises(TypeError, match="needs a transformers model that generates, got LlamaModel"):
             judged(tiny_model().model)
 
     def test_auto_class_is_no_constructor(self):

@@ -285,6 +285,8 @@ def test_autojudge_estimators_are_read_without_scikit_learn(tmp_path, monkeypatc
         ("sklearn.linear_model._logistic", "LogisticRegression"),
         ("sklearn.preprocessing._data", "StandardScaler"),
     ):
+        for parent in ("sklearn", module.rpartition(".")[0]):  # without scikit-learn, importing the module needs them
+            monkeypatch.setitem(sys.modules, parent, types.ModuleType(parent))
         fake = types.ModuleType(module)
         made[name] = type(name, (), {"__module__": module})
         setattr(fake, name, made[name])
