@@ -28,7 +28,15 @@ Z = 1.96  # two-sided 95%
 
 
 def answer_chunk(
-    span: range, *, directory: str, depth: int, seed: int, part: str, threshold: float | None, n_strict: int
+    span: range,
+    *,
+    directory: str,
+    depth: int,
+    seed: int,
+    part: str,
+    threshold: float,
+    n_strict: int,
+    max_new_tokens: int,
 ) -> dict:
     """Answer the problems of a span plainly, by the draft, strictly (the first `n_strict`) and judged."""
     torch.set_num_threads(1)
@@ -36,7 +44,7 @@ def answer_chunk(
     todo = problems(span.stop, seed=seed, part=part)[span.start :]
     texts = {}
     for name, model in (("plain", pair.target), ("draft", pair.draft)):
-        rows = generated_answers(model, pair.tokenizer, todo)
+        rows = generated_answers(model, pair.tokenizer, todo, max_new_tokens=max_new_tokens)
         texts[name] = [pair.tokenizer.decode(ids) for _, ids in rows]
     verifiers = {
         "judged": (JudgeCandidateVerifier(JudgeHead.from_pretrained(pair.judge), threshold), todo),
@@ -44,7 +52,10 @@ def answer_chunk(
     }
     stats, guilty = {}, Counter()
     for name, (verifier, asked) in verifiers.items():
-        answers = [generate(pair, problem, judge=verifier) for problem in tqdm(asked, desc=name, unit="problem")]
+        answers = [
+            generate(pair, problem, judge=verifier, max_new_tokens=max_new_tokens)
+            for problem in tqdm(asked, desc=name, unit="problem")
+        ]
         stats[name] = sum((answer.stats for answer in answers), JudgeStats())
         texts[name] = [pair.tokenizer.decode(answer.ids, skip_special_tokens=True) for answer in answers]
         if name == "judged":
@@ -66,13 +77,15 @@ def evaluate(
     threshold: float | None = None,
     n_strict: int = 200,
     n_workers: int = 2,
+    max_new_tokens: int = 256,
 ) -> dict:
     """All figures of the pair in `directory` as a JSON object; accuracies and shares are fractions."""
     if threshold is None:
         threshold = JudgeHead.from_pretrained(Path(directory) / "judge").config.threshold
     chunk = partial(
         answer_chunk,
-        directory=directory, depth=depth, seed=seed, part=part, threshold=threshold, n_strict=n_strict // n_workers,
+        directory=directory, depth=depth, seed=seed, part=part, threshold=threshold,
+        n_strict=n_strict // n_workers, max_new_tokens=max_new_tokens,
     )  # fmt: skip
     bounds = [n_problems * i // n_workers for i in range(n_workers + 1)]
     spans = [range(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]

@@ -93,14 +93,16 @@ def written_answers(pair: TinyPair, problems: list[Problem], seed: str) -> list[
 
 @torch.no_grad()
 def generated_answers(
-    model, tokenizer, problems: list[Problem], *, batch_size: int = 64
+    model, tokenizer, problems: list[Problem], *, batch_size: int = 64, max_new_tokens: int = 256
 ) -> list[tuple[Problem, list[int]]]:
     """A model's own greedy answers, without stop and padding tokens."""
     rows = []
     for i in tqdm(range(0, len(problems), batch_size), desc="answers", unit="batch"):
         batch = problems[i : i + batch_size]
         inputs = tokenizer.pad({"input_ids": [prompt_ids(tokenizer, p) for p in batch]}, return_tensors="pt")
-        output = model.generate(**inputs, max_new_tokens=256, do_sample=False)[:, inputs["input_ids"].shape[1] :]
+        output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)[
+            :, inputs["input_ids"].shape[1] :
+        ]
         for problem, ids in zip(batch, output.tolist(), strict=True):
             stop = ids.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in ids else len(ids)
             rows.append((problem, ids[:stop]))
@@ -119,12 +121,14 @@ class Recorder:
         return self.verifier.verify(candidates, rows)
 
 
-def judged_states(pair: TinyPair, head: JudgeHead, problems: list[Problem], *, threshold: float) -> Labelled:
+def judged_states(
+    pair: TinyPair, head: JudgeHead, problems: list[Problem], *, threshold: float, max_new_tokens: int = 256
+) -> Labelled:
     """Read all drafted tokens, accepted or not, that are met while decoding with a first head."""
     parts = []
     for problem in tqdm(problems, desc="judged", unit="problem"):
         recorder = Recorder(JudgeCandidateVerifier(head, threshold))
-        answer = generate(pair, problem, judge=recorder).ids
+        answer = generate(pair, problem, judge=recorder, max_new_tokens=max_new_tokens).ids
         for n_before, drafted, rows in recorder.rounds:
             tokens = answer[:n_before] + drafted.tolist()
             known = torch.tensor(token_labels(pair.tokenizer, problem, tokens)[n_before:])
@@ -144,13 +148,13 @@ class Answer(NamedTuple):
     stats: JudgeStats
 
 
-def generate(pair: TinyPair, problem: Problem, *, judge: CandidateVerifier) -> Answer:
+def generate(pair: TinyPair, problem: Problem, *, judge: CandidateVerifier, max_new_tokens: int = 256) -> Answer:
     """Answer one problem greedily with drafts of 32 tokens."""
     ids = torch.tensor([prompt_ids(pair.tokenizer, problem)])
     output = pair.target.generate(
         ids,
         attention_mask=torch.ones_like(ids),
-        max_new_tokens=256,
+        max_new_tokens=max_new_tokens,
         do_sample=False,
         assistant_model=pair.draft,
         judge=judge,

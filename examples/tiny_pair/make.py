@@ -40,12 +40,14 @@ class Plan:
     thresholds: tuple[float, ...] = (0.5, 0.7, 0.9, 0.95, 0.98)
     test_problems: int = 2000
     strict_problems: int = 200
+    max_new_tokens: int = 256
     n_workers: int = 2
 
 
 SMOKE = Plan(
-    target_size=128, target_steps=(12, 6), draft_steps=12, batch_size=8, label_problems=20,
-    judged_problems=2, calibration_problems=2, thresholds=(0.5, 0.9), test_problems=2, strict_problems=1, n_workers=1,
+    target_size=128, target_steps=(12, 6), draft_steps=12, batch_size=8, label_problems=10,
+    judged_problems=2, calibration_problems=2, thresholds=(0.5,), test_problems=2, strict_problems=1, n_workers=1,
+    max_new_tokens=20,
 )  # fmt: skip
 
 
@@ -79,11 +81,13 @@ def make_judge(out: Path, plan: Plan) -> None:
     """Fit the head on written and generated answers, then again with what it meets while judging; calibrate it."""
     pair = load_pair(4, directory=out)
     asked = problems(plan.label_problems, seed=0, part="label")
-    rows = written_answers(pair, asked, "label/written") + generated_answers(pair.draft, pair.tokenizer, asked)
+    rows = written_answers(pair, asked, "label/written") + generated_answers(
+        pair.draft, pair.tokenizer, asked, max_new_tokens=plan.max_new_tokens
+    )
     data = read_states(pair, rows)
     first = head_of(pair, *fit(data), {})
     met = problems(plan.judged_problems, seed=1, part="label")
-    data = Labelled.join([data, judged_states(pair, first, met, threshold=0.9)])
+    data = Labelled.join([data, judged_states(pair, first, met, threshold=0.9, max_new_tokens=plan.max_new_tokens)])
     weight, bias = fit(data)
     provenance = {
         "made_by": "examples/tiny_pair/make.py",
@@ -122,7 +126,7 @@ def calibrate(out: Path, plan: Plan) -> tuple[float, list[dict]]:
     for threshold in plan.thresholds:
         figures = evaluate(
             plan.calibration_problems, directory=str(out), part="calibrate", threshold=threshold,
-            n_strict=min(20, plan.calibration_problems), n_workers=plan.n_workers,
+            n_strict=min(20, plan.calibration_problems), n_workers=plan.n_workers, max_new_tokens=plan.max_new_tokens,
         )  # fmt: skip
         keep = ("threshold", "judged_minus_plain", "only_plain_right", "only_judged_right", "rescued_fraction")
         row = {name: figures[name] for name in keep}
@@ -145,8 +149,9 @@ def main() -> None:
         make_models(args.out, plan)
     make_judge(args.out, plan)
     figures = evaluate(
-        plan.test_problems, directory=str(args.out), n_strict=plan.strict_problems, n_workers=plan.n_workers
-    )
+        plan.test_problems, directory=str(args.out), n_strict=plan.strict_problems, n_workers=plan.n_workers,
+        max_new_tokens=plan.max_new_tokens,
+    )  # fmt: skip
     (args.out / "evaluation.json").write_text(json.dumps(figures, indent=2) + "\n")
     print(json.dumps(figures, indent=2))
 
