@@ -34,14 +34,14 @@ def read_adapter(directory: str | os.PathLike) -> tuple[JudgeConfig, torch.Tenso
         directory: the folder that holds them.
 
     Returns:
-        The config, the weight `(1, D)` float32 and the bias `(1,)` float32, on the CPU.
+        The config, of F features, the weight `(1, F)` float32 and the bias `(1,)` float32, on the CPU.
 
     Raises:
         ValueError: a file is missing, too large, not readable, or holds anything but one finite judge head.
         TypeError: a field of the config has the wrong type.
     """
     config = JudgeConfig.from_values(read_values(directory), str(Path(directory) / CONFIG_NAME))
-    return config, *read_weights(directory, config.hidden_size)
+    return config, *read_weights(directory, config.n_features)
 
 
 def write_adapter(directory: str | os.PathLike, config: JudgeConfig, weight: torch.Tensor, bias: torch.Tensor) -> None:
@@ -50,7 +50,7 @@ def write_adapter(directory: str | os.PathLike, config: JudgeConfig, weight: tor
     Args:
         directory: the folder, made when missing.
         config: written as `adapter_config.json`.
-        weight: `(1, D)`, saved as float32.
+        weight: `(1, F)`, saved as float32.
         bias: `(1,)`, saved as float32.
 
     Raises:

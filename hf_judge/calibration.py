@@ -262,14 +262,18 @@ def head_scores(head: JudgeHead, store: FeatureStore) -> torch.Tensor:
     index, config = store.index, head.config
     expected = (config.hidden_size - (config.draft_hidden_size or 0), config.hidden_state)
     draft_fits = config.draft_hidden_size in (None, index["draft_hidden_size"])
-    if expected != (index["hidden_size"], index["hidden_state"]) or not draft_fits:
+    extra_fits = set(config.extra_features) <= set(store.extra_features)
+    if expected != (index["hidden_size"], index["hidden_state"]) or not draft_fits or not extra_fits:
         raise ValueError(
-            f"head reads '{config.hidden_state}' states of size {expected[0]} (draft: {config.draft_hidden_size}), the "
-            f"features are '{index['hidden_state']}' states of size {index['hidden_size']} (draft: "
-            f"{index['draft_hidden_size']}): extract features for this head"
+            f"head reads '{config.hidden_state}' states of size {expected[0]} (draft: {config.draft_hidden_size}, "
+            f"extra: {', '.join(config.extra_features) or None}), the features are '{index['hidden_state']}' states of "
+            f"size {index['hidden_size']} (draft: {index['draft_hidden_size']}, extra: "
+            f"{', '.join(store.extra_features) or None}): extract features for this head"
         )
     with torch.no_grad():
-        chunks = store.chunks(chunk_tokens=CHUNK_TOKENS, draft=config.draft_hidden_size is not None)
+        chunks = store.chunks(
+            chunk_tokens=CHUNK_TOKENS, draft=config.draft_hidden_size is not None, extra=config.extra_features
+        )
         return torch.cat([head(features).sigmoid().cpu() for _, features in chunks])
 
 

@@ -69,6 +69,8 @@ def head_card(config: JudgeConfig, repo_id: str) -> ModelCard:
         base_model=base,
         base_revision=config.revision or "main",
         hidden_size=config.hidden_size,
+        n_features=config.n_features,
+        extra_features=config.extra_features,
         hidden_state=config.hidden_state,
         threshold=config.threshold,
         label=_cell(config.label),

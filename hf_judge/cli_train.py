@@ -20,6 +20,7 @@ from hf_judge.calibration import UNITS, apply_certificate, calibrate_by_accuracy
 from hf_judge.checkers import MultipleChoiceChecker, NumericChecker, RegexChecker, UnitTestChecker
 from hf_judge.config import HIDDEN_STATES
 from hf_judge.data import load_rows, marked, summarise
+from hf_judge.distributions import EXTRA_FEATURES
 from hf_judge.draft_labels import label_drafts
 from hf_judge.features import INDEX_NAME, FeatureStore, extract_features
 from hf_judge.head import JudgeHead
@@ -119,6 +120,14 @@ def add_features(commands) -> None:
     features.add_argument("--data", required=True, nargs="+", metavar="PATH", help="JSONL files or saved datasets")
     features.add_argument("--output", required=True, metavar="DIR", help="directory of shards; a rerun goes on")
     features.add_argument("--hidden-state", choices=HIDDEN_STATES, default="post_norm")
+    features.add_argument(
+        "--extra-features",
+        nargs="+",
+        default=(),
+        choices=EXTRA_FEATURES,
+        metavar="NAME",
+        help=f"also keep numbers of the verification: {', '.join(EXTRA_FEATURES)}",
+    )
     features.add_argument("--after-mistake", choices=AFTER_MISTAKE, default="ignore", help="what follows a mistake")
     features.add_argument("--on-cut-token", choices=ON_CUT_TOKEN, default="mistaken", help="a span that cuts a word")
     features.add_argument("--max-length", type=int, metavar="N", help="skip longer rows, prompt included")
@@ -140,8 +149,9 @@ def run_features(args: argparse.Namespace) -> None:
         max_length=args.max_length,
         batch_size=args.batch_size,
         draft_model=load_model(args.draft, args) if args.draft else None,
+        extra=args.extra_features,
     )
-    print(f"{args.output}: {store.n_tokens} tokens x {store.hidden_size}\n{report}")
+    print(f"{args.output}: {store.n_tokens} tokens x {_widths(store)}\n{report}")
 
 
 # --- train ----------------------------------------------------------------------------------------------------------
@@ -155,8 +165,9 @@ def add_train(commands) -> None:
         flag, kind = "--" + field.name.replace("_", "-"), types[field.name]
         if kind is bool:
             train.add_argument(flag, action="store_true")
-        elif field.name == "l2_grid":
-            train.add_argument(flag, type=float, nargs="+", default=field.default, metavar="L2")
+        elif typing.get_origin(kind) is tuple:
+            element = typing.get_args(kind)[0]
+            train.add_argument(flag, type=element, nargs="+", default=field.default, metavar="X")
         else:
             plain = next((t for t in typing.get_args(kind) if t is not type(None)), kind)
             required = field.default is dataclasses.MISSING
@@ -299,10 +310,16 @@ def _features_info(path: Path) -> None:
     store = FeatureStore(path)
     labels, index = store.column("labels"), store.index
     print(
-        f"{store.n_tokens} tokens x {store.hidden_size} ('{index['hidden_state']}' of {index['model']}, draft: "
+        f"{store.n_tokens} tokens x {_widths(store)} ('{index['hidden_state']}' of {index['model']}, draft: "
         f"{index['draft_model']}) in {len(index['shards'])} shards: {int((labels == 1).sum())} acceptable, "
         f"{int((labels == 0).sum())} mistaken, from {len({row['prompt'] for row in store.rows})} prompts"
     )
+
+
+def _widths(store: FeatureStore) -> str:
+    """E.g. "64 + 256 + entropy": the draft's state, the target's, the extra features."""
+    sizes = (store.index["draft_hidden_size"], store.index["hidden_size"])
+    return " + ".join([str(size) for size in sizes if size] + store.extra_features)
 
 
 def _head_info(path: Path | str, revision: str | None = None) -> None:
@@ -310,8 +327,8 @@ def _head_info(path: Path | str, revision: str | None = None) -> None:
     config = head.config
     target = f"{config.base_model_name_or_path} at {config.revision or 'an unnamed commit'}"
     print(
-        f"judge head for {_printable(target)}: {config.hidden_size} '{config.hidden_state}' features, "
-        f"threshold {config.threshold:g}"
+        f"judge head for {_printable(target)}: {config.hidden_size} '{config.hidden_state}' features"
+        f"{''.join(f' + {name}' for name in config.extra_features)}, threshold {config.threshold:g}"
     )
     if head.source:
         print(head.source)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 
 from packaging.version import Version
 
+from hf_judge.distributions import EXTRA_FEATURES
 from hf_judge.files import CONFIG_NAME, PEFT_TYPE, WEIGHTS_NAME, read_values, read_weights
 from hf_judge.hub import locate
 
@@ -61,6 +62,9 @@ class JudgeConfig(PeftConfig):
             input of the final norm, as in the paper (section 3).
         draft_hidden_size (`int`, *optional*): the first so many of the `hidden_size` features are the draft's state,
             the rest the target's (AutoJudge's DD-DT); None: the head reads the target alone, as `generate` needs it.
+        extra_features (`list[str]`): numbers of the verification that the head reads behind the state, of
+            `hf_judge.distributions.EXTRA_FEATURES`; not counted in `hidden_size`. Those of the draft need drafts that
+            come with logits.
         threshold (`float`): a drafted token is acceptable where ``sigmoid(logit) > threshold``; between 0 and 1.
         label (`str`): the meaning of the head's positive class.
         format_version (`int`): version of the two files; this package reads version 1.
@@ -77,6 +81,7 @@ class JudgeConfig(PeftConfig):
     threshold: float = 0.5
     label: str = "1 = acceptable"
     draft_hidden_size: int | None = None
+    extra_features: list = field(default_factory=list)
     format_version: int = FORMAT_VERSION
     provenance: dict = field(default_factory=dict)
 
@@ -93,6 +98,11 @@ class JudgeConfig(PeftConfig):
         self.peft_type = PEFT_TYPES.get(PEFT_TYPE, PEFT_TYPE)  # equal to the string either way
         self.task_type = self.task_type or "CAUSAL_LM"
         self._check_fields()
+
+    @property
+    def n_features(self) -> int | None:
+        """Numbers that the head reads for a token: `hidden_size` and the extra features."""
+        return None if self.hidden_size is None else self.hidden_size + len(self.extra_features)
 
     @property
     def target_modules(self) -> None:
@@ -137,7 +147,7 @@ class JudgeConfig(PeftConfig):
         names = (CONFIG_NAME, WEIGHTS_NAME)
         directory = locate(pretrained_model_name_or_path, names, subfolder=subfolder, **options).directory
         config = cls.from_values(read_values(directory), str(directory / CONFIG_NAME))
-        read_weights(directory, config.hidden_size)
+        read_weights(directory, config.n_features)
         return config
 
     def _check_fields(self):
@@ -154,6 +164,7 @@ class JudgeConfig(PeftConfig):
                     f"draft_hidden_size must be between 1 and hidden_size ({self.hidden_size}), which counts the "
                     f"target's features too, got {_short(self.draft_hidden_size)}"
                 )
+        self.extra_features = check_extra_features(self.extra_features)
         if self.hidden_state not in HIDDEN_STATES:
             raise ValueError(f"hidden_state must be one of {HIDDEN_STATES}, got {_short(self.hidden_state)}")
         check_threshold(self.threshold)
@@ -214,6 +225,23 @@ def check_threshold(threshold: float) -> float:
     if not 0.0 <= threshold <= 1.0:  # NaN is not, and an integer of any size can be compared
         raise ValueError(f"threshold must be between 0 and 1 (the judge accepts above it), got {_short(threshold)}")
     return float(threshold)
+
+
+def check_extra_features(names: list | tuple) -> list[str]:
+    """The names as a list, or an error that says what is allowed.
+
+    Raises:
+        TypeError: not a list.
+        ValueError: an unknown name, or one twice.
+    """
+    if not isinstance(names, (list, tuple)):
+        raise TypeError(f"extra_features must be a list, got {type(names).__name__}: {_short(names)}")
+    for name in names:
+        if not isinstance(name, str) or name not in EXTRA_FEATURES:
+            raise ValueError(f"extra_features may name {', '.join(EXTRA_FEATURES)}; got {_short(name)}")
+    if len(set(names)) != len(names):
+        raise ValueError(f"extra_features must name each feature once, got {_short(list(names))}")
+    return list(names)
 
 
 def _check_type(name: str, value: object, expected: type) -> None:

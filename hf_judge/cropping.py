@@ -46,14 +46,14 @@ class CroppingBackend:
 
     def propose(self, answers: list[torch.LongTensor], budgets: list[int]) -> Draft:
         """See [`hf_judge.decoding.Backend`]."""
-        ids, logits = self._source.propose(
+        ids, logits, raw_logits = self._source.propose(
             answers[0],
             budget=budgets[0],
             model_kwargs=self._kwargs,
             outputs=self._outputs,
             n_last_accepted=self._n_accepted,
         )
-        return Draft(ids, ids.new_full((1,), ids.shape[1]), logits)
+        return Draft(ids, ids.new_full((1,), ids.shape[1]), logits, raw_logits)
 
     def forward(self, answers: list[torch.LongTensor], draft: Draft) -> Forward:
         """See [`hf_judge.decoding.Backend`]."""

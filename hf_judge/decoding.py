@@ -59,6 +59,7 @@ class Draft(NamedTuple):
     ids: torch.Tensor  # (batch, k) long, padded on the right
     lengths: torch.Tensor  # (batch,) long
     logits: torch.Tensor | None  # (batch, k, V), the scores the ids were drawn from; None: no random draw
+    raw_logits: torch.Tensor | None = None  # (batch, k, V), the draft's own, before processors; None: not known
 
 
 class Forward(NamedTuple):
@@ -166,6 +167,7 @@ def judged_decoding(
             stop=torch.isin(draft.ids, stop.token_ids),
             n_generated=draft.lengths.new_tensor([len(answer.codes) for answer in active]),
             n_rescued=draft.lengths.new_tensor([answer.n_rescued for answer in active]),
+            raw_logits=draft.raw_logits,
         )
         verdict = verifier.verify(candidates, Rows(rows.logits, scores, rows.hidden, bool(generation_config.do_sample)))
         blocks = _to_host(draft, verdict)

@@ -1,8 +1,9 @@
 """Labelled tokens -> rows of features in sharded safetensors files, one forward pass of the target per response.
 
 The feature of a token is the target's hidden state at the token itself, read by the same `StateReader` as in
-generation. Files are written shard by shard, so a run that was killed goes on where it stopped, and are read shard by
-shard, so a million tokens need not fit in memory. Knows nothing about heads.
+generation; beside it, if asked for, numbers of the verification, computed by the function that serves them. Files are
+written shard by shard, so a run that was killed goes on where it stopped, and are read shard by shard, so a million
+tokens need not fit in memory. Knows nothing about heads.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -20,8 +21,9 @@ from safetensors.torch import save as safetensors_bytes
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import tqdm
 
-from hf_judge.config import HIDDEN_STATES
+from hf_judge.config import HIDDEN_STATES, check_extra_features
 from hf_judge.data import LabelledResponse, data_hash
+from hf_judge.distributions import DRAFT_FEATURES, extra_features
 from hf_judge.labelling import IGNORED, LabelReport, TokenLabels, label_rows
 from hf_judge.states import StateReader
 
@@ -55,9 +57,13 @@ class FeatureStore:
             )
 
     @property
-    def hidden_size(self) -> int:
-        """Width of a feature, the draft's part included."""
-        return self.index["hidden_size"] + (self.index["draft_hidden_size"] or 0)
+    def extra_features(self) -> list[str]:
+        """Names of the numbers that are stored beside the states."""
+        return self.index.get("extra_features") or []
+
+    def width(self, *, draft: bool = False, extra: Sequence[str] = ()) -> int:
+        """Width of the features that [`chunks`] yields with the same arguments."""
+        return self.index["hidden_size"] + (self.index["draft_hidden_size"] if draft else 0) + len(extra)
 
     @property
     def n_tokens(self) -> int:
@@ -77,13 +83,19 @@ class FeatureStore:
         return self.index["rows"]
 
     def chunks(
-        self, *, chunk_tokens: int, draft: bool = False, generator: torch.Generator | None = None
+        self,
+        *,
+        chunk_tokens: int,
+        draft: bool = False,
+        extra: Sequence[str] = (),
+        generator: torch.Generator | None = None,
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Walk through all features.
 
         Args:
             chunk_tokens: at most this many at once.
             draft: with the draft's features before the target's.
+            extra: of `extra_features`: with these numbers behind the target's features.
             generator: draws the order of shards and of chunks; None: in order.
 
         Yields:
@@ -94,7 +106,8 @@ class FeatureStore:
         for shard in self.index["shards"]:
             shards.append((shard["file"], first, shard["n_tokens"]))
             first += shard["n_tokens"]
-        names = ("draft_features", "features") if draft else ("features",)
+        names = [*(["draft_features"] if draft else []), "features", *(["extra_features"] if extra else [])]
+        columns = [self.extra_features.index(name) for name in extra]
         for i in _order(len(shards), generator):
             file_name, first, n_tokens = shards[i]
             with safe_open(self.directory / file_name, framework="pt") as file:
@@ -103,6 +116,8 @@ class FeatureStore:
                 for j in _order(len(starts), generator):
                     start, end = starts[j], min(starts[j] + chunk_tokens, n_tokens)
                     parts = [part[start:end].to(torch.float32) for part in slices]
+                    if extra:
+                        parts[-1] = parts[-1][:, columns]
                     yield torch.arange(first + start, first + end), parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
@@ -119,6 +134,7 @@ def extract_features(
     max_length: int | None = None,
     batch_size: int = 8,
     draft_model: PreTrainedModel | None = None,
+    extra: Sequence[str] = (),
     shard_bytes: int = SHARD_BYTES,
 ) -> tuple[FeatureStore, LabelReport]:
     """Run the target once over every response and keep the states of its labelled tokens.
@@ -132,6 +148,8 @@ def extract_features(
         after_mistake, on_cut_token, max_length: see [`label_rows`].
         batch_size: responses per forward.
         draft_model: also keep the draft's states (AutoJudge's DD-DT); it must read the same ids.
+        extra: of `hf_judge.distributions.EXTRA_FEATURES`: also keep these numbers, from the logits of both models;
+            takes memory for the logits of a batch.
         shard_bytes: size of a shard, and about what is held in memory.
 
     Returns:
@@ -142,6 +160,10 @@ def extract_features(
     """
     if hidden_state not in HIDDEN_STATES:
         raise ValueError(f"hidden_state must be one of {HIDDEN_STATES}, got {hidden_state!r}")
+    extra = check_extra_features(extra)
+    needing = [name for name in extra if name in DRAFT_FEATURES]
+    if needing and draft_model is None:
+        raise ValueError(f"the extra features {', '.join(needing)} come from the draft: pass draft_model as well")
     rows = list(rows)
     options = {"after_mistake": after_mistake, "on_cut_token": on_cut_token, "max_length": max_length}
     encoded, report = label_rows(rows, tokenizer, **options)
@@ -154,6 +176,7 @@ def extract_features(
         "hidden_state": hidden_state,
         "hidden_size": model.config.get_text_config().hidden_size,
         "draft_hidden_size": None if draft_model is None else draft_model.config.get_text_config().hidden_size,
+        "extra_features": extra or None,
         "data_hash": data_hash(rows),
         "tokens_hash": hashlib.sha256(repr([(t.input_ids, t.labels) for t in encoded]).encode()).hexdigest(),
         "options": options,
@@ -171,7 +194,7 @@ def extract_features(
         StateReader(model, hidden_state) as reader,
     ):
         for shard in _plan(encoded, index, n_done):
-            tensors = _shard_tensors(model, reader, shard, batch_size, draft_model, hidden_state, bar)
+            tensors = _shard_tensors(model, reader, shard, batch_size, draft_model, hidden_state, extra, bar)
             name = f"features-{len(index['shards']):05d}.safetensors"
             _write(output_dir / name, safetensors_bytes(tensors))
             n_tokens = len(tensors["labels"])
@@ -184,7 +207,7 @@ def extract_features(
 
 def _plan(encoded: list[TokenLabels], index: dict, n_done: int) -> Iterator[list[TokenLabels]]:
     """Consecutive responses that fill a shard each; does not depend on the batch size."""
-    width = index["hidden_size"] + (index["draft_hidden_size"] or 0)
+    width = index["hidden_size"] + (index["draft_hidden_size"] or 0) + len(index["extra_features"] or [])
     room = max(1, index["shard_bytes"] // (4 * width))  # tokens
     shard, n_tokens = [], 0
     for tokens in encoded[n_done:]:
@@ -198,18 +221,27 @@ def _plan(encoded: list[TokenLabels], index: dict, n_done: int) -> Iterator[list
         yield shard
 
 
-def _shard_tensors(model, reader, shard, batch_size, draft_model, hidden_state, bar) -> dict[str, torch.Tensor]:
+def _shard_tensors(model, reader, shard, batch_size, draft_model, hidden_state, extra, bar) -> dict[str, torch.Tensor]:
     parts = {"features": [], "labels": [], "row": [], "position": []}
     if draft_model is not None:
         parts["draft_features"] = []
+    if extra:
+        parts["extra_features"] = []
     for start in range(0, len(shard), batch_size):
         batch = shard[start : start + batch_size]
         labels = _padded([t.labels for t in batch], IGNORED)
         kept = labels != IGNORED
-        parts["features"].append(_states(model, reader, batch)[kept].cpu())
+        states, logits = _read(model, reader, batch, kept, with_logits=bool(extra))
+        parts["features"].append(states)
+        draft_logits = None
         if draft_model is not None:
             with StateReader(draft_model, hidden_state) as draft_reader:
-                parts["draft_features"].append(_states(draft_model, draft_reader, batch)[kept].cpu())
+                wanted = any(name in DRAFT_FEATURES for name in extra)
+                states, draft_logits = _read(draft_model, draft_reader, batch, kept, with_logits=wanted)
+            parts["draft_features"].append(states)
+        if extra:
+            ids = _padded([t.input_ids for t in batch], 0)[kept].to(logits.device)
+            parts["extra_features"].append(extra_features(extra, logits, ids, draft_logits).cpu())
         parts["labels"].append(labels[kept].to(torch.int8))
         where = kept.nonzero()
         parts["row"].append(torch.tensor([t.row for t in batch])[where[:, 0]])
@@ -218,16 +250,23 @@ def _shard_tensors(model, reader, shard, batch_size, draft_model, hidden_state, 
     return {name: torch.cat(tensors).contiguous() for name, tensors in parts.items()}
 
 
-def _states(model: PreTrainedModel, reader: StateReader, batch: list[TokenLabels]) -> torch.Tensor:
-    """The states (batch, longest, D) of every token, padded on the right: causal attention never looks there."""
+def _read(
+    model: PreTrainedModel, reader: StateReader, batch: list[TokenLabels], kept: torch.Tensor, *, with_logits: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The states (n, D) of the `kept` tokens, (batch, longest) bool, on the CPU, and the logits (n, V) before them.
+
+    Rows are padded on the right: causal attention never looks there.
+    """
     input_ids = _padded([t.input_ids for t in batch], 0)
     mask = _padded([[1] * len(t.input_ids) for t in batch], 0)
     inputs = {"input_ids": input_ids, "attention_mask": mask}
     inputs = {name: value.to(model.device) for name, value in inputs.items()} | {"use_cache": False}
-    if model._supports_logits_to_keep() and not reader.needs_logits:
+    if model._supports_logits_to_keep() and not reader.needs_logits and not with_logits:
         inputs["logits_to_keep"] = 1  # logits of a large vocabulary would take far more memory than the states
     outputs = model(**reader.request(inputs, {}))
-    return reader.read(outputs, input_ids.shape[1])
+    states = reader.read(outputs, input_ids.shape[1])[kept].cpu()
+    # a token is predicted by the row before it; the first of a sequence is the prompt's and never labelled
+    return states, outputs.logits[:, :-1][kept[:, 1:].to(outputs.logits.device)].float() if with_logits else None
 
 
 def _padded(sequences: list[list[int]], value: int) -> torch.Tensor:

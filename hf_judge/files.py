@@ -65,15 +65,15 @@ def parse_values(raw: bytes, source: str) -> dict:
     return values
 
 
-def read_weights(directory: str | os.PathLike, hidden_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+def read_weights(directory: str | os.PathLike, n_features: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The tensors in the `adapter_model.safetensors` of a directory.
 
     Args:
         directory: the folder that holds it.
-        hidden_size: D, as the config says.
+        n_features: F, what the head reads for a token, as the config says.
 
     Returns:
-        The weight `(1, D)` float32 and the bias `(1,)` float32, on the CPU.
+        The weight `(1, F)` float32 and the bias `(1,)` float32, on the CPU.
 
     Raises:
         ValueError: the file is missing, too large, not readable, or holds anything but one finite judge head.
@@ -84,14 +84,14 @@ def read_weights(directory: str | os.PathLike, hidden_size: int) -> tuple[torch.
         pickles = sorted(p.name for p in directory.glob("*.bin")) + sorted(p.name for p in directory.glob("*.pt"))
         why = f" ({', '.join(pickles)} is a pickle, which can run code and is not read)" if pickles else ""
         raise ValueError(f"no judge head at '{directory}': {WEIGHTS_NAME} is missing{why}")
-    limit = (hidden_size + 1) * 8 + MAX_WEIGHTS_OVERHEAD
+    limit = (n_features + 1) * 8 + MAX_WEIGHTS_OVERHEAD
     if path.stat().st_size > limit:
         raise ValueError(
-            f"{path} has {path.stat().st_size} bytes: a judge head of hidden size {hidden_size} needs at most {limit}"
+            f"{path} has {path.stat().st_size} bytes: a judge head of {n_features} features needs at most {limit}"
         )
     try:
         with safe_open(path, framework="pt") as file:
-            _check_layout(path, file, hidden_size)
+            _check_layout(path, file, n_features)
             weight, bias = (file.get_tensor(key).to(torch.float32) for key in (WEIGHT_KEY, BIAS_KEY))
     except SafetensorError as error:
         raise ValueError(f"{path} is not a readable safetensors file (truncated or damaged?): {error}") from None
@@ -116,7 +116,7 @@ def write_files(directory: str | os.PathLike, values: dict, weight: torch.Tensor
     Args:
         directory: the folder, made when missing.
         values: JSON values, written as `adapter_config.json`.
-        weight: `(1, D)`, saved as float32.
+        weight: `(1, F)`, saved as float32.
         bias: `(1,)`, saved as float32.
 
     Raises:
@@ -175,8 +175,8 @@ def _parse_object(raw: bytes, source: str) -> dict:
     return values
 
 
-def _check_layout(path: Path, file, hidden_size: int) -> None:
-    expected = {WEIGHT_KEY: [1, hidden_size], BIAS_KEY: [1]}
+def _check_layout(path: Path, file, n_features: int) -> None:
+    expected = {WEIGHT_KEY: [1, n_features], BIAS_KEY: [1]}
     found = set(file.keys())
     missing, extra = sorted(expected.keys() - found), sorted(found - expected.keys())
     if missing or extra:

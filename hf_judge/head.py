@@ -1,6 +1,7 @@
 """The judge head: one linear layer on the target's hidden state (Judge Decoding, arXiv 2501.19309, section 3).
 
-Knows nothing about generation, thresholds or rules.
+It may also read a few numbers of the verification (`JudgeConfig.extra_features`). Knows nothing about generation,
+thresholds or rules.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ class JudgeHead(nn.Module):
         config ([`JudgeConfig`]): must have `hidden_size`.
 
     Attributes:
-        weight: `(1, D)` float32. bias: `(1,)` float32. Zero at first: every token then scores 0.5.
+        weight: `(1, F)` float32, F = `config.n_features`; bias: `(1,)` float32. Zero at first, when every token scores
+            0.5.
         source: `user/repo@commit` of a head from the Hub, else None.
         strict_base: whether a target other than the head's own is an error instead of a warning.
     """
@@ -40,28 +42,32 @@ class JudgeHead(nn.Module):
         self.config = config
         self.source: str | None = None
         self.strict_base = False
-        self.weight = nn.Parameter(torch.zeros(1, config.hidden_size))
+        self.weight = nn.Parameter(torch.zeros(1, config.n_features))
         self.bias = nn.Parameter(torch.zeros(1))
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Score hidden states.
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Score tokens.
 
         Args:
-            hidden: `(..., D)` of any float dtype, on any device.
+            features: `(..., F)` of any float dtype, on any device: the hidden states, and behind them the extra
+                features that the config names.
 
         Returns:
-            The logits `(...)`, float32, on the device of `hidden`: a dot product of thousands of terms in half
+            The logits `(...)`, float32, on the device of `features`: a dot product of thousands of terms in half
             precision would move tokens across the threshold.
 
         Raises:
-            ValueError: the last dimension is not D.
+            ValueError: the last dimension is not F.
         """
-        if hidden.shape[-1] != self.config.hidden_size:
+        if features.shape[-1] != self.config.n_features:
+            names = self.config.extra_features
             raise ValueError(
-                f"head expects hidden size {self.config.hidden_size}, got states of size {hidden.shape[-1]}"
+                f"head expects hidden size {self.config.hidden_size}"
+                + (f" and behind it {', '.join(names)}" if names else "")
+                + f", got states of size {features.shape[-1]}"
             )
-        weight, bias = (p.to(hidden.device, torch.float32, non_blocking=True) for p in (self.weight, self.bias))
-        return nn.functional.linear(hidden.to(torch.float32), weight, bias).squeeze(-1)
+        weight, bias = (p.to(features.device, torch.float32, non_blocking=True) for p in (self.weight, self.bias))
+        return nn.functional.linear(features.to(torch.float32), weight, bias).squeeze(-1)
 
     @classmethod
     def from_pretrained(
@@ -155,7 +161,9 @@ class JudgeHead(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        return f"hidden_size={self.config.hidden_size}, hidden_state={self.config.hidden_state!r}"
+        names = self.config.extra_features
+        text = f"hidden_size={self.config.hidden_size}, hidden_state={self.config.hidden_state!r}"
+        return text + (f", extra_features={names}" if names else "")
 
 
 class _Kept(NamedTuple):

@@ -309,6 +309,7 @@ class JudgeGenerationMixin:
             generation_config=generation_config,
             model_kwargs=model_kwargs,
             options=call.options,
+            raw_logits=getattr(call.verifier, "reads_draft_logits", False),
             **more,
         )
         return CroppingBackend(self, source, reader, generation_config, model_kwargs)

@@ -13,9 +13,19 @@ from dataclasses import dataclass, field
 import torch
 
 from hf_judge.config import check_threshold
+from hf_judge.distributions import at, entropy, kl_divergence
 from hf_judge.head import JudgeHead
 from hf_judge.stats import JudgeStats
-from hf_judge.verify import Candidates, Rows, StrictChoice, Verdict, decide, strict_choice
+from hf_judge.verify import (
+    Candidates,
+    Rows,
+    StrictChoice,
+    Verdict,
+    decide,
+    head_features,
+    reads_draft_logits,
+    strict_choice,
+)
 
 
 def top_k_accepts(scores: torch.Tensor, ids: torch.Tensor, k: int) -> torch.Tensor:
@@ -31,7 +41,7 @@ def top_k_accepts(scores: torch.Tensor, ids: torch.Tensor, k: int) -> torch.Tens
     Returns:
         (batch, n) bool.
     """
-    return (scores > _at(scores, ids).unsqueeze(-1)).sum(dim=-1) < k
+    return (scores > at(scores, ids).unsqueeze(-1)).sum(dim=-1) < k
 
 
 def relaxed_accepts(scores: torch.Tensor, ids: torch.Tensor, n: int, delta: float) -> torch.Tensor:
@@ -48,7 +58,7 @@ def relaxed_accepts(scores: torch.Tensor, ids: torch.Tensor, n: int, delta: floa
         (batch, n) bool.
     """
     probabilities = scores.softmax(dim=-1)
-    return top_k_accepts(scores, ids, n) & (_at(probabilities, ids) > probabilities.amax(dim=-1) - delta)
+    return top_k_accepts(scores, ids, n) & (at(probabilities, ids) > probabilities.amax(dim=-1) - delta)
 
 
 def typical_accepts(scores: torch.Tensor, ids: torch.Tensor, epsilon: float, delta: float) -> torch.Tensor:
@@ -65,7 +75,7 @@ def typical_accepts(scores: torch.Tensor, ids: torch.Tensor, epsilon: float, del
         (batch, n) bool.
     """
     probabilities = scores.softmax(dim=-1)
-    return _at(probabilities, ids) > (delta * torch.exp(-entropy(scores))).clamp(max=epsilon)
+    return at(probabilities, ids) > (delta * torch.exp(-entropy(scores))).clamp(max=epsilon)
 
 
 def kl_accepts(
@@ -150,7 +160,7 @@ def ensemble_accepts(
     Returns:
         (batch, n) bool.
     """
-    target, draft = (_at(s.softmax(dim=-1), ids) for s in (scores, draft_scores))
+    target, draft = (at(s.softmax(dim=-1), ids) for s in (scores, draft_scores))
     return draws * draft <= (1.0 - weight) * draft + weight * target
 
 
@@ -170,7 +180,7 @@ def thresholds_accept(
     Returns:
         (batch, n) bool.
     """
-    target = _at(scores.softmax(dim=-1), ids)
+    target = at(scores.softmax(dim=-1), ids)
     accepted = target >= single
     return accepted if draws is None else accepted | (draws * max(accumulated, 1e-9) <= target)
 
@@ -207,19 +217,6 @@ def random_accepts(ids: torch.Tensor, first_position: torch.Tensor, rate: float,
     position = first_position.unsqueeze(1) + torch.arange(ids.shape[1], device=ids.device)
     state = _mix(_mix(position + 0x1234567 * (seed + 1)) + ids)
     return (state & ((1 << 53) - 1)).double() / (1 << 53) < rate
-
-
-def entropy(scores: torch.Tensor) -> torch.Tensor:
-    """H(softmax(scores)) in nats over the last dimension; ruled-out tokens (-inf) count nothing."""
-    log_probabilities = scores.log_softmax(dim=-1)
-    return -(log_probabilities.exp() * log_probabilities.clamp(min=torch.finfo(scores.dtype).min)).sum(dim=-1)
-
-
-def kl_divergence(scores: torch.Tensor, draft_scores: torch.Tensor) -> torch.Tensor:
-    """KL(p || q) in nats over the last dimension; infinite where q rules out what p does not."""
-    target, draft = scores.log_softmax(dim=-1), draft_scores.log_softmax(dim=-1)
-    terms = target.exp() * (target - draft)
-    return torch.where(target.exp() > 0, terms, 0.0).sum(dim=-1)
 
 
 @dataclass(eq=False)
@@ -397,7 +394,7 @@ class ThresholdsVerifier(_Rule):
         candidates = candidates._replace(logits=None)  # target-only sampling: q plays no part
         choice = strict_choice(candidates, rows)
         single = self.single if self.single < 1 else math.inf  # p(x) rounds to 1 where strict has accepted anyway
-        target = _at(_drafted(rows).softmax(dim=-1), candidates.ids)
+        target = at(_drafted(rows).softmax(dim=-1), candidates.ids)
         draws = None
         if rows.do_sample:
             # Strict's draw y = x happened with probability p(x); a further u makes it min(1, p(x) / accumulated) in
@@ -459,15 +456,22 @@ class AutoJudgeVerifier(_Rule):
         """The state that the head reads."""
         return self.head.config.hidden_state
 
+    @property
+    def reads_draft_logits(self) -> bool:
+        """Whether the head reads numbers that need the draft's logits."""
+        return reads_draft_logits(self.head)
+
     def judged(self, candidates, rows, choice):
-        hidden = rows.hidden[:, 1:]
+        hidden = rows.hidden
         if self.head.config.hidden_size > hidden.shape[-1]:
             raise ValueError(
                 f"this AutoJudge head reads {self.head.config.hidden_size} features, the target's state has "
                 f"{hidden.shape[-1]}: it was trained on draft and target states (DD-DT), and the draft's are not at "
                 "hand in generate(): train one on target states alone (DT)"
             )
-        return autojudge_accepts(self.head(hidden), self.threshold).to(candidates.ids.device)
+        return autojudge_accepts(self.head(head_features(self.head, candidates, rows)), self.threshold).to(
+            candidates.ids.device
+        )
 
     def __repr__(self) -> str:
         return f"AutoJudgeVerifier({self.head!r}, threshold={self.threshold})"
@@ -510,10 +514,6 @@ def _draft_scores(candidates: Candidates, rows: Rows, rule: str) -> torch.Tensor
             f"{rows.scores.shape[-1]} tokens"
         )
     return candidates.logits.to(rows.scores.device, torch.float32)
-
-
-def _at(values: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    return values.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
 
 
 def _mix(state: torch.Tensor) -> torch.Tensor:

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from hf_judge.distributions import entropy
 from hf_judge.evaluation import Decoding, Pair
-from hf_judge.rules import entropy
+from hf_judge.head import JudgeHead
 from hf_judge.settings import Setting, make_verifier
 from hf_judge.states import StateReader
 from hf_judge.stats import VerdictCode
 from hf_judge.tasks import Task
-from hf_judge.verify import Candidates, CandidateVerifier, Rows
+from hf_judge.verify import Candidates, CandidateVerifier, Rows, head_features
 
 CHUNK = 256  # tokens verified at once: keeps memory and the work after a rejection bounded
 BINS = 20  # of the score histograms
@@ -75,6 +76,7 @@ def walk(verifier: CandidateVerifier, text: TextRows, stop_ids: torch.Tensor | N
             stop=None if stop_ids is None else torch.isin(ids, stop_ids),
             n_generated=ids.new_full((1,), start),
             n_rescued=ids.new_full((1,), codes.count(VerdictCode.RESCUED)),
+            raw_logits=text.draft_logits[:, start:end],
         )
         hidden = text.hidden[state]
         logits = text.logits[:, start : end + 1]
@@ -99,6 +101,13 @@ def runs(codes: list[int]) -> list[int]:
     return lengths
 
 
+def judge_scores(head: JudgeHead, text: TextRows) -> list[float]:
+    """sigmoid(head) of every token of the text."""
+    candidates = Candidates(text.ids, raw_logits=text.draft_logits)
+    rows = Rows(text.logits, text.logits, text.hidden[head.config.hidden_state])
+    return head(head_features(head, candidates, rows))[0].sigmoid().tolist()
+
+
 def token_details(pair: Pair, text: TextRows) -> list[dict]:
     """For every token: its text, both models' probabilities, the target's rank, entropy and every judge's score."""
     ids, target = text.ids[0], text.logits[0, :-1]
@@ -111,7 +120,7 @@ def token_details(pair: Pair, text: TextRows) -> list[dict]:
     }
     best = target.argmax(-1).tolist()
     for name, head in pair.heads.items():
-        columns[name] = head(text.hidden[head.config.hidden_state][0, 1:]).sigmoid().tolist()
+        columns[name] = judge_scores(head, text)
     texts = pieces(pair.tokenizer, ids.tolist())
     return [
         {"text": texts[i], "target_says": pair.tokenizer.decode([best[i]])}
@@ -214,8 +223,7 @@ def score_curves(pair: Pair, task: Task, n_examples: int, decoding: Decoding) ->
         text = read_text(pair, prompt_ids, ids)
         groups = _groups(pair, text, example.first_mistake)
         for name, head in pair.heads.items():
-            values = head(text.hidden[head.config.hidden_state][0, 1:]).sigmoid().tolist()
-            for value, group in zip(values, groups, strict=False):
+            for value, group in zip(judge_scores(head, text), groups, strict=False):
                 scores[name].setdefault(group, []).append(value)
     return {
         name: {

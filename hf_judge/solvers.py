@@ -31,7 +31,8 @@ class Design:
         self._store, self._chosen, self._args = store, chosen, args
         self._all_labels = labels
         self.labels = labels[chosen].float()
-        self.width = store.hidden_size if args.use_draft_features else store.index["hidden_size"]
+        self._parts = {"draft": args.use_draft_features, "extra": args.extra_features}
+        self.width = store.width(**self._parts)
         self._chunk = max(256, (1 << 26) // (4 * self.width))  # tokens of 64 MB
         self.in_memory = len(self.labels) * self.width * 4 <= args.max_memory_gb * 2**30
         self.scaler = scaler or self._moments()
@@ -68,9 +69,7 @@ class Design:
             yield features, self._all_labels[numbers].to(self._args.device, torch.float32)
 
     def _raw(self, generator=None):
-        for numbers, features in self._store.chunks(
-            chunk_tokens=self._chunk, draft=self._args.use_draft_features, generator=generator
-        ):
+        for numbers, features in self._store.chunks(chunk_tokens=self._chunk, generator=generator, **self._parts):
             kept = self._chosen[numbers]
             if kept.any():
                 yield numbers[kept], features[kept]

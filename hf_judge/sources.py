@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import weakref
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
@@ -62,6 +63,14 @@ class DraftingOptions:
             )
 
 
+class Proposal(NamedTuple):
+    """What a source drafted in one round."""
+
+    ids: torch.LongTensor  # (1, k)
+    logits: torch.Tensor | None  # (1, k, V), the scores the ids were drawn from; None: no random draw
+    raw_logits: torch.Tensor | None  # (1, k, V), the draft's own, before processors; None: not asked for, or none
+
+
 class CandidateSource:
     """One generation's stream of drafts.
 
@@ -72,6 +81,7 @@ class CandidateSource:
         logits_processor: the target's processors; drafts obey them too.
         model_kwargs: what the target's forward is called with.
         options: drafting settings of this call.
+        raw_logits: also return the draft's logits as they were before its processors, where it has any.
         assistant_model, target_tokenizer, assistant_tokenizer, inputs_tensor: as in
             `GenerationMixin._assisted_decoding`.
 
@@ -88,6 +98,7 @@ class CandidateSource:
         logits_processor: LogitsProcessorList,
         model_kwargs: dict,
         options: DraftingOptions,
+        raw_logits: bool = False,
         assistant_model: PreTrainedModel | None = None,
         target_tokenizer=None,
         assistant_tokenizer=None,
@@ -98,6 +109,7 @@ class CandidateSource:
                 "drafting needs the prompt's token ids, but only inputs_embeds was passed: pass input_ids as well, "
                 "or draft with prompt_lookup_num_tokens"
             )
+        self._raw_logits = None  # where the generator's last raw logits are found
         # Embeddings of the prompt and drafted ids cannot share a forward: the first round only reads the prompt.
         self._skip_first = model_kwargs.get("inputs_embeds") is not None
         if self._skip_first:
@@ -121,6 +133,8 @@ class CandidateSource:
         if isinstance(self._generator, AssistedCandidateGenerator):
             _own_settings(self._generator)
             _apply_options(self._generator, options)
+            if raw_logits and not isinstance(self._generator, AssistedCandidateGeneratorDifferentTokenizers):
+                self._raw_logits = _keep_raw_logits(self._generator)
         elif isinstance(self._generator, SinglePositionMultiTokenCandidateGenerator) and options.num_assistant_tokens:
             self._generator.num_assistant_tokens = options.num_assistant_tokens
         # It drafts by argmax whatever do_sample says: not a draw from its logits (5.19 to 5.23)
@@ -139,7 +153,7 @@ class CandidateSource:
         model_kwargs: dict,
         outputs: ModelOutput | None,
         n_last_accepted: int,
-    ) -> tuple[torch.LongTensor, torch.Tensor | None]:
+    ) -> Proposal:
         """Draft the next tokens.
 
         Args:
@@ -150,11 +164,11 @@ class CandidateSource:
             n_last_accepted: drafted tokens that the round before accepted.
 
         Returns:
-            ids (1, k) long and draft logits (1, k, V) or None, 0 <= k <= budget, on the device of `input_ids`.
+            Proposal: 0 <= k <= budget, on the device of `input_ids`.
         """
         is_first = outputs is None
         if budget <= 0 or (is_first and self._skip_first) or input_ids.shape[1] == 0:
-            return input_ids[:, :0], None
+            return Proposal(input_ids[:, :0], None, None)
         if self._skip_first and isinstance(self._generator, AssistedCandidateGenerator):
             self._skip_first = False
             self._generator.assistant_kwargs = _extended(self._generator.assistant_kwargs, input_ids.shape[1])
@@ -169,9 +183,11 @@ class CandidateSource:
         else:
             sequence, logits = self._generator.get_candidates(input_ids)
         ids = sequence[:, input_ids.shape[1] :][:, :budget].to(input_ids.device)
-        if logits is None or ids.shape[1] == 0 or not self._logits_are_proposals:
-            return ids, None
-        return ids, logits[:, : ids.shape[1]].to(input_ids.device)
+        k = ids.shape[1]
+        if logits is None or k == 0 or not self._logits_are_proposals:
+            return Proposal(ids, None, None)
+        raw = None if self._raw_logits is None else self._raw_logits[0][:, :k].to(input_ids.device)
+        return Proposal(ids, logits[:, :k].to(input_ids.device), raw)
 
     def update(self, input_ids: torch.LongTensor, scores: torch.Tensor, n_accepted: int) -> None:
         """Tell the generator how its draft fared, so that it can follow its schedule.
@@ -295,6 +311,25 @@ def _own_settings(generator: AssistedCandidateGenerator) -> None:
             setattr(config, name, None)
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             setattr(config, name, getattr(generator.assistant_model.generation_config, name))
+
+
+def _keep_raw_logits(generator: AssistedCandidateGenerator) -> list[torch.Tensor]:
+    """Have the generator leave the logits (1, k, V) of its last draft, as the model gave them, in the returned list.
+
+    It keeps the processed scores of `generate()` alone (5.19 to 5.23). So it drafts with a view of the model, whose
+    `generate` keeps the logits as well.
+    """
+    kept, model = [], generator.assistant_model
+
+    def generate(*args, **kwargs):
+        output = model.generate(*args, **kwargs)
+        kept[:] = [torch.stack(output.logits, dim=1)]
+        return output
+
+    generator.assistant_model = shared_view(model)
+    generator.assistant_model.generate = generate
+    generator.generation_config.output_logits = True
+    return kept
 
 
 def _apply_options(generator: AssistedCandidateGenerator, options: DraftingOptions) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from hf_judge.config import JudgeConfig, check_threshold
+from hf_judge.config import JudgeConfig, check_extra_features, check_threshold
 from hf_judge.features import FeatureStore
 from hf_judge.head import JudgeHead
 from hf_judge.metrics import judge_metrics, plot_curves, roc_auc
@@ -46,6 +46,7 @@ class JudgeTrainingArguments:
         num_train_epochs, learning_rate, train_batch_size: of adamw; the batch is in tokens.
         max_memory_gb (`float`): larger features are streamed from disk.
         use_draft_features (`bool`): let the head read the draft's state too.
+        extra_features (`tuple[str]`): let the head read these numbers of the verification too, see [`JudgeConfig`].
         threshold (`float`): of the saved head, until it is calibrated.
         seed (`int`): of the split and of the minibatches.
         device (`str`, *optional*): default: a GPU if there is one.
@@ -67,6 +68,7 @@ class JudgeTrainingArguments:
     train_batch_size: int = 1024
     max_memory_gb: float = 2.0
     use_draft_features: bool = False
+    extra_features: tuple[str, ...] = ()
     threshold: float = 0.5
     seed: int = 0
     device: str | None = None
@@ -81,6 +83,7 @@ class JudgeTrainingArguments:
                 "validation_fraction (above 0) and calibration_fraction must leave prompts to fit on, got "
                 f"{self.validation_fraction} and {self.calibration_fraction}"
             )
+        self.extra_features = tuple(check_extra_features(self.extra_features))
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer must be one of {OPTIMIZERS}, got {self.optimizer!r}")
         check_threshold(self.threshold)
@@ -104,8 +107,15 @@ def train_judge(store: FeatureStore, args: JudgeTrainingArguments) -> TrainedJud
         args: see there.
 
     Raises:
-        ValueError: fit or validation part lacks one of the classes; draft features were asked for and are not there.
+        ValueError: fit or validation part lacks one of the classes; draft or extra features were asked for and are not
+            there.
     """
+    missing = [name for name in args.extra_features if name not in store.extra_features]
+    if missing:
+        raise ValueError(
+            f"extra_features: {', '.join(missing)} not among the stored features (there are: "
+            f"{', '.join(store.extra_features) or 'none'}): make them with `hf-judge features --extra-features ...`"
+        )
     if args.use_draft_features and not store.index["draft_hidden_size"]:
         raise ValueError("use_draft_features needs features made with a draft model: `hf-judge features --draft`")
     labels, rows = store.column("labels"), store.column("row")
@@ -163,7 +173,8 @@ def fold_scaler(
 def _config(store: FeatureStore, args: JudgeTrainingArguments, parts, labels, *, l2: float, auc: float) -> JudgeConfig:
     index = store.index
     return JudgeConfig(
-        hidden_size=store.hidden_size if args.use_draft_features else index["hidden_size"],
+        hidden_size=store.width(draft=args.use_draft_features),
+        extra_features=list(args.extra_features),
         draft_hidden_size=index["draft_hidden_size"] if args.use_draft_features else None,
         hidden_state=index["hidden_state"],
         threshold=args.threshold,

@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 
 from hf_judge.config import check_threshold
+from hf_judge.distributions import DRAFT_FEATURES, extra_features
 from hf_judge.head import JudgeHead
 from hf_judge.stats import JudgeStats, VerdictCode
 
@@ -30,6 +31,7 @@ class Candidates(NamedTuple):
     stop: torch.Tensor | None = None  # (batch, k) bool, the token ends the answer; None: none
     n_generated: torch.Tensor | None = None  # (batch,) long, new tokens of the answer before this round; None: 0
     n_rescued: torch.Tensor | None = None  # (batch,) long, how many of those were rescued; None: 0
+    raw_logits: torch.Tensor | None = None  # (batch, k, V) float, the draft's own, before processors; None: not known
 
 
 class Rows(NamedTuple):
@@ -58,7 +60,8 @@ class CandidateVerifier(Protocol):
     `verify` sees one whole round and must not change its arguments. It decides the accepted prefix, the target's next
     token and the codes; [`decide`] turns "strict accepts" and "the rule accepts" into these, keeping hard constraints.
     An optional attribute ``hidden_state`` (``"post_norm"``, ``"pre_norm"`` or ``None`` for no state) says what
-    `rows.hidden` must hold; without it the state is ``"post_norm"``.
+    `rows.hidden` must hold; without it the state is ``"post_norm"``. Another one, ``reads_draft_logits``, asks for
+    `candidates.raw_logits` where the source of drafts has them; without it nothing is asked for.
     """
 
     stats: JudgeStats  # sums over every call that this verifier served
@@ -274,26 +277,31 @@ class JudgeCandidateVerifier:
         """The state that the head reads."""
         return self.head.config.hidden_state
 
+    @property
+    def reads_draft_logits(self) -> bool:
+        """Whether the head reads numbers that need the draft's logits."""
+        return reads_draft_logits(self.head)
+
     def verify(self, candidates: Candidates, rows: Rows) -> Verdict:
         """See [`CandidateVerifier`]."""
         return decide(
             candidates,
             rows,
-            self.judged(rows.hidden[:, 1:]),
+            self.judged(head_features(self.head, candidates, rows)),
             rescue_stop_tokens=self.rescue_stop_tokens,
             max_rescue_fraction=self.max_rescue_fraction,
         )
 
-    def judged(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Where the judge accepts: ``sigmoid(head(hidden)) > threshold``.
+    def judged(self, features: torch.Tensor) -> torch.Tensor:
+        """Where the judge accepts: ``sigmoid(head(features)) > threshold``.
 
         Args:
-            hidden: (..., D), the states at the drafted tokens themselves.
+            features: (..., F), see [`head_features`].
 
         Returns:
-            (...) bool, False where the state is not finite.
+            (...) bool, False where the logit is not a number.
         """
-        return self.head(hidden).sigmoid() > self.threshold
+        return self.head(features).sigmoid() > self.threshold
 
     def with_threshold(self, threshold: float) -> JudgeCandidateVerifier:
         """The same judge at another threshold, with stats of its own."""
@@ -306,6 +314,30 @@ class JudgeCandidateVerifier:
 
     def __repr__(self) -> str:
         return f"JudgeCandidateVerifier({self.head!r}, threshold={self.threshold})"
+
+
+def head_features(head: JudgeHead, candidates: Candidates, rows: Rows) -> torch.Tensor:
+    """What a head reads at the drafted tokens: the state of row j+1, and behind it the extra features, from row j's
+    logits, that its config names.
+
+    Returns:
+        (batch, k, F), on the device of `rows.hidden`.
+
+    Raises:
+        ValueError: it reads the draft's logits, and there are none.
+    """
+    hidden, names, k = rows.hidden[:, 1:], head.config.extra_features, candidates.ids.shape[1]
+    if not names:
+        return hidden
+    if k == 0:
+        return hidden.new_zeros(*hidden.shape[:2], head.config.n_features)
+    extra = extra_features(names, rows.logits[:, :k], candidates.ids, candidates.raw_logits)
+    return torch.cat([hidden.float(), extra.to(hidden.device)], dim=-1)
+
+
+def reads_draft_logits(head: JudgeHead) -> bool:
+    """Whether a head reads numbers that need the draft's logits."""
+    return any(name in DRAFT_FEATURES for name in head.config.extra_features)
 
 
 def _lengths(candidates: Candidates) -> torch.Tensor:

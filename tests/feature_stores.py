@@ -8,8 +8,11 @@ from safetensors.torch import save_file
 from hf_judge.features import FORMAT_VERSION, INDEX_NAME, FeatureStore
 
 
-def make_store(directory, features, labels, row, prompts, *, sources=None, n_shards=3, draft=None):
-    """A store of `features` (n, D), `labels` (n,) and `row` (n,), the row of each token; `prompts` names each row's."""
+def make_store(directory, features, labels, row, prompts, *, sources=None, n_shards=3, draft=None, extra=None):
+    """A store of `features` (n, D), `labels` (n,) and `row` (n,), the row of each token; `prompts` names each row's.
+
+    `extra`: names of extra features -> their values (n,).
+    """
     directory.mkdir(parents=True, exist_ok=True)
     shards = []
     for i, part in enumerate(torch.arange(len(labels)).chunk(n_shards)):
@@ -21,6 +24,8 @@ def make_store(directory, features, labels, row, prompts, *, sources=None, n_sha
         }
         if draft is not None:
             tensors["draft_features"] = draft[part].contiguous()
+        if extra is not None:
+            tensors["extra_features"] = torch.stack(list(extra.values()), dim=1)[part].contiguous()
         name = f"features-{i:05d}.safetensors"
         save_file(tensors, directory / name)
         shards.append({"file": name, "n_responses": 1, "n_tokens": len(part)})
@@ -32,6 +37,7 @@ def make_store(directory, features, labels, row, prompts, *, sources=None, n_sha
         "hidden_state": "post_norm",
         "hidden_size": features.shape[1],
         "draft_hidden_size": None if draft is None else draft.shape[1],
+        "extra_features": None if extra is None else list(extra),
         "data_hash": "0" * 64,
         "options": {"after_mistake": "ignore"},
         "rows": [{"source": s, "prompt": p, "task_id": None} for s, p in zip(sources, prompts, strict=True)],

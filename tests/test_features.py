@@ -115,7 +115,7 @@ def test_draft_features_stand_beside(tmp_path):
     draft = llama(1, width=16)
     store, _ = extract_features(MODEL, TOKENIZER, rows(), tmp_path, draft_model=draft, shard_bytes=8000)
     both = all_features(store, draft=True)
-    assert store.hidden_size == 48
+    assert store.width(draft=True) == 48
     assert torch.allclose(both[:, :16], naive(draft, "post_norm", rows())[0], atol=1e-5)
     assert torch.allclose(both[:, 16:], all_features(store), atol=0)
 

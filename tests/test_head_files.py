@@ -223,7 +223,7 @@ class TestBadFiles:
     def test_huge_weights_file(self, directory):
         with open(directory / WEIGHTS_NAME, "ab") as file:
             file.truncate(1 << 20)
-        self.check(directory, r"has 1048576 bytes: a judge head of hidden size 32 needs at most")
+        self.check(directory, r"has 1048576 bytes: a judge head of 32 features needs at most")
 
     def test_huge_config_file(self, directory):
         (directory / CONFIG_NAME).write_text(" " * (1 << 20) + "{}")

@@ -25,6 +25,7 @@ ABSURD = {
     "threshold": [7, -0.1, 1.0001, float("nan"), float("inf"), -float("inf"), "0.5", None, True, [0.5], {}, 10**400],
     "hidden_size": [-1, 0, None, "32", 32.0, True, [32], 31, 33, 64, 1 << 20, (1 << 20) + 1, 10**30],
     "draft_hidden_size": [0, -1, "8", 8.0, True, 32, 33, 10**30],
+    "extra_features": ["kl", 5, {"kl": 1}, ["kl", "kl"], ["KL"], [None], [["kl"]], ["entropy"] * 10**4],
     "hidden_state": ["", "post-norm", "POST_NORM", None, 1, ["post_norm"], {}, "__import__('os')", "post_norm\0"],
     "format_version": [0, 2, -1, "1", 1.0, True, [1]],
     "label": ["x" * 1_000_000, 1, ["1 = acceptable"], {"a": 1}, True],

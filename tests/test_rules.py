@@ -10,6 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_judge import JudgeConfig, JudgeHead, StrictVerifier, VerdictCode, judged
+from hf_judge.distributions import entropy, kl_divergence
 from hf_judge.rules import (
     AutoJudgeVerifier,
     EnsembleVerifier,
@@ -21,10 +22,8 @@ from hf_judge.rules import (
     TopKVerifier,
     TypicalVerifier,
     ensemble_tokens,
-    entropy,
     fly_accepts,
     kl_accepts,
-    kl_divergence,
     random_accepts,
     relaxed_accepts,
     thresholds_accept,

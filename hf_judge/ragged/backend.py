@@ -72,8 +72,8 @@ class RaggedBackend:
             none = answers[0].new_zeros(len(answers), 0)
             return Draft(none, none.new_zeros(len(answers)), None)
         tails, starts = self._tails(answers)
-        ids, lengths, logits = self._drafter.propose(answers, tails, starts, n_tokens)
-        return Draft(ids, lengths.clamp(max=lengths.new_tensor(budgets)), logits)
+        ids, lengths, logits, raw_logits = self._drafter.propose(answers, tails, starts, n_tokens)
+        return Draft(ids, lengths.clamp(max=lengths.new_tensor(budgets)), logits, raw_logits)
 
     def forward(self, answers: list[torch.LongTensor], draft: Draft) -> Forward:
         """See [`hf_judge.decoding.Backend`]."""

@@ -44,7 +44,7 @@ class Drafter:
 
     def propose(
         self, answers: list[torch.LongTensor], tails: torch.LongTensor, starts: list[int], n_tokens: int
-    ) -> tuple[torch.LongTensor, torch.LongTensor, torch.Tensor]:
+    ) -> tuple[torch.LongTensor, torch.LongTensor, torch.Tensor, torch.Tensor]:
         """Draft `n_tokens` after every row.
 
         Args:
@@ -53,14 +53,16 @@ class Drafter:
             starts: the position of the first of them.
 
         Returns:
-            ids (n_rows, n_tokens) long, lengths (n_rows,) long, and logits (n_rows, n_tokens, V) as drawn from.
+            ids (n_rows, n_tokens) long, lengths (n_rows,) long, and logits (n_rows, n_tokens, V): as drawn from, and
+            as the model gave them.
         """
         device = tails.device
-        ids, scores, confidences = [], [], []
+        ids, scores, raw, confidences = [], [], [], []
         step = tails.to(self._rows.device)
         for i in range(n_tokens):
             at = starts if i == 0 else [start + 1 + i for start in starts]
             logits = self._rows.forward(step, at, n_logits=1).logits[:, -1]
+            raw.append(logits)
             if self._processors:
                 logits = self._process(answers, ids, logits)
             scores.append(logits)  # greedy rules too may compare the draft with the target
@@ -74,7 +76,9 @@ class Drafter:
             step = token
         drafted = torch.cat(ids, dim=1)
         lengths = self._useful(drafted, confidences)
-        return drafted.to(device), lengths.to(device), torch.stack(scores, dim=1).to(device)
+        logits = torch.stack(scores, dim=1).to(device)
+        raw_logits = torch.stack(raw, dim=1).to(device) if self._processors else logits
+        return drafted.to(device), lengths.to(device), logits, raw_logits
 
     def keep(self, rows: list[int]) -> None:
         """Go on with these rows only."""

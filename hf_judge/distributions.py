@@ -1,0 +1,78 @@
+"""Numbers about next-token distributions: what training-free rules decide by, and what a head may read beside states.
+
+`extra_features` is the one function that computes a head's extra features, for training and for serving, so the two
+cannot disagree. Knows nothing about rounds, heads or models. p is the target's distribution, q the draft's, x the
+drafted token; z the target's logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+# the names that a head's config may list, in the order in which the values stand behind the hidden state
+EXTRA_FEATURES = ("target_log_prob", "entropy", "margin", "draft_log_prob", "kl")
+DRAFT_FEATURES = ("draft_log_prob", "kl")  # of these, the ones that need the draft's logits
+
+
+def extra_features(
+    names: Sequence[str], target_logits: torch.Tensor, ids: torch.Tensor, draft_logits: torch.Tensor | None = None
+) -> torch.Tensor:
+    """What the verification says about tokens x, from raw logits: before any processor, at temperature 1.
+
+    `target_log_prob`: log p(x). `entropy`: H(p). `margin`: max z - z(x), 0 where strict verification accepts greedily.
+    `draft_log_prob`: log q(x). `kl`: KL(p || q). All in nats.
+
+    Args:
+        names: of `EXTRA_FEATURES`.
+        target_logits: (..., V) float, the target's, of the rows that predict the tokens.
+        ids: (...) long, the tokens.
+        draft_logits: (..., V') float, the draft's own; None: not known.
+
+    Returns:
+        (..., len(names)) float32; NaN in place of infinite values, so that a head accepts nothing by them.
+
+    Raises:
+        ValueError: a name needs the draft's logits and there are none, or over another vocabulary.
+    """
+    wants_draft = [name for name in names if name in DRAFT_FEATURES]
+    if wants_draft and draft_logits is None:
+        raise ValueError(
+            f"this head reads {' and '.join(wants_draft)}, and this source of drafts has no logits of its own (prompt "
+            "lookup and the like): draft with assistant_model=, or train a head without them"
+        )
+    if "kl" in names and draft_logits.shape[-1] != target_logits.shape[-1]:
+        raise ValueError(
+            f"kl compares distributions over one vocabulary, got {target_logits.shape[-1]} tokens of the target and "
+            f"{draft_logits.shape[-1]} of the draft: train a head without it"
+        )
+    target_logits = target_logits.float()
+    draft_logits = None if draft_logits is None else draft_logits.to(target_logits.device, torch.float32)
+    values = {
+        "target_log_prob": lambda: at(target_logits.log_softmax(dim=-1), ids),
+        "entropy": lambda: entropy(target_logits),
+        "margin": lambda: target_logits.amax(dim=-1) - at(target_logits, ids),
+        "draft_log_prob": lambda: at(draft_logits.log_softmax(dim=-1), ids),
+        "kl": lambda: kl_divergence(target_logits, draft_logits),
+    }
+    found = torch.stack([values[name]() for name in names], dim=-1)
+    return torch.where(found.isfinite(), found, torch.nan)
+
+
+def entropy(scores: torch.Tensor) -> torch.Tensor:
+    """H(softmax(scores)) in nats over the last dimension; ruled-out tokens (-inf) count nothing."""
+    log_probabilities = scores.log_softmax(dim=-1)
+    return -(log_probabilities.exp() * log_probabilities.clamp(min=torch.finfo(scores.dtype).min)).sum(dim=-1)
+
+
+def kl_divergence(scores: torch.Tensor, draft_scores: torch.Tensor) -> torch.Tensor:
+    """KL(p || q) in nats over the last dimension; infinite where q rules out what p does not."""
+    target, draft = scores.log_softmax(dim=-1), draft_scores.log_softmax(dim=-1)
+    terms = target.exp() * (target - draft)
+    return torch.where(target.exp() > 0, terms, 0.0).sum(dim=-1)
+
+
+def at(values: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """The values (...) of the tokens `ids` (...) in `values` (..., V)."""
+    return values.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
