@@ -68,7 +68,12 @@ def add_mine(commands) -> None:
         help="for --source draft: mistakes per answer that --target replaces, the draft going on",
     )
     mine.add_argument("--temperature", type=float, default=1.0, help="for --source draft: of all but the first")
-    mine.add_argument("--label-matched", action="store_true", help="for --source swap: label unswapped tokens too")
+    mine.add_argument(
+        "--label-matched",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="for --source swap: label tokens that both models chose too (default: yes)",
+    )
     mine.add_argument("--seed", type=int, default=0)
     mine.set_defaults(run=run_mine)
 

@@ -14,6 +14,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -30,7 +31,7 @@ from hf_judge.states import StateReader
 logger = logging.getLogger(__name__)
 
 INDEX_NAME = "features.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SHARD_BYTES = 1 << 28
 
 
@@ -70,7 +71,8 @@ class FeatureStore:
         return sum(shard["n_tokens"] for shard in self.index["shards"])
 
     def column(self, name: str) -> torch.Tensor:
-        """A whole small column, `(n_tokens,)`: "labels" (int8), "row" (int64, an index of `rows`) or "position"."""
+        """A whole small column, `(n_tokens,)`: "labels" (int8), "matched" (bool: strict verification
+        accepts the token anyway), "row" (int64, an index of `rows`) or "position"."""
         parts = []
         for shard in self.index["shards"]:
             with safe_open(self.directory / shard["file"], framework="pt") as file:
@@ -146,10 +148,9 @@ def extract_features(
         output_dir: where the shards go; a run that was interrupted goes on there.
         hidden_state: "post_norm" or "pre_norm", as in [`JudgeConfig`].
         after_mistake, on_cut_token, max_length: see [`label_rows`].
-        batch_size: responses per forward.
+        batch_size: responses per forward; the logits of a whole batch are in memory at once.
         draft_model: also keep the draft's states (AutoJudge's DD-DT); it must read the same ids.
-        extra: of `hf_judge.distributions.EXTRA_FEATURES`: also keep these numbers, from the logits of both models;
-            takes memory for the logits of a batch.
+        extra: of `hf_judge.distributions.EXTRA_FEATURES`: also keep these numbers, from the logits of both models.
         shard_bytes: size of a shard, and about what is held in memory.
 
     Returns:
@@ -222,7 +223,7 @@ def _plan(encoded: list[TokenLabels], index: dict, n_done: int) -> Iterator[list
 
 
 def _shard_tensors(model, reader, shard, batch_size, draft_model, hidden_state, extra, bar) -> dict[str, torch.Tensor]:
-    parts = {"features": [], "labels": [], "row": [], "position": []}
+    parts = {"features": [], "labels": [], "matched": [], "row": [], "position": []}
     if draft_model is not None:
         parts["draft_features"] = []
     if extra:
@@ -231,15 +232,18 @@ def _shard_tensors(model, reader, shard, batch_size, draft_model, hidden_state, 
         batch = shard[start : start + batch_size]
         labels = _padded([t.labels for t in batch], IGNORED)
         kept = labels != IGNORED
-        states, logits = _read(model, reader, batch, kept, with_logits=bool(extra))
-        parts["features"].append(states)
+        read = _read(model, reader, batch, kept)
+        parts["features"].append(read.states)
+        parts["matched"].append(read.matched)
         draft_logits = None
         if draft_model is not None:
             with StateReader(draft_model, hidden_state) as draft_reader:
                 wanted = any(name in DRAFT_FEATURES for name in extra)
-                states, draft_logits = _read(draft_model, draft_reader, batch, kept, with_logits=wanted)
-            parts["draft_features"].append(states)
+                drafted = _read(draft_model, draft_reader, batch, kept)
+            parts["draft_features"].append(drafted.states)
+            draft_logits = drafted.logits(kept) if wanted else None
         if extra:
+            logits = read.logits(kept)
             ids = _padded([t.input_ids for t in batch], 0)[kept].to(logits.device)
             parts["extra_features"].append(extra_features(extra, logits, ids, draft_logits).cpu())
         parts["labels"].append(labels[kept].to(torch.int8))
@@ -250,23 +254,30 @@ def _shard_tensors(model, reader, shard, batch_size, draft_model, hidden_state, 
     return {name: torch.cat(tensors).contiguous() for name, tensors in parts.items()}
 
 
-def _read(
-    model: PreTrainedModel, reader: StateReader, batch: list[TokenLabels], kept: torch.Tensor, *, with_logits: bool
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The states (n, D) of the `kept` tokens, (batch, longest) bool, on the CPU, and the logits (n, V) before them.
+class _Read(NamedTuple):
+    """What a model makes of a batch of responses."""
+
+    states: torch.Tensor  # (n, D), of the labelled tokens, on the CPU
+    matched: torch.Tensor  # (n,) bool: the model itself would have written the token
+    all_logits: torch.Tensor  # (batch, longest, V)
+
+    def logits(self, kept: torch.Tensor) -> torch.Tensor:
+        """(n, V) float32, that the labelled tokens are predicted by."""
+        return self.all_logits[:, :-1][kept[:, 1:].to(self.all_logits.device)].float()
+
+
+def _read(model: PreTrainedModel, reader: StateReader, batch: list[TokenLabels], kept: torch.Tensor) -> _Read:
+    """Run a model over responses whose `kept` tokens, (batch, longest) bool, are labelled.
 
     Rows are padded on the right: causal attention never looks there.
     """
-    input_ids = _padded([t.input_ids for t in batch], 0)
-    mask = _padded([[1] * len(t.input_ids) for t in batch], 0)
-    inputs = {"input_ids": input_ids, "attention_mask": mask}
-    inputs = {name: value.to(model.device) for name, value in inputs.items()} | {"use_cache": False}
-    if model._supports_logits_to_keep() and not reader.needs_logits and not with_logits:
-        inputs["logits_to_keep"] = 1  # logits of a large vocabulary would take far more memory than the states
-    outputs = model(**reader.request(inputs, {}))
-    states = reader.read(outputs, input_ids.shape[1])[kept].cpu()
+    ids = _padded([t.input_ids for t in batch], 0).to(model.device)
+    mask = _padded([[1] * len(t.input_ids) for t in batch], 0).to(model.device)
+    outputs = model(**reader.request({"input_ids": ids, "attention_mask": mask, "use_cache": False}, {}))
+    states = reader.read(outputs, ids.shape[1])[kept].cpu()
     # a token is predicted by the row before it; the first of a sequence is the prompt's and never labelled
-    return states, outputs.logits[:, :-1][kept[:, 1:].to(outputs.logits.device)].float() if with_logits else None
+    matched = (outputs.logits[:, :-1].argmax(dim=-1) == ids[:, 1:].to(outputs.logits.device)).cpu()
+    return _Read(states, matched[kept[:, 1:]], outputs.logits)
 
 
 def _padded(sequences: list[list[int]], value: int) -> torch.Tensor:

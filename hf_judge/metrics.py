@@ -37,6 +37,17 @@ def roc_auc(scores: torch.Tensor, labels: torch.Tensor) -> float:
     return (rank_sum - n_acceptable * (n_acceptable + 1) / 2) / (n_acceptable * n_mistaken)
 
 
+def auc_standard_error(auc: float, n_acceptable: int, n_mistaken: int) -> float:
+    """Standard error of an AUC (Hanley and McNeil, 1982, doi:10.1148/radiology.143.1.7063747).
+
+    sqrt((A (1 - A) + (n1 - 1) (A / (2 - A) - A^2) + (n0 - 1) (2 A^2 / (1 + A) - A^2)) / (n1 n0)).
+    """
+    square = auc * auc
+    both_acceptable, both_mistaken = auc / (2 - auc) - square, 2 * square / (1 + auc) - square
+    variance = auc * (1 - auc) + (n_acceptable - 1) * both_acceptable + (n_mistaken - 1) * both_mistaken
+    return (max(variance, 0.0) / (n_acceptable * n_mistaken)) ** 0.5
+
+
 def average_precision(scores: torch.Tensor, labels: torch.Tensor) -> float:
     """Average precision of finding the mistakes, lowest scores first: sum over thresholds of (R_i - R_{i-1}) P_i.
 

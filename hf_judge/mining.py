@@ -30,7 +30,7 @@ def mine_swaps(
     *,
     max_new_tokens: int = 512,
     batch_size: int = 16,
-    label_matched: bool = False,
+    label_matched: bool = True,
 ) -> MiningReport:
     """Label swapped tokens by whether they change the target's final answer.
 
@@ -42,7 +42,8 @@ def mine_swaps(
         output: JSONL of [`LabelledResponse`]; finished prompts are kept in `<output>.journal`, and a rerun goes on.
         max_new_tokens: of a response.
         batch_size: prompts in work at once. Rows do not depend on it, but for prompts marked `near_tie`.
-        label_matched: also label the tokens of the kept response that both models chose as acceptable.
+        label_matched: also label the tokens of the kept response that both models chose as acceptable: a head that has
+            never seen them scores them at random.
 
     Returns:
         Counts over all tasks.

@@ -1,7 +1,7 @@
 """The logistic fit: standardised features in memory or streamed from disk, and two ways to minimise the loss.
 
 Loss: sum_i c_i log(1 + exp(-s_i z_i)) + l2 / 2 |w|^2 with z = X w + b, s = +1 for acceptable and -1 for mistaken
-tokens, and class weights c that sum to 1. Knows nothing about heads or files.
+tokens, and weights c that sum to 1: of the class, times the token's own. Knows nothing about heads or files.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ class Design:
         labels: (n_tokens,) int8, of all.
         chosen: (n_tokens,) bool, the tokens of this design.
         args ([`JudgeTrainingArguments`]): device, memory, seed.
+        weights: (n_tokens,) float32, how much each counts.
         scaler: mean and scale (D,) to use; None: those of these tokens.
     """
 
-    def __init__(self, store: FeatureStore, labels, chosen, args, scaler=None):
+    def __init__(self, store: FeatureStore, labels, chosen, args, *, weights, scaler=None):
         self._store, self._chosen, self._args = store, chosen, args
-        self._all_labels = labels
-        self.labels = labels[chosen].float()
+        self._all_labels, self._all_weights = labels, weights
+        self.labels, self.weights = labels[chosen].float(), weights[chosen]
         self._parts = {"draft": args.use_draft_features, "extra": args.extra_features}
         self.width = store.width(**self._parts)
         self._chunk = max(256, (1 << 26) // (4 * self.width))  # tokens of 64 MB
@@ -40,24 +41,25 @@ class Design:
         if self.in_memory:
             self._features = torch.empty(len(self.labels), self.width, device=args.device)
             start = 0
-            for features, _ in self._stream(None):
+            for features, *_ in self._stream(None):
                 self._features[start : start + len(features)] = features
                 start += len(features)
 
-    def chunks(self, generator: torch.Generator | None = None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Standardised features (n, D) and labels (n,) float, on the device; shuffled by a generator."""
+    def chunks(self, generator: torch.Generator | None = None) -> Iterator[tuple[torch.Tensor, ...]]:
+        """Standardised features (n, D), labels (n,) float and weights (n,), on the device; shuffled by a generator."""
         if self._features is None:
             yield from self._stream(generator)
         elif generator is None:
-            yield self._features, self.labels.to(self._args.device)
+            yield self._features, self.labels.to(self._args.device), self.weights.to(self._args.device)
         else:
             order = torch.randperm(len(self.labels), generator=generator)
             for part in order.split(self._chunk):
-                yield self._features[part.to(self._args.device)], self.labels[part].to(self._args.device)
+                columns = (self._features, self.labels, self.weights)
+                yield tuple(column[part.to(column.device)].to(self._args.device) for column in columns)
 
     def logits(self, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         """(n,) float32 on the CPU, in the order of `labels`."""
-        return torch.cat([(features @ weight + bias).cpu() for features, _ in self.chunks()])
+        return torch.cat([(features @ weight + bias).cpu() for features, *_ in self.chunks()])
 
     def _stream(self, generator):
         mean, scale = (t.to(self._args.device) for t in self.scaler)
@@ -66,7 +68,8 @@ class Design:
                 order = torch.randperm(len(numbers), generator=generator)
                 numbers, features = numbers[order], features[order]
             features = features.to(self._args.device).sub_(mean).div_(scale)
-            yield features, self._all_labels[numbers].to(self._args.device, torch.float32)
+            labels, weights = self._all_labels[numbers].float(), self._all_weights[numbers]
+            yield features, labels.to(self._args.device), weights.to(self._args.device)
 
     def _raw(self, generator=None):
         for numbers, features in self._store.chunks(chunk_tokens=self._chunk, generator=generator, **self._parts):
@@ -97,13 +100,13 @@ class Design:
 
 def solve(fit: Design, args, validation: Design) -> tuple[list, list]:
     """Weights (D,) and biases () for every penalty of the grid."""
-    n_mistaken = (fit.labels == 0).sum().item()
-    n_acceptable = len(fit.labels) - n_mistaken
+    mistaken = fit.labels == 0
+    n_mistaken, n_acceptable = fit.weights[mistaken].sum().item(), fit.weights[~mistaken].sum().item()
     ratio = n_acceptable / n_mistaken if args.mistake_weight is None else args.mistake_weight
     total = n_acceptable + ratio * n_mistaken
 
-    def token_weights(labels: torch.Tensor) -> torch.Tensor:
-        return torch.where(labels > 0, 1.0, ratio) / total
+    def token_weights(labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        return weights * torch.where(labels > 0, 1.0, ratio) / total
 
     lbfgs = args.optimizer == "lbfgs" or (args.optimizer == "auto" and fit.in_memory)
     return (_lbfgs if lbfgs else _adamw)(fit, args, token_weights, validation)
@@ -136,9 +139,9 @@ def _full_gradient(point: torch.Tensor, fit: Design, token_weights: Callable, l2
     weight, bias = point[:-1], point[-1]
     loss, gradient = l2 / 2 * weight.square().sum(), torch.zeros_like(point)
     gradient[:-1] = l2 * weight
-    for features, labels in fit.chunks():
+    for features, labels, weights in fit.chunks():
         logits = torch.mv(features, weight) + bias
-        scale = token_weights(labels)
+        scale = token_weights(labels, weights)
         loss = loss + binary_cross_entropy_with_logits(logits, labels, weight=scale, reduction="sum")
         residual = (logits.sigmoid() - labels) * scale
         gradient[:-1] += torch.mv(features.t(), residual)
@@ -159,12 +162,10 @@ def _adamw(fit: Design, args, token_weights: Callable, validation: Design) -> tu
     n_seen, n_total = 0, len(fit.labels) * args.num_train_epochs
     with tqdm(total=n_total, desc="Fit", unit="token", unit_scale=True) as bar:
         for _ in range(args.num_train_epochs):
-            for features, labels in fit.chunks(generator):
-                for x, y in zip(
-                    features.split(args.train_batch_size), labels.split(args.train_batch_size), strict=True
-                ):
+            for chunk in fit.chunks(generator):
+                for x, y, own in zip(*(column.split(args.train_batch_size) for column in chunk), strict=True):
                     optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - n_seen / n_total)
-                    scale = token_weights(y) * len(fit.labels) / len(y)  # the batch stands for all tokens
+                    scale = token_weights(y, own) * len(fit.labels) / len(y)  # the batch stands for all tokens
                     loss = binary_cross_entropy_with_logits(
                         x @ weight + bias, y[:, None].expand(-1, len(l2)), weight=scale[:, None], reduction="sum"
                     )

@@ -17,7 +17,7 @@ import torch
 from hf_judge.config import JudgeConfig, check_extra_features, check_threshold
 from hf_judge.features import FeatureStore
 from hf_judge.head import JudgeHead
-from hf_judge.metrics import judge_metrics, plot_curves, roc_auc
+from hf_judge.metrics import auc_standard_error, judge_metrics, plot_curves, roc_auc
 from hf_judge.solvers import Design, solve
 
 logger = logging.getLogger(__name__)
@@ -34,12 +34,15 @@ class JudgeTrainingArguments:
 
     Args:
         output_dir (`str`): where the head, its metrics and its plot go.
-        l2_grid (`tuple[float]`): penalties l2 / 2 * |w|^2 on standardised features; the best validation AUC wins.
+        l2_grid (`tuple[float]`): penalties l2 / 2 * |w|^2 on standardised features. The strongest one wins whose
+            validation AUC is within a standard error of the best.
         validation_fraction (`float`): share of the prompts that choose the penalty.
         calibration_fraction (`float`): share of the prompts that is left alone, for `calibrate`; 0 when that has data
             of its own.
         mistake_weight (`float`, *optional*): weight of a mistaken token relative to an acceptable one; None: what makes
             both classes weigh the same.
+        matched_weight (`float`): weight of an acceptable token that strict verification accepts anyway, relative to
+            another acceptable one: the judge decides nothing there, and there are many of them.
         optimizer (`str`): "lbfgs" (exact), "adamw" (minibatches, all penalties in one go) or "auto": lbfgs as long as
             the features fit in `max_memory_gb`.
         max_iter (`int`): L-BFGS iterations per penalty.
@@ -61,6 +64,7 @@ class JudgeTrainingArguments:
     validation_fraction: float = 0.15
     calibration_fraction: float = 0.25
     mistake_weight: float | None = None
+    matched_weight: float = 0.03
     optimizer: str = "auto"
     max_iter: int = 50
     num_train_epochs: int = 5
@@ -86,6 +90,8 @@ class JudgeTrainingArguments:
         self.extra_features = tuple(check_extra_features(self.extra_features))
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer must be one of {OPTIMIZERS}, got {self.optimizer!r}")
+        if not 0 <= self.matched_weight < math.inf:
+            raise ValueError(f"matched_weight must be a number from 0 on, got {self.matched_weight}")
         check_threshold(self.threshold)
         self.device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -132,11 +138,19 @@ def train_judge(store: FeatureStore, args: JudgeTrainingArguments) -> TrainedJud
                 f"the {name} part has {int(part.sum())} tokens of which {n_mistaken} are mistaken: both classes are "
                 "needed in it; label more responses or change the fractions"
             )
-    fit = Design(store, labels, parts["fit"], args)
-    validation = Design(store, labels, parts["validation"], args, scaler=fit.scaler)
+    decided = _decided(labels, store.column("matched").bool())
+    token_weights = torch.where(decided, 1.0, args.matched_weight)
+    fit = Design(store, labels, parts["fit"], args, weights=token_weights)
+    validation = Design(store, labels, parts["validation"], args, weights=token_weights, scaler=fit.scaler)
     weights, biases = solve(fit, args, validation)
-    aucs = [roc_auc(validation.logits(w, b), validation.labels) for w, b in zip(weights, biases, strict=True)]
-    best = max(range(len(aucs)), key=aucs.__getitem__)
+    chosen_by = decided[parts["validation"]]
+    if not bool((validation.labels[chosen_by] > 0).any()):
+        chosen_by = torch.ones_like(chosen_by)
+    aucs = [
+        roc_auc(validation.logits(w, b)[chosen_by], validation.labels[chosen_by])
+        for w, b in zip(weights, biases, strict=True)
+    ]
+    best = _strongest_of_the_best(aucs, validation.labels[chosen_by])
 
     head = JudgeHead(_config(store, args, parts, labels, l2=args.l2_grid[best], auc=aucs[best]))
     weight, bias = fold_scaler(weights[best], biases[best], *fit.scaler)
@@ -146,11 +160,26 @@ def train_judge(store: FeatureStore, args: JudgeTrainingArguments) -> TrainedJud
     sources = [store.rows[i]["source"] for i in rows[parts["validation"]].tolist()]
     scores = validation.logits(weights[best], biases[best]).sigmoid()
     metrics = judge_metrics(scores, validation.labels, sources)
+    metrics["decided"] = {"auc": aucs[best], "tokens": int(chosen_by.sum())}
     metrics |= {"l2": args.l2_grid[best], "auc_by_l2": dict(zip(map(str, args.l2_grid), aucs, strict=True))}
     metrics["n_fit"] = {"acceptable": int((fit.labels == 1).sum()), "mistaken": int((fit.labels == 0).sum())}
     trained = TrainedJudge(head, metrics, sorted(p for p, part in part_of_prompt.items() if part != "calibration"))
     _save(trained, args)
     return trained
+
+
+def _decided(labels: torch.Tensor, matched: torch.Tensor) -> torch.Tensor:
+    """The tokens on which a judge decides: mistakes, and acceptable tokens that strict verification rejects."""
+    decided = (labels == 0) | ~matched
+    # text of the target's own: its tokens are all that there is to learn from
+    return decided if bool((decided & (labels > 0)).any()) else torch.ones_like(decided)
+
+
+def _strongest_of_the_best(aucs: list[float], labels: torch.Tensor) -> int:
+    """The first (strongest) penalty that a few other validation tokens might have made the best."""
+    n_mistaken = int((labels == 0).sum())
+    good_enough = max(aucs) - auc_standard_error(max(aucs), len(labels) - n_mistaken, n_mistaken)
+    return next(i for i, auc in enumerate(aucs) if auc >= good_enough)
 
 
 def part_of(prompt_hash: str, seed: int, validation_fraction: float, calibration_fraction: float) -> str:

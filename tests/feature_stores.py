@@ -8,9 +8,12 @@ from safetensors.torch import save_file
 from hf_judge.features import FORMAT_VERSION, INDEX_NAME, FeatureStore
 
 
-def make_store(directory, features, labels, row, prompts, *, sources=None, n_shards=3, draft=None, extra=None):
+def make_store(
+    directory, features, labels, row, prompts, *, sources=None, n_shards=3, draft=None, extra=None, matched=None
+):
     """A store of `features` (n, D), `labels` (n,) and `row` (n,), the row of each token; `prompts` names each row's.
 
+    `matched` (n,): which tokens strict verification accepts; none by default.
     `extra`: names of extra features -> their values (n,).
     """
     directory.mkdir(parents=True, exist_ok=True)
@@ -19,6 +22,7 @@ def make_store(directory, features, labels, row, prompts, *, sources=None, n_sha
         tensors = {
             "features": features[part].contiguous(),
             "labels": labels[part].to(torch.int8).contiguous(),
+            "matched": torch.zeros(len(part), dtype=torch.bool) if matched is None else matched[part].contiguous(),
             "row": row[part].contiguous(),
             "position": torch.zeros(len(part), dtype=torch.int64),
         }

@@ -35,7 +35,7 @@ def test_from_prompts_to_a_calibrated_head(models, prompts, tmp_path, capsys):
     pair = ("--target", models / "target", "--draft", models / "draft")
     labels, features, head = tmp_path / "labels.jsonl", tmp_path / "features", tmp_path / "head"
     mine = ("mine", *pair, "--prompts", prompts, "--checker", "test_mining:checker", "--output", labels)
-    run(*mine, "--max-new-tokens", 14, "--label-matched")
+    run(*mine, "--max-new-tokens", 14)
     assert "swaps kept" in capsys.readouterr().out
     assert len(list(read_jsonl(labels))) > 20
     run("info", labels, "--tokenizer", models / "target", "--samples", 1)

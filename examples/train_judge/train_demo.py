@@ -93,7 +93,7 @@ def make_judge(way: str, directory: Path, pair_directory: str | None, n_prompts:
             labels,
             target=pair.target,
             num_repairs=8,
-            num_samples=2,
+            num_samples=4,
             max_new_tokens=MAX_NEW_TOKENS,
             batch_size=64,
         )
