@@ -11,6 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from hf_judge import features as features_module
 from hf_judge.data import LabelledResponse
 from hf_judge.features import INDEX_NAME, FeatureStore, extract_features
+from hf_judge.jobs import decode_exactly
 from hf_judge.labelling import label_rows
 from hf_judge.states import StateReader
 
@@ -165,11 +166,28 @@ def test_shards_hold_what_they_say(tmp_path):
     sizes = []
     for shard in store.index["shards"]:
         tensors = load_file(tmp_path / shard["file"])
-        assert set(tensors) == {"features", "labels", "row", "position"}
+        assert set(tensors) == {"features", "labels", "matched", "row", "position"}
         assert len(tensors["features"]) == shard["n_tokens"]
         sizes.append(shard["n_tokens"])
     assert max(sizes) <= 20 + max(len(r.response) for r in rows())
     assert "file" in json.loads((tmp_path / INDEX_NAME).read_text())["shards"][0]
+
+
+def test_matched_tokens_are_the_models_own(tmp_path):
+    """Its own greedy answer is matched throughout; one token changed is the only one that is not."""
+    prompt_ids = TOKENIZER("a b").input_ids
+    ids = MODEL.generate(torch.tensor([prompt_ids]), max_new_tokens=8, do_sample=False, eos_token_id=None)[0].tolist()
+    own = ids[len(prompt_ids) :]
+    other = (own[3] + 1) % (MODEL.config.vocab_size - 4) + 4
+    swapped = [*own[:3], other]
+    made = [
+        LabelledResponse("a b", decode_exactly(TOKENIZER, tokens), response_ids=tuple(tokens))
+        for tokens in (own, swapped)
+    ]
+    store, _ = extract_features(MODEL, TOKENIZER, made, tmp_path, batch_size=2)
+    row, matched = store.column("row"), store.column("matched").tolist()
+    assert [m for m, r in zip(matched, row.tolist(), strict=True) if r == 0] == [True] * int((row == 0).sum())
+    assert [m for m, r in zip(matched, row.tolist(), strict=True) if r == 1] == [True, True, True, False]
 
 
 def test_shuffled_chunks_hold_every_token_once(tmp_path):

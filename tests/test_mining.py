@@ -114,8 +114,8 @@ def has_no_text(prefix, token):
     return "\N{REPLACEMENT CHARACTER}" in TOKENIZER.decode([*prefix, token])
 
 
-def test_mined_rows_label_the_swapped_tokens_alone(tmp_path):
-    rows, report = mined(tmp_path)
+def test_mined_rows_label_the_swapped_tokens(tmp_path):
+    rows, report = mined(tmp_path, label_matched=False)
     encoded, labelled = label_rows(rows, TOKENIZER)
     assert not labelled.skipped
     assert labelled.n_mistaken + labelled.n_acceptable + report.counts[NO_TEXT] == (
@@ -129,7 +129,7 @@ def test_mined_rows_label_the_swapped_tokens_alone(tmp_path):
             assert tokens.labels[-1] == 0
             assert tokens.labels.count(0) == 1
         assert tuple(tokens.input_ids[tokens.n_prompt :]) == row.response_ids
-    rows, _ = mined(tmp_path, "all.jsonl", label_matched=True)
+    rows, _ = mined(tmp_path, "all.jsonl")
     _, labelled = label_rows(rows, TOKENIZER)
     assert labelled.n_acceptable > 2 * report.counts["swaps kept"]
 
