@@ -95,6 +95,10 @@ class StateReader:
             return state[:, -n_rows:]
         return None
 
+    def forget(self) -> None:
+        """Let go of a forward whose states nobody reads."""
+        self._captured = None
+
 
 def _union(wanted: list) -> bool | list[int]:
     indices = []

@@ -11,7 +11,8 @@ from naive import NaiveModel, naive_judged
 from transformers import DynamicCache, StoppingCriteria
 
 from hf_judge import JudgeCandidateVerifier, StrictVerifier, judged
-from hf_judge.ragged.cache import STEP, RaggedCache
+from hf_judge.ragged.cache import STEP, RaggedCache, bucket
+from hf_judge.ragged.rows import forward_rows
 
 SCHEDULE = {"num_assistant_tokens_schedule": "constant", "assistant_confidence_threshold": 0.0}
 FULL_ATTENTION = ("llama", "qwen2", "qwen3", "gpt2", "gpt_neox", "phi3", "olmo2", "mixtral", "cohere", "granite")
@@ -53,13 +54,12 @@ class TestCache:
         model = tiny_model(attention=attention)
         ids = torch.randint(4, VOCAB, (3, 3 * STEP), generator=torch.Generator().manual_seed(0))
         expected = model(input_ids=ids).logits
-        cache = RaggedCache(model.config.num_hidden_layers, 3, ids.device)
+        cache = RaggedCache(model.config.num_hidden_layers, 3)
 
         def run(starts, n):
             rows = torch.stack([ids[r, start : start + n] for r, start in enumerate(starts)])
-            positions = cache.plan(starts, n)
-            mask = cache.mask(torch.float32, additive=attention == "eager")
-            logits = model(input_ids=rows, position_ids=positions, attention_mask=mask, past_key_values=cache).logits
+            cache.reserve(max(starts) + n)
+            logits = forward_rows(model, cache, rows, torch.tensor(starts)).logits
             for r, start in enumerate(starts):
                 torch.testing.assert_close(logits[r], expected[r, start : start + n], atol=2e-5, rtol=1e-4)
 
@@ -67,14 +67,19 @@ class TestCache:
         for n, kept in ((10, (10, 4, 1)), (7, (0, 7, 3)), (STEP, (60, 64, 5)), (33, (33, 1, 33)), (STEP, (9, 9, 9))):
             run(starts, n)
             starts = [start + k for start, k in zip(starts, kept, strict=True)]
-        assert cache.capacity > 2 * STEP
+        assert cache.length > 2 * STEP
 
-    def test_capacity_follows_need(self):
-        model, cache = tiny_model(), RaggedCache(2, 1, torch.device("cpu"))
-        positions = cache.plan([0], 3)
-        mask = cache.mask(torch.float32, additive=False)
-        model(input_ids=prompt(0, 3), position_ids=positions, attention_mask=mask, past_key_values=cache)
+    def test_length_follows_need(self):
+        model, cache = tiny_model(), RaggedCache(2, 1)
+        cache.reserve(3)
+        forward_rows(model, cache, prompt(0, 3), torch.tensor([0]))
         assert cache.nbytes() == 2 * 2 * 2 * STEP * 8 * 4  # layers x (keys, values) x heads x keys x head_dim x float32
+
+    def test_buckets_waste_little(self):
+        lengths = [bucket(n) for n in range(1, 9000)]
+        assert lengths == sorted(lengths)
+        assert len(set(lengths)) < 20
+        assert all(n <= length <= max(STEP + n, 1.5 * n) for n, length in enumerate(lengths, 1))
 
 
 class TestSameTokens:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import inspect
+import sys
+import time
 
 import torch
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, PreTrainedModel
 
 from hf_judge.constraints import RowProcessor
 from hf_judge.decoding import Draft, Forward
+from hf_judge.ragged.compiling import compile_for
 from hf_judge.ragged.drafting import Drafter
 from hf_judge.ragged.rows import ModelRows
+from hf_judge.ragged.schedule import length_schedule
 from hf_judge.sources import DraftingOptions
 from hf_judge.states import StateReader
 
@@ -44,14 +48,16 @@ class RaggedBackend:
         options: DraftingOptions,
     ):
         batch, end = input_ids.shape[0], generation_config._eos_token_tensor
-        self._reader = reader
+        own = draft.generation_config
+        n_tokens = options.num_assistant_tokens or own.num_assistant_tokens or DEFAULT_TOKENS
+        schedule = options.num_assistant_tokens_schedule or own.num_assistant_tokens_schedule or "constant"
+        self._schedule = length_schedule(n_tokens, schedule, told=options.num_assistant_tokens is not None)
+        self._reader, self._max_length = reader, generation_config.max_length
         self._pads = [0] * batch if attention_mask is None else (attention_mask == 0).sum(dim=1).tolist()
         self._n_cached = 0 if batch == 1 else None  # tokens of a single row that its cache holds
-        own = draft.generation_config
-        self._n_tokens = options.num_assistant_tokens or own.num_assistant_tokens or DEFAULT_TOKENS
-        schedule = options.num_assistant_tokens_schedule or own.num_assistant_tokens_schedule or "constant"
-        self._heuristic = schedule.startswith("heuristic")
-        self._target = ModelRows(model, batch)
+        self._max_position = min(_max_positions(model), _max_positions(draft))
+        self._compiled = compile_for(model, draft, generation_config)
+        self._target = ModelRows(model, batch, compiled=self._compiled)
         self._drafter = Drafter(
             draft,
             batch,
@@ -59,49 +65,65 @@ class RaggedBackend:
             do_sample=bool(generation_config.do_sample),
             end_ids=input_ids.new_zeros(0) if end is None else end,
             confidence=options.assistant_confidence_threshold or 0.0,
+            compiled=self._compiled,
         )
         lengths = [input_ids.shape[1] - pad for pad in self._pads]
         packed = torch.stack([torch.roll(ids, -pad) for ids, pad in zip(input_ids, self._pads, strict=True)])
-        self._target.prefill(packed, lengths)
+        # asking for the state here too lets upstream get ready for it outside of what is compiled
+        self._target.prefill(packed, lengths, **reader.request({}, {}))
+        reader.forget()
         self._drafter.prefill(packed, lengths)
+        self._started = 0.0
 
     def propose(self, answers: list[torch.LongTensor], budgets: list[int]) -> Draft:
         """See [`hf_judge.decoding.Backend`]."""
-        n_tokens = min(self._n_tokens, max(budgets))
+        self._started = time.perf_counter()
+        n_tokens = min(self._schedule.next(), max(budgets))
         if n_tokens <= 0:
             none = answers[0].new_zeros(len(answers), 0)
             return Draft(none, none.new_zeros(len(answers)), None)
-        tails, starts = self._tails(answers)
-        ids, lengths, logits, raw_logits = self._drafter.propose(answers, tails, starts, n_tokens)
-        return Draft(ids, lengths.clamp(max=lengths.new_tensor(budgets)), logits, raw_logits)
+        texts = self._texts(answers)
+        # a compiled width is kept to the end, as long as there are positions for it
+        width, longest = _width(n_tokens), max(text.shape[1] for text in texts)
+        self._eagerly = self._compiled is None or longest + width > self._max_position
+        if not self._eagerly:
+            n_tokens, n_wanted = width, n_tokens
+            self._warm_up(n_tokens)
+        ids, lengths, *logits = self._drafter.propose(answers, texts, n_tokens, eagerly=self._eagerly)
+        if not self._eagerly:
+            lengths = lengths.clamp(max=n_wanted)
+        return Draft(ids, lengths.clamp(max=lengths.new_tensor(budgets)), *logits)
 
     def forward(self, answers: list[torch.LongTensor], draft: Draft) -> Forward:
         """See [`hf_judge.decoding.Backend`]."""
-        last = torch.cat([answer[:, -1:] for answer in answers])
-        starts = [answer.shape[1] - pad - 1 for answer, pad in zip(answers, self._pads, strict=True)]
-        n_rows = draft.ids.shape[1] + 1
-        outputs = self._target.forward(
-            torch.cat([last, draft.ids], dim=1).to(self._target.device),
-            starts,
-            n_logits=n_rows,
-            **self._reader.request({}, {}),
-        )
+        texts, n_rows = self._texts(answers), draft.ids.shape[1] + 1
+        ids = torch.cat([torch.cat([text[:, -1:] for text in texts]), draft.ids], dim=1).to(self._target.device)
+        first = torch.tensor([text.shape[1] - 1 for text in texts], device=self._target.device)
+        self._target.cache.reserve(max(text.shape[1] for text in texts) + draft.ids.shape[1])
+        eagerly = n_rows == 1 or self._eagerly
+        outputs = self._target.run(ids, first, eagerly=eagerly, logits_to_keep=n_rows, **self._reader.request({}, {}))
         logits = outputs.logits[:, -n_rows:].to(device=draft.ids.device, dtype=torch.float32)
-        return Forward(logits, self._reader.read(outputs, n_rows), None)
+        hidden = self._reader.read(outputs, n_rows)
+        if hidden is not None and hidden.shape[0] != len(texts):  # read by a hook, which sees unused rows too
+            hidden = self._target.in_work(hidden)
+        return Forward(logits, hidden, None)
 
     def commit(self, answers: list[torch.LongTensor], grown: list[tuple[int, int]], scores: torch.Tensor) -> None:
         """See [`hf_judge.decoding.Backend`]: nothing to roll back, the next round's starts say it all."""
-        if self._heuristic:
-            # upstream's rule: two more after a wholly accepted draft, one fewer otherwise
-            whole = all(n_accepted == scores.shape[1] - 1 for _, n_accepted in grown)
-            self._n_tokens = max(1, self._n_tokens + (2 if whole else -1))
+        n_drafted, lengths = scores.shape[1] - 1, [text.shape[1] for text in self._texts(answers)]
+        if n_drafted:
+            self._drafter.accept(
+                [n - n_new + n_accepted for n, (n_new, n_accepted) in zip(lengths, grown, strict=True)]
+            )
         if self._n_cached is not None:
-            self._n_cached = answers[0].shape[1] - self._pads[0] - 1
+            self._n_cached = lengths[0] - 1
+        accepted = [n_accepted for _, n_accepted in grown]
+        self._schedule.observe([n_drafted] * len(grown), accepted, time.perf_counter() - self._started)
 
     def keep(self, rows: list[int]) -> None:
         """See [`hf_judge.decoding.Backend`]."""
         self._pads = [self._pads[r] for r in rows]
-        self._target.cache.keep(rows)
+        self._target.keep(rows)
         self._drafter.keep(rows)
 
     def idle(self) -> None:
@@ -117,11 +139,26 @@ class RaggedBackend:
             cache.update(layer.keys[:, :, : self._n_cached], layer.values[:, :, : self._n_cached], i)
         return cache
 
-    def _tails(self, answers: list[torch.LongTensor]) -> tuple[torch.LongTensor, list[int]]:
-        """The last two tokens of every row and the first one's position; a one-token row counts its token twice."""
-        lengths = [answer.shape[1] - pad for answer, pad in zip(answers, self._pads, strict=True)]
-        tails = [answer[:, -2:] if n > 1 else answer[:, [-1, -1]] for answer, n in zip(answers, lengths, strict=True)]
-        return torch.cat(tails), [n - 2 for n in lengths]
+    def _texts(self, answers: list[torch.LongTensor]) -> list[torch.LongTensor]:
+        """The rows without their padding, (1, t_r) long each."""
+        return [answer[:, pad:] for answer, pad in zip(answers, self._pads, strict=True)]
+
+    def _warm_up(self, n_tokens: int) -> None:
+        """Compile for all that is to come at this draft length."""
+        n_keys = min(self._max_length + n_tokens, self._max_position)
+        self._drafter.rows.warm_up([1, 2], n_keys, "Compiling the draft")
+        more = {"logits_to_keep": n_tokens + 1} | self._reader.request({}, {})
+        self._target.warm_up([n_tokens + 1], n_keys, "Compiling the target", **more)
+
+
+def _width(n_tokens: int) -> int:
+    """The compiled draft length that holds `n_tokens`: itself up to 4, then multiples of 4, 8, 16, ..."""
+    step = max(1, (1 << max(n_tokens - 1, 1).bit_length()) // 4)
+    return -(-n_tokens // step) * step
+
+
+def _max_positions(model: PreTrainedModel) -> int:
+    return getattr(_text(model), "max_position_embeddings", None) or sys.maxsize
 
 
 def why_not_ragged(

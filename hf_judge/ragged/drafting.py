@@ -9,7 +9,8 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_judge.constraints import RowProcessor
-from hf_judge.ragged.rows import ModelRows
+from hf_judge.ragged.compiling import Compiled
+from hf_judge.ragged.rows import ModelRows, draft_step
 
 
 class Drafter:
@@ -22,6 +23,7 @@ class Drafter:
         do_sample: draw from the draft's distribution, and keep it for the strict rule; else take its argmax.
         end_ids: (n,) long, tokens that end an answer: nothing behind them is of use.
         confidence: a draft ends before the first token whose probability is below this; 0: never.
+        compiled: compiles the draft's step.
     """
 
     def __init__(
@@ -33,58 +35,85 @@ class Drafter:
         do_sample: bool,
         end_ids: torch.LongTensor,
         confidence: float = 0.0,
+        compiled: Compiled | None = None,
     ):
-        self._rows = ModelRows(draft, n_rows)
+        self.rows = ModelRows(draft, n_rows, draft_step, compiled)
         self._processors, self._do_sample = processors, do_sample
-        self._end_ids, self._confidence = end_ids.to(self._rows.device), confidence
+        self._end_ids, self._confidence = end_ids.to(self.rows.device), confidence
+        self._n_read = []  # tokens of every row that the cache holds
 
     def prefill(self, ids: torch.LongTensor, lengths: list[int]) -> None:
         """Read the prompts, (n_rows, n) long, packed to the left; the last token of each waits for the first draft."""
-        self._rows.prefill(ids, lengths)
+        self.rows.prefill(ids, lengths)
+        self._n_read = [length - 1 for length in lengths]
 
     def propose(
-        self, answers: list[torch.LongTensor], tails: torch.LongTensor, starts: list[int], n_tokens: int
+        self, answers: list[torch.LongTensor], texts: list[torch.LongTensor], n_tokens: int, *, eagerly: bool = False
     ) -> tuple[torch.LongTensor, torch.LongTensor, torch.Tensor, torch.Tensor]:
         """Draft `n_tokens` after every row.
 
         Args:
-            answers: the rows so far, (1, n_r) long, for the processors.
-            tails: (n_rows, 2) long, the last two tokens of every row: a wholly accepted draft leaves two unread.
-            starts: the position of the first of them.
+            answers: the rows so far with their padding, (1, n_r) long, for the processors.
+            texts: the same rows without it, (1, t_r) long.
+            n_tokens: per row, from 1 on.
+            eagerly: at a width that was not compiled for.
 
         Returns:
             ids (n_rows, n_tokens) long, lengths (n_rows,) long, and logits (n_rows, n_tokens, V): as drawn from, and
             as the model gave them.
         """
-        device = tails.device
+        # A wholly accepted draft leaves two tokens unread, so two are read at once; a one-token row reads its twice.
+        lengths = [text.shape[1] for text in texts]
+        self.rows.cache.reserve(max(lengths) + n_tokens)
+        self._catch_up(texts, lengths)
+        tails = [text[:, -2:] if text.shape[1] > 1 else text[:, [-1, -1]] for text in texts]
+        step = torch.cat(tails).to(self.rows.device)
+        first = torch.tensor([length - 2 for length in lengths], device=self.rows.device)
         ids, scores, raw, confidences = [], [], [], []
-        step = tails.to(self._rows.device)
         for i in range(n_tokens):
-            at = starts if i == 0 else [start + 1 + i for start in starts]
-            logits = self._rows.forward(step, at, n_logits=1).logits[:, -1]
+            logits, token = self.rows.run(step, first, eagerly=eagerly)
             raw.append(logits)
             if self._processors:
                 logits = self._process(answers, ids, logits)
+                token = logits.argmax(dim=-1, keepdim=True)
             scores.append(logits)  # greedy rules too may compare the draft with the target
             if self._do_sample:
                 token = torch.multinomial(logits.float().softmax(dim=-1), num_samples=1)
-            else:
-                token = logits.argmax(dim=-1, keepdim=True)
             if self._confidence > 0:
                 confidences.append(logits.float().softmax(dim=-1).gather(-1, token))
             ids.append(token)
-            step = token
-        drafted = torch.cat(ids, dim=1)
-        lengths = self._useful(drafted, confidences)
+            step, first = token, first + (2 if i == 0 else 1)
+        self._n_read = [length + n_tokens - 1 for length in lengths]
+        drafted, device = torch.cat(ids, dim=1), answers[0].device
+        useful = self._useful(drafted, confidences)
         logits = torch.stack(scores, dim=1).to(device)
         raw_logits = torch.stack(raw, dim=1).to(device) if self._processors else logits
-        return drafted.to(device), lengths.to(device), logits, raw_logits
+        return drafted.to(device), useful.to(device), logits, raw_logits
+
+    def accept(self, lengths: list[int]) -> None:
+        """Forget what was drafted behind the first `lengths[r]` tokens of every row."""
+        self._n_read = [min(n, length) for n, length in zip(self._n_read, lengths, strict=True)]
 
     def keep(self, rows: list[int]) -> None:
         """Go on with these rows only."""
-        self._rows.cache.keep(rows)
+        self.rows.keep(rows)
+        self._n_read = [self._n_read[r] for r in rows]
         if self._processors:
             self._processors = [self._processors[r] for r in rows]
+
+    def _catch_up(self, texts: list[torch.LongTensor], lengths: list[int]) -> None:
+        """Read what rounds without a draft have added."""
+        gap = max(length - 2 - n for length, n in zip(lengths, self._n_read, strict=True))
+        if gap <= 0:
+            return
+        starts = [max(0, min(n, length - 2)) for n, length in zip(self._n_read, lengths, strict=True)]
+        # every row reads as many tokens as the one that lacks most; what is read twice is written to its old place
+        starts = [max(0, min(start, length - gap)) for start, length in zip(starts, lengths, strict=True)]
+        ids = [
+            torch.nn.functional.pad(t[:, s : s + gap], (0, gap))[:, :gap] for t, s in zip(texts, starts, strict=True)
+        ]
+        first = torch.tensor(starts, device=self.rows.device)
+        self.rows.run(torch.cat(ids).to(self.rows.device), first, eagerly=True)
 
     def _process(self, answers, ids: list[torch.LongTensor], logits: torch.Tensor) -> torch.Tensor:
         rows = []
@@ -97,8 +126,7 @@ class Drafter:
     def _useful(self, ids: torch.LongTensor, confidences: list[torch.Tensor]) -> torch.LongTensor:
         """(n_rows,) long: up to and with the first end token, and before the first token drafted without confidence."""
         ended = torch.isin(ids, self._end_ids)
-        behind_end = ended.cumsum(dim=1) - ended.long() > 0
-        useless = behind_end
+        useless = ended.cumsum(dim=1) - ended.long() > 0
         if confidences:
             useless = useless | ((torch.cat(confidences, dim=1) < self._confidence).cumsum(dim=1) > 0)
         return (~useless).long().cumprod(dim=1).sum(dim=1)

@@ -1,49 +1,147 @@
-"""One model over the rows of a ragged cache: prefill, and forwards that start anywhere."""
+"""One model over the rows of a ragged cache: prefill, and forwards that start anywhere, as they are or compiled."""
 
 from __future__ import annotations
 
 import torch
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
+from transformers.utils.logging import tqdm
 
-from hf_judge.ragged.cache import RaggedCache
+from hf_judge.ragged.cache import RaggedCache, bucket
+from hf_judge.ragged.compiling import Compiled
+
+
+def forward_rows(model, cache: RaggedCache, ids: torch.LongTensor, first: torch.LongTensor, **more) -> ModelOutput:
+    """Run new tokens of every row.
+
+    Args:
+        model: the model.
+        cache: of its rows, with room for the tokens.
+        ids: (n_rows, n) long.
+        first: (n_rows,) long, each row's position of its first token. What lies there and behind is overwritten; -1
+            feeds a row's only token twice, to the same place.
+        **more: arguments of the model's forward.
+    """
+    cache.positions = (first[:, None] + torch.arange(ids.shape[1], device=ids.device)).clamp(min=0)
+    # eager attention adds the mask to the scores; sdpa takes a bool, which says the same
+    mask = cache.mask(model.dtype, additive=model.config._attn_implementation == "eager")
+    return model(
+        input_ids=ids,
+        position_ids=cache.positions,
+        attention_mask=mask,
+        past_key_values=cache,
+        use_cache=True,
+        **more,
+    )
+
+
+def draft_step(model, cache: RaggedCache, ids: torch.LongTensor, first: torch.LongTensor):
+    """One forward of a draft: logits (n_rows, V) behind the last token, their argmax (n_rows, 1)."""
+    logits = forward_rows(model, cache, ids, first, logits_to_keep=1).logits[:, -1]
+    return logits, logits.argmax(dim=-1, keepdim=True)
 
 
 class ModelRows:
     """A model and the cache of its rows.
 
+    Compiled forwards have few shapes: rows that have finished stay, unused, until half of the rows have.
+
     Args:
         model: takes `position_ids`, a 4-D mask and a cache; attends fully.
         n_rows: rows of the batch.
+        step: what a forward is: `forward_rows` or `draft_step`.
+        compiled: compiles `step`; None: it runs as it is.
     """
 
-    def __init__(self, model: PreTrainedModel, n_rows: int):
-        self.model = model
+    def __init__(self, model: PreTrainedModel, n_rows: int, step=forward_rows, compiled: Compiled | None = None):
+        self.model, self.compiled = model, compiled
         self.device = model.get_input_embeddings().weight.device
-        self.cache = RaggedCache(model.config.get_text_config().num_hidden_layers, n_rows, self.device)
-        # eager attention adds the mask to the scores; sdpa takes a bool, which says the same
-        self._additive = model.config._attn_implementation == "eager"
+        n_layers = model.config.get_text_config().num_hidden_layers
+        self.cache = RaggedCache(n_layers, n_rows, coarse=compiled is not None)
+        self._step = step if compiled is None else compiled.of(step)
+        self._plain_step = step
+        self._live = list(range(n_rows))  # rows of the cache that are in work
+        self._spread: torch.Tensor | None = None  # for each row of the cache the row in work that stands there
+        self._places: torch.Tensor | None = None
 
-    def prefill(self, ids: torch.LongTensor, lengths: list[int]) -> None:
-        """Read all but the last token of every prompt.
+    def prefill(self, ids: torch.LongTensor, lengths: list[int], **more) -> None:
+        """Read all but the last token of every prompt (and a prompt's only token).
 
         Args:
             ids: (n_rows, n) long, packed to the left. What lies behind a row's length is overwritten later.
             lengths: tokens of every row.
+            **more: arguments of the model's forward.
         """
-        n = max(lengths) - 1
-        if n > 0:
-            self.forward(ids[:, :n].to(self.device), [0] * len(lengths), n_logits=1)
+        n = max(max(lengths) - 1, 1)
+        self.cache.reserve(n)
+        first = torch.zeros(len(lengths), dtype=torch.long, device=self.device)
+        forward_rows(self.model, self.cache, ids[:, :n].to(self.device), first, logits_to_keep=1, **more)
 
-    def forward(self, ids: torch.LongTensor, starts: list[int], *, n_logits: int, **more) -> ModelOutput:
-        """Run (n_rows, n) new tokens, row r's first at position `starts[r]`; logits for the last `n_logits`."""
-        positions = self.cache.plan(starts, ids.shape[1])
-        return self.model(
-            input_ids=ids,
-            position_ids=positions,
-            attention_mask=self.cache.mask(self.model.dtype, additive=self._additive),
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=n_logits,
-            **more,
-        )
+    def run(self, ids: torch.LongTensor, first: torch.LongTensor, *, eagerly: bool = False, **more):
+        """Run (n_live, n) new tokens, row r's first at position `first[r]`; there must be room for them.
+
+        Returns:
+            What `step` gives, for the rows in work.
+        """
+        if self._spread is not None:
+            ids, first = ids[self._spread], first[self._spread]
+        step = self._plain_step if eagerly else self._step
+        found = step(self.model, self.cache, ids, first, **more)
+        return found if self._places is None else _rows_of(found, self._places)
+
+    def in_work(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The rows in work of a tensor over the rows of the cache."""
+        return tensor if self._places is None else tensor[self._places]
+
+    def keep(self, rows: list[int]) -> None:
+        """Go on with these of the rows in work."""
+        self._live = [self._live[r] for r in rows]
+        room = len(rows) if self.compiled is None else 1 << (len(rows) - 1).bit_length()
+        if room < self.cache.n_rows:
+            # a compiled shape that is not filled up: its last places repeat a row
+            self.cache.keep(self._live + self._live[:1] * (room - len(rows)))
+            self._live = list(range(len(rows)))
+        self._spread = self._places = None
+        if len(self._live) < self.cache.n_rows:
+            at = {place: r for r, place in enumerate(self._live)}
+            self._spread = torch.tensor([at.get(place, 0) for place in range(self.cache.n_rows)], device=self.device)
+            self._places = torch.tensor(self._live, device=self.device)
+
+    def warm_up(self, widths: list[int], n_keys: int, desc: str, **more) -> None:
+        """Compile for forwards of these widths on every length of cache between now and `n_keys` keys.
+
+        Args:
+            widths: tokens per row.
+            n_keys: keys of the longest row to come.
+            desc: of the progress bar.
+            **more: as in `run`.
+        """
+        lengths = [self.cache.length]
+        while lengths[-1] < n_keys:
+            lengths.append(bucket(lengths[-1] + 1, coarse=True))
+        todo = [
+            (length, width)
+            for length in lengths
+            for width in widths
+            if self.compiled.is_new(self.model, self._plain_step, (self.cache.n_rows, length, width, repr(more)))
+        ]
+        with self.compiled.compiling(), tqdm(todo, desc=desc, unit="shape", disable=not todo) as bar:
+            for length, width in bar:
+                ids = torch.zeros(self.cache.n_rows, width, dtype=torch.long, device=self.device)
+                first = torch.zeros(self.cache.n_rows, dtype=torch.long, device=self.device)
+                cache = self.cache.blank(length)
+                for _ in range(2):  # CUDA graphs are recorded the second time
+                    self._step(self.model, cache, ids, first, **more)
+
+
+def _rows_of(found, places: torch.Tensor):
+    """The given rows of every tensor."""
+    if isinstance(found, torch.Tensor):
+        return found[places]
+    if isinstance(found, ModelOutput):
+        hidden = found.get("hidden_states")
+        chosen = {"logits": found.logits[places]}
+        if hidden is not None:
+            chosen["hidden_states"] = tuple(state[places] for state in hidden)
+        return type(found)(**chosen)
+    return tuple(_rows_of(part, places) for part in found)

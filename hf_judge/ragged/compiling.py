@@ -1,0 +1,110 @@
+"""`torch.compile` for the engine's two forwards: which calls ask for it, and which shapes are ready."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch._dynamo
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.generation import CompileConfig
+
+N_SHAPES = 512  # that one function may be compiled for; torch gives up at 8 otherwise
+
+# model -> shapes that it was compiled for in this process
+_ready: weakref.WeakKeyDictionary[PreTrainedModel, set] = weakref.WeakKeyDictionary()
+
+
+class Compiled:
+    """Compiles functions with the options of a call, once per process.
+
+    Args:
+        config: upstream's compile options.
+    """
+
+    def __init__(self, config: CompileConfig):
+        options = config.to_dict()
+        # shapes come in buckets, each compiled for itself: symbolic ones cost 5 to 10% on every step
+        options["dynamic"] = bool(options.get("dynamic"))
+        self._options = {name: value for name, value in options.items() if value is not None}
+        self._key = repr(sorted(self._options.items(), key=lambda item: item[0]))
+
+    def of(self, function: Callable) -> Callable:
+        """The compiled function."""
+        compiled = _compiled(function, self._key, _Options(self._options))
+        if not torch.cuda.is_available():
+            return compiled
+
+        def run(*args, **kwargs):
+            # a CUDA graph overwrites what its run before gave out
+            torch.compiler.cudagraph_mark_step_begin()
+            return _cloned(compiled(*args, **kwargs))
+
+        return run
+
+    def is_new(self, model: PreTrainedModel, function: Callable, shape: tuple) -> bool:
+        """Whether nobody asked before; True once for every model, function and shape."""
+        ready, key = _ready.setdefault(model, set()), (function.__name__, self._key, *shape)
+        if key in ready:
+            return False
+        ready.add(key)
+        return True
+
+    @contextmanager
+    def compiling(self) -> Iterator[None]:
+        """Around first calls: lets torch compile a function for more shapes than its default."""
+        limit = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"
+        accumulated = f"accumulated_{limit}"
+        with torch._dynamo.config.patch({limit: N_SHAPES, accumulated: 8 * N_SHAPES}):
+            yield
+
+
+def compile_for(model: PreTrainedModel, draft: PreTrainedModel, config: GenerationConfig) -> Compiled | None:
+    """How this call wants its forwards compiled; None: not at all.
+
+    `compile_config=` asks for it on any device; `cache_implementation="static"` alone on accelerators only, as
+    upstream does: on a CPU the first answers would wait for a compiler.
+    """
+    if config.disable_compile or not all(_can_compile(one) for one in (model, draft)):
+        return None
+    if config.compile_config is not None:
+        return Compiled(config.compile_config)
+    if config.cache_implementation == "static" and model.device.type != "cpu":
+        return Compiled(CompileConfig())
+    return None
+
+
+def _can_compile(model: PreTrainedModel) -> bool:
+    quantizer = getattr(model, "hf_quantizer", None)
+    offloaded = {"cpu", "disk"} & set(map(str, (getattr(model, "hf_device_map", None) or {}).values()))
+    on_cpu_alone = model.device.type == "cpu" and offloaded == {"cpu"}
+    return (quantizer is None or quantizer.is_compileable) and (not offloaded or on_cpu_alone)
+
+
+class _Options(dict):
+    """Compile options as an argument that a cache looks at by another one."""
+
+    def __hash__(self) -> int:
+        return 0
+
+    def __eq__(self, other) -> bool:
+        return True
+
+
+@functools.cache
+def _compiled(function: Callable, key: str, options: _Options) -> Callable:
+    return torch.compile(function, **options)
+
+
+def _cloned(found):
+    if isinstance(found, torch.Tensor):
+        return found.clone()
+    if isinstance(found, tuple):
+        return tuple(_cloned(part) for part in found)
+    found.logits = found.logits.clone()
+    if found.get("hidden_states") is not None:
+        found.hidden_states = tuple(state.clone() for state in found.hidden_states)
+    return found
