@@ -56,7 +56,7 @@ class DraftingOptions:
         n = self.num_assistant_tokens
         if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
             raise ValueError(f"num_assistant_tokens must be an integer of at least 1, got {n!r}")
-        schedules = ("heuristic", "heuristic_transient", "constant")
+        schedules = ("heuristic", "heuristic_transient", "constant", "adaptive")
         if self.num_assistant_tokens_schedule not in (None, *schedules):
             raise ValueError(
                 f"num_assistant_tokens_schedule must be one of {schedules}, got {self.num_assistant_tokens_schedule!r}"

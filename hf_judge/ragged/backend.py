@@ -78,21 +78,20 @@ class RaggedBackend:
     def propose(self, answers: list[torch.LongTensor], budgets: list[int]) -> Draft:
         """See [`hf_judge.decoding.Backend`]."""
         self._started = time.perf_counter()
-        n_tokens = min(self._schedule.next(), max(budgets))
+        scheduled = self._schedule.next()
+        n_tokens = min(scheduled, max(budgets))
         if n_tokens <= 0:
             none = answers[0].new_zeros(len(answers), 0)
             return Draft(none, none.new_zeros(len(answers)), None)
         texts = self._texts(answers)
+        n_wanted, width = n_tokens, _width(scheduled)
         # a compiled width is kept to the end, as long as there are positions for it
-        width, longest = _width(n_tokens), max(text.shape[1] for text in texts)
-        self._eagerly = self._compiled is None or longest + width > self._max_position
+        self._eagerly = self._compiled is None or max(t.shape[1] for t in texts) + width > self._max_position
         if not self._eagerly:
-            n_tokens, n_wanted = width, n_tokens
+            n_tokens = width
             self._warm_up(n_tokens)
         ids, lengths, *logits = self._drafter.propose(answers, texts, n_tokens, eagerly=self._eagerly)
-        if not self._eagerly:
-            lengths = lengths.clamp(max=n_wanted)
-        return Draft(ids, lengths.clamp(max=lengths.new_tensor(budgets)), *logits)
+        return Draft(ids, lengths.clamp(max=lengths.new_tensor(budgets).clamp(max=n_wanted)), *logits)
 
     def forward(self, answers: list[torch.LongTensor], draft: Draft) -> Forward:
         """See [`hf_judge.decoding.Backend`]."""

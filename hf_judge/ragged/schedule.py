@@ -11,7 +11,7 @@ from collections import deque
 ADAPTIVE = "adaptive"
 LENGTHS = (2, 4, 8, 16, 24, 32, 48, 64)  # that an adaptive draft may have
 MAX_LENGTH = 32  # unless told
-LOSS = 0.03  # of plain decoding's time may be lost on finding out whether drafting pays
+LOSS = 0.02  # of plain decoding's time may be lost on finding out whether drafting pays
 MEMORY = 0.9  # what a round's acceptance counts after the next one
 REFRESH = 100  # rounds after which plain decoding is timed again
 
@@ -45,7 +45,7 @@ class AdaptiveLength:
     A draft of M tokens gives a (1 - a^M) / (1 - a) + 1 tokens in t(M) seconds, where a is the share of drafted tokens
     that were accepted where they were decided on (2211.17192, section 3.1). t is measured where it was tried, and a
     straight line through what was measured elsewhere. M = 0 is plain decoding. Where nothing pays, drafting stops, and
-    is tried again as soon as a try cannot cost more than 3% of what plain decoding has taken since.
+    is tried again as soon as a try cannot cost more than 2% of what plain decoding has taken since.
 
     Args:
         max_length: of a draft.

@@ -1,0 +1,181 @@
+"""The compiled engine: the same tokens, no compiling in steady state, few shapes; schedules of draft lengths."""
+
+from __future__ import annotations
+
+import random
+import shutil
+
+import pytest
+import torch
+import torch._dynamo
+from conftest import noisy_copy, prompt, random_head, tiny_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_ragged import answers, batch, ragged
+from transformers import CompileConfig
+
+from hf_judge import JudgeCandidateVerifier, StrictVerifier, judged
+from hf_judge.ragged.schedule import AdaptiveLength, ConstantLength, HeuristicLength, length_schedule
+
+# the tracer alone, without a code generator: what is compiled when, and what it computes, is the same
+TRACED = {"compile_config": CompileConfig(backend="eager", mode=None)}
+
+
+@pytest.fixture(scope="module")
+def pair():
+    stock = tiny_model(num_hidden_layers=1)  # half the time to trace
+    return judged(stock), noisy_copy(stock)
+
+
+class TestCompiled:
+    def test_same_tokens_and_no_compiling_in_steady_state(self, pair):
+        (target, draft), m = pair, 4
+        mixes = ([12, 5, 1, 9, 3], [7, 7, 2, 16, 1])
+        expected = [ragged(target, batch(lengths), draft, StrictVerifier(), m=m).tolist() for lengths in mixes]
+        found = [ragged(target, batch(mixes[0]), draft, StrictVerifier(), m=m, **TRACED).tolist()]
+        with torch.compiler.set_stance("fail_on_recompile"):
+            for lengths in mixes:
+                found.append(ragged(target, batch(lengths), draft, StrictVerifier(), m=m, **TRACED).tolist())
+        assert found == [expected[0], *expected]
+
+    def test_rows_retire_in_halves(self, pair):
+        """Rows end at different times by criteria of their own; what is left goes on in caches of half the rows."""
+        target, draft = pair
+        inputs, ends = batch([9, 4, 12, 7, 6, 3]), {}
+        judge = StrictVerifier()
+        plain = ragged(target, inputs, draft, StrictVerifier(), n_new=40, eos_token_id=None)
+        for row, tokens in enumerate(answers(plain, 12, None)):
+            ends[row] = tokens[4 * row + 2]
+        end_ids = sorted(set(ends.values()))
+        options = {"n_new": 40, "eos_token_id": end_ids}
+        eager = ragged(target, inputs, draft, StrictVerifier(), **options)
+        traced = ragged(target, inputs, draft, judge, **options, **TRACED)
+        assert traced.tolist() == eager.tolist()
+        assert 0 < judge.stats.row_forwards < 6 * judge.stats.target_forwards
+
+    def test_longer_than_a_bucket(self):
+        target, draft = judged(tiny_model(max_position_embeddings=1024)), noisy_copy(tiny_model())
+        inputs = {"input_ids": prompt(0, 250)}
+        expected = ragged(target, inputs, draft, StrictVerifier(), m=8, n_new=40)
+        assert ragged(target, inputs, draft, StrictVerifier(), m=8, n_new=40, **TRACED).tolist() == expected.tolist()
+
+    def test_learned_positions_run_out(self):
+        """A compiled width that does not fit into the model's positions any more goes on as it is."""
+        stock = tiny_model("gpt2")
+        target, draft = judged(stock), noisy_copy(stock)
+        room = stock.config.max_position_embeddings
+        inputs = {"input_ids": prompt(0, room - 12)}
+        expected = ragged(target, inputs, draft, StrictVerifier(), m=7, n_new=12)
+        assert ragged(target, inputs, draft, StrictVerifier(), m=7, n_new=12, **TRACED).tolist() == expected.tolist()
+
+    def test_sampling_and_scores(self, pair):
+        target, draft = pair
+        options = {"do_sample": True, "return_dict_in_generate": True, "output_scores": True, "m": 4}
+        outputs = []
+        for more in ({}, TRACED):
+            torch.manual_seed(3)
+            outputs.append(ragged(target, batch([9, 4, 6]), draft, StrictVerifier(), **options, **more))
+        assert outputs[0].sequences.tolist() == outputs[1].sequences.tolist()
+        for one, other in zip(outputs[0].scores, outputs[1].scores, strict=True):
+            torch.testing.assert_close(one, other)
+
+    def test_static_cache_is_served(self, pair):
+        target, draft = pair
+        inputs = batch([9, 4])
+        expected = ragged(target, inputs, draft, StrictVerifier())
+        found = ragged(target, inputs, draft, StrictVerifier(), cache_implementation="static")
+        assert found.tolist() == expected.tolist()
+
+    def test_asked_not_to(self, pair):
+        target, draft = pair
+        before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        ragged(target, batch([33, 2]), draft, StrictVerifier(), m=3, disable_compile=True, **TRACED)
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before
+
+    @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler on a CPU")
+    def test_generated_code(self):
+        stock, head = tiny_model(num_hidden_layers=1), random_head(scale=2.0)
+        target, draft = judged(stock), noisy_copy(stock)
+        expected = ragged(target, batch([9, 4]), draft, JudgeCandidateVerifier(head, 0.5))
+        config = CompileConfig(mode=None)
+        found = ragged(target, batch([9, 4]), draft, JudgeCandidateVerifier(head, 0.5), compile_config=config)
+        assert found.tolist() == expected.tolist()
+
+
+class World:
+    """A pair with costs and an acceptance rate of its own."""
+
+    def __init__(self, cost_ratio: float, acceptance: float, *, verify: float = 0.0, seed: int = 0):
+        self.cost_ratio, self.acceptance, self.verify = cost_ratio, acceptance, verify
+        self.random, self.seconds, self.tokens = random.Random(seed), 0.0, 0
+
+    def round(self, schedule) -> None:
+        n = schedule.next()
+        accepted = 0
+        while accepted < n and self.random.random() < self.acceptance:
+            accepted += 1
+        seconds = (1 + n * (self.cost_ratio + self.verify)) * self.random.uniform(0.95, 1.1)
+        self.seconds, self.tokens = self.seconds + seconds, self.tokens + accepted + 1
+        schedule.observe([n], [accepted], seconds)
+
+    def rate(self, schedule, n_tokens: int) -> float:
+        """Tokens per target forward's time."""
+        while self.tokens < n_tokens:
+            self.round(schedule)
+        return self.tokens / self.seconds
+
+
+class TestSchedules:
+    @settings(max_examples=25, deadline=None)
+    @given(st.floats(0.01, 1.5), st.floats(0.0, 1.0), st.floats(0.0, 0.1), st.integers(0, 1000))
+    def test_adaptive_is_never_much_slower_than_plain(self, cost_ratio, acceptance, verify, seed):
+        world = World(cost_ratio, acceptance, verify=verify, seed=seed)
+        plain = 1 / 1.025  # the mean of the noise
+        assert world.rate(AdaptiveLength(), 2000) >= 0.95 * plain
+
+    @pytest.mark.parametrize(("cost_ratio", "acceptance"), [(0.05, 0.95), (0.05, 0.6), (0.2, 0.8), (0.02, 0.98)])
+    def test_adaptive_comes_near_the_best_constant(self, cost_ratio, acceptance):
+        def rate(schedule):
+            return World(cost_ratio, acceptance).rate(schedule, 4000)
+
+        best = max(rate(ConstantLength(n)) for n in (1, 2, 4, 8, 16, 24, 32))
+        assert rate(AdaptiveLength()) >= 0.9 * best
+
+    def test_adaptive_tries_again(self):
+        """Acceptance was hopeless, then becomes good: drafting starts again by itself."""
+        schedule, world = AdaptiveLength(), World(0.1, 0.0)
+        world.rate(schedule, 300)
+        assert schedule.next() == 0 or schedule.acceptance_rate < 0.3
+        world.acceptance = 0.95
+        before = world.tokens, world.seconds
+        world.rate(schedule, 3000)
+        assert (world.tokens - before[0]) / (world.seconds - before[1]) > 2.5
+
+    def test_heuristic_is_upstreams(self):
+        schedule = HeuristicLength(5)
+        schedule.observe([5], [5], 1.0)
+        assert schedule.next() == 7
+        schedule.observe([7, 7], [7, 3], 1.0)
+        assert schedule.next() == 6
+        for _ in range(9):
+            schedule.observe([1], [0], 1.0)
+        assert schedule.next() == 1
+
+    def test_by_name(self):
+        assert type(length_schedule(5, "constant", told=True)) is ConstantLength
+        assert type(length_schedule(5, "heuristic_transient", told=True)) is HeuristicLength
+        assert max(length_schedule(5, "adaptive", told=True)._lengths) == 5
+
+    @pytest.mark.parametrize("more", [{}, TRACED], ids=["eager", "traced"])
+    def test_adaptive_generation_is_right_whatever_it_chooses(self, pair, more, monkeypatch):
+        """Strict tokens do not depend on lengths, also where the draft must catch up after rounds without it."""
+        target, draft = pair
+        inputs = batch([9, 4, 12])
+        expected = ragged(target, inputs, draft, StrictVerifier(), n_new=40)
+        lengths = iter([4, 0, 0, 0, 8, 0, 2, 2, 0, 0, 0, 0, 0, 4] * 10)
+        monkeypatch.setattr(AdaptiveLength, "_choose", lambda self: next(lengths))
+        judge = StrictVerifier()
+        schedule = {"num_assistant_tokens_schedule": "adaptive"}
+        found = ragged(target, inputs, draft, judge, m=8, n_new=40, **schedule, **more)
+        assert found.tolist() == expected.tolist()
+        assert judge.stats.accepted > 0
