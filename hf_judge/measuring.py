@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hf_judge
 from hf_judge.data import read_jsonl
-from hf_judge.evaluation import Answers, Decoding, Pair, best_within, evaluate, figures, warnings_of
+from hf_judge.evaluation import Answers, Decoding, Pair, evaluate
+from hf_judge.figures import best_within, figures, warnings_of
 from hf_judge.head import JudgeHead
 from hf_judge.modeling import AutoJudgeModelForCausalLM
 from hf_judge.report import result

@@ -11,7 +11,7 @@ import os
 from importlib import resources
 from pathlib import Path
 
-from hf_judge.evaluation import best_within, pareto
+from hf_judge.figures import best_within, pareto
 
 CSV_COLUMNS = (
     "rule", "number", "threshold", "n", "accuracy", "accuracy_low", "accuracy_high", "gained", "lost", "mcnemar_p",

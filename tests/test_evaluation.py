@@ -9,8 +9,9 @@ import measured_pair
 import pytest
 import torch
 
-from hf_judge import StrictVerifier, VerdictCode, cli, cli_measure
-from hf_judge.evaluation import Answer, Decoding, Pair, best_within, evaluate, figures, pareto, warnings_of
+from hf_judge import StrictVerifier, VerdictCode, cli, cli_evaluate
+from hf_judge.evaluation import Answer, Decoding, Pair, evaluate
+from hf_judge.figures import best_within, figures, pareto, warnings_of
 from hf_judge.rules import RandomVerifier
 from hf_judge.scoring import pieces, read_text, runs, score_curves, score_texts, token_details, walk
 from hf_judge.settings import Setting, parse_settings
@@ -328,7 +329,7 @@ class TestCommand:
     @pytest.fixture(autouse=True)
     def embedded(self, pair, monkeypatch):
         """The command on the random pair: what it would load is not what is tested."""
-        monkeypatch.setattr(cli_measure, "load_models", lambda *args, **kwargs: pair)
+        monkeypatch.setattr(cli_evaluate, "load_models", lambda *args, **kwargs: pair)
 
     def run(self, *arguments: str) -> int:
         return cli.main(["evaluate", "--max-new-tokens", "8", *arguments])
