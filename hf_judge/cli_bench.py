@@ -32,7 +32,9 @@ def run_bench(args: argparse.Namespace) -> None:
         print(simulation_text(found))
         write_json(args.json, found)
         return
-    pair = load_models(args.target, args.draft, judges=args.judge, dtype=args.dtype, device_map=args.device_map)
+    pair = load_models(
+        args.target, args.draft, judges=args.judge, dtype=args.dtype, device_map=args.device_map, depth=args.depth
+    )
     task = load_task(args.task, args.problems or (2 if args.quick else 6), seed=args.seed)
     lengths = tuple(args.lengths or ((16, 32) if args.quick else (8, 16, 32, 48)))
     with tqdm(desc="Measuring", unit="step", leave=False) as bar:

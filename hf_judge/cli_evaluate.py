@@ -30,6 +30,7 @@ def add_evaluate(commands) -> None:
     evaluate.add_argument(
         "--num-assistant-tokens", type=int, default=16, metavar="M", help="drafted tokens per round (default: 16)"
     )
+    evaluate.add_argument("--batch-size", type=int, default=1, metavar="N", help="answers at once (default: 1)")
     evaluate.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default)")
     evaluate.add_argument("--report", metavar="DIR", help="write the page, JSON, CSV and plots there")
     evaluate.add_argument("--no-plots", action="store_true", help="no PNG files, which need matplotlib")
@@ -40,11 +41,14 @@ def add_evaluate(commands) -> None:
 def run_evaluate(args: argparse.Namespace) -> None:
 
     models = {"judges": args.judge, "autojudge": args.autojudge, "dtype": args.dtype, "device_map": args.device_map}
+    models["depth"] = args.depth
     pair = load_models(args.target, args.draft, **models)
     settings = parse_settings(args.rules, pair.heads, quick=args.quick)
     n = args.problems if args.problems is not None else 8 if args.quick else 200
     task = load_task(args.task, n, seed=args.seed, checker=args.checker, allow_code_execution=args.allow_code_execution)
-    decoding = Decoding(args.num_assistant_tokens, args.max_new_tokens, args.temperature, args.seed)
+    decoding = Decoding(args.num_assistant_tokens, args.max_new_tokens, args.temperature, args.seed, args.batch_size)
+    if args.batch_size > 1 and not args.rules:
+        settings = [setting for setting in settings if setting.rule != "assisted"]  # one prompt at a time
     texts = load_texts(args.texts) if args.texts else []
     journal = args.resume or (Path(args.report) / "answers" if args.report else None)
     with tqdm(total=len(settings) * len(task.examples), desc="Answering", unit="answer", leave=False) as bar:

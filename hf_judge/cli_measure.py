@@ -17,6 +17,12 @@ def add_models(parser) -> None:
     parser.add_argument(
         "--judge", action="append", metavar="DIR", help="a judge head; further ones are compared as judge:NAME"
     )
+    parser.add_argument(
+        "--depth",
+        type=int,
+        metavar="N",
+        help="layers of the embedded target, from 4 on (default: 24): the same answers at other costs",
+    )
     parser.add_argument("--dtype", default="auto", help="of both models (default: auto)")
     parser.add_argument("--device-map", metavar="MAP", help="of both models, e.g. auto")
     parser.add_argument("--task", default="world", metavar="TASK", help="world (default), or a JSONL file")

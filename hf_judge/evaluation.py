@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_judge.demo import count_forwards, draft_length
@@ -52,6 +53,12 @@ class Pair:
                 "compare distributions over one vocabulary; choose a draft of the target's family"
             )
 
+    @property
+    def stop_ids(self) -> set[int]:
+        """Tokens that end an answer."""
+        stop = self.target.generation_config.eos_token_id
+        return set() if stop is None else {stop} if isinstance(stop, int) else set(stop)
+
     def encode(self, prompt: str | list[dict]) -> torch.LongTensor:
         """The prompt's ids, (1, n) long; chat messages go through the chat template."""
         if isinstance(prompt, str):
@@ -71,13 +78,16 @@ class Decoding:
     max_new_tokens: int = 256
     temperature: float = 0.0  # 0: greedy
     seed: int = 0  # of sampling; every example has its own stream
+    batch_size: int = 1  # answers at once; times are then those of a batch, shared by its answers
 
     def __post_init__(self):
-        for name in ("num_assistant_tokens", "max_new_tokens"):
+        for name in ("num_assistant_tokens", "max_new_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.temperature >= 0:
             raise ValueError(f"temperature must be 0 (greedy) or more, got {self.temperature}")
+        if self.batch_size > 1 and self.temperature > 0:
+            raise ValueError("sampling gives every problem a random stream of its own: batch_size must be 1")
 
 
 @dataclass
@@ -89,7 +99,7 @@ class Answer:
     right: bool
     seconds: float
     forwards: int
-    drafted: int = 0
+    drafted: float = 0
     seconds_by_phase: list[float] | None = None  # drafting, verifying, judging, rest
 
     @property
@@ -131,7 +141,8 @@ def evaluate(
         The answers.
 
     Raises:
-        ValueError: `journal_dir` holds answers of another run; "plain" is not the first setting.
+        ValueError: `journal_dir` holds answers of another run; "plain" is not the first setting; a setting that cannot
+            be batched.
     """
     if not settings or settings[0].rule != "plain":
         raise ValueError("the first setting must be 'plain', which the others are compared with")
@@ -144,24 +155,30 @@ def evaluate(
             done = journal.finished()
         # answers of another head must not be taken for this one's, whatever directory it was loaded from
         prints = {rule: f" ({_fingerprint(head)})" for rule, head in pair.heads.items()}
-        todo = []
-        for number, example in enumerate(task.examples):
+        todo, n = [], decoding.batch_size
+        for number, start in enumerate(range(0, len(task.examples), n)):
             turn = number % len(settings)  # whoever goes first pays for cold caches: take turns
             for setting in settings[turn:] + settings[:turn]:
-                key = f"{setting.name}{prints.get(setting.rule, '')} | {example.name}"
-                if key in done:
-                    answers[setting][example.name] = Answer(**done[key])
-                else:
-                    todo.append((setting, example, key))
+                batch = []
+                for example in task.examples[start : start + n]:
+                    key = f"{setting.name}{prints.get(setting.rule, '')} | {example.name}"
+                    if key in done:
+                        answers[setting][example.name] = Answer(**done[key])
+                    else:
+                        batch.append((example, key))
+                if batch:
+                    todo.append((setting, batch))
         on_answer(sum(len(found) for found in answers.values()))
         ways = {setting: Way(pair, setting, decoding) for setting in settings}
-        for setting in dict.fromkeys(setting for setting, _, _ in todo):
-            ways[setting].answer(task.examples[0], max_new_tokens=4)  # warm up
-        for setting, example, key in todo:
-            answer = answers[setting][example.name] = ways[setting].answer(example)
-            if journal is not None:
-                journal.append(key, asdict(answer))
-            on_answer(1)
+        for setting in dict.fromkeys(setting for setting, _ in todo):
+            ways[setting].answer(task.examples[:1], max_new_tokens=4)  # warm up
+        for setting, batch in todo:
+            found = ways[setting].answer([example for example, _ in batch])
+            for (example, key), answer in zip(batch, found, strict=True):
+                answers[setting][example.name] = answer
+                if journal is not None:
+                    journal.append(key, asdict(answer))
+            on_answer(len(batch))
     return answers
 
 
@@ -170,6 +187,10 @@ class Way:
 
     def __init__(self, pair: Pair, setting: Setting, decoding: Decoding):
         self._pair, self._decoding = pair, decoding
+        if setting.rule == "assisted" and decoding.batch_size > 1:
+            raise ValueError(
+                "upstream's assisted generation serves one prompt at a time: leave out 'assisted' or set batch_size 1"
+            )
         self.verifier = make_verifier(setting, pair.heads)
         self._kwargs = {"judge": False}
         if setting.rule == "assisted":
@@ -187,11 +208,14 @@ class Way:
         else:
             self._kwargs["do_sample"] = False
 
-    def answer(self, example: Example, max_new_tokens: int | None = None) -> Answer:
-        """Answer one example."""
-        pair, ids = self._pair, self._pair.encode(example.prompt)
+    def answer(self, examples: list[Example], max_new_tokens: int | None = None) -> list[Answer]:
+        """Answer some examples at once."""
+        pair, prompts = self._pair, [self._pair.encode(example.prompt)[0] for example in examples]
         if self._decoding.temperature > 0:
-            torch.manual_seed(hash_seed(self._decoding.seed, example.name))
+            torch.manual_seed(hash_seed(self._decoding.seed, examples[0].name))
+        # padded on the left: pad_sequence knows the other side only
+        flipped = [(ids.flip(0), torch.ones_like(ids)) for ids in prompts]
+        ids, mask = (pad_sequence(rows, batch_first=True).flip(1) for rows in zip(*flipped, strict=True))
         with (
             draft_length(pair.draft, self._decoding.num_assistant_tokens),
             count_forwards(pair.target) as forwards,
@@ -199,22 +223,38 @@ class Way:
             start = time.perf_counter()
             output = pair.target.generate(
                 ids,
-                attention_mask=torch.ones_like(ids),
+                attention_mask=mask,
                 max_new_tokens=max_new_tokens or self._decoding.max_new_tokens,
                 return_dict_in_generate=True,
                 **self._kwargs,
             )
-            tokens = output.sequences[0, ids.shape[1] :].tolist()
-            seconds = time.perf_counter() - start
-        right = example.is_right(pair.tokenizer.decode(tokens, skip_special_tokens=True))
-        answer = Answer(tokens, None, bool(right), seconds, forwards.count)
+            rows = output.sequences[:, ids.shape[1] :].tolist()
+            seconds = (time.perf_counter() - start) / len(examples)
+        verdicts = [None] * len(rows) if self.verifier is None else output.verdicts.tolist()
+        answers = []
+        for example, tokens, codes in zip(examples, rows, verdicts, strict=True):
+            tokens, codes = self._without_padding(tokens, codes)
+            right = example.is_right(pair.tokenizer.decode(tokens, skip_special_tokens=True))
+            answers.append(Answer(tokens, codes, bool(right), seconds, forwards=0))
+        # A row takes part in its own rounds, and in what came before the first one: the engine's pass over the prompts.
+        rounds = [len(a.tokens) if a.codes is None else len(a.accepted_lengths) for a in answers]
+        for answer, n_rounds in zip(answers, rounds, strict=True):
+            answer.forwards = forwards.count - max(rounds) + n_rounds
         if self.verifier is not None:
             stats = output.judge_stats
-            answer.codes, answer.drafted = output.verdicts[0].tolist(), stats.drafted
-            answer.seconds_by_phase = [
-                stats.seconds_drafting, stats.seconds_verifying, stats.seconds_judging, stats.seconds_rest,
-            ]  # fmt: skip
-        return answer
+            phases = (stats.seconds_drafting, stats.seconds_verifying, stats.seconds_judging, stats.seconds_rest)
+            for answer in answers:  # known of the batch alone
+                answer.drafted = stats.drafted / len(answers)
+                answer.seconds_by_phase = [phase / len(answers) for phase in phases]
+        return answers
+
+    def _without_padding(self, tokens: list[int], codes: list[int] | None) -> tuple[list[int], list[int] | None]:
+        """A row's own tokens and codes: those of a batch are as long as its longest row's."""
+        if codes is not None:
+            n = sum(code != VerdictCode.PADDING for code in codes)
+            return tokens[:n], codes[:n]
+        stop = self._pair.stop_ids
+        return tokens[: next((i + 1 for i, token in enumerate(tokens) if token in stop), len(tokens))], None
 
 
 def _fingerprint(head: JudgeHead) -> str:

@@ -62,6 +62,7 @@ def _figures(setting: Setting, given: dict[str, Answer], plain: dict[str, Answer
         "mcnemar_p": mcnemar_p(gained, lost),
         "answer_tokens": n_tokens / n,
         "forwards_per_answer": n_forwards / n,
+        "forwards_ratio": sum(a.forwards for a in theirs) / n_forwards,
         "tokens_per_forward": n_tokens / n_forwards,
         # every forward of the target adds one token of its own to the drafted ones that it accepts
         "accepted_per_forward": (codes[VerdictCode.MATCHED] + codes[VerdictCode.RESCUED]) / n_forwards
