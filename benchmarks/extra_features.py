@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from hf_judge import JudgeHead
+from hf_judge.adapter import CONFIG_NAME
 from hf_judge.calibration import head_scores
 from hf_judge.data import load_rows
 from hf_judge.distributions import EXTRA_FEATURES
@@ -115,8 +116,11 @@ def main() -> None:
         store = features(pair, "label", n, out / str(n), target=pair.target, num_repairs=8, num_samples=2)
         for name, extra in (("state", ()), ("state + extra", EXTRA_FEATURES)):
             rule, directory = f"judge:{name}, {n} prompts", out / str(n) / name
-            arguments = JudgeTrainingArguments(str(directory), extra_features=extra, calibration_fraction=0.0)
-            heads[rule] = train_judge(store, arguments).head
+            if not (directory / CONFIG_NAME).is_file():
+                train_judge(
+                    store, JudgeTrainingArguments(str(directory), extra_features=extra, calibration_fraction=0.0)
+                )
+            heads[rule] = JudgeHead.from_pretrained(directory)
             aucs[rule] = roc_auc(head_scores(heads[rule], held_out), labels)
     heads["judge"] = JudgeHead.from_pretrained(pair.judge)
     words = [*(f"{name}={THRESHOLDS}" for name in heads), *TRAINING_FREE]
