@@ -12,7 +12,8 @@ import torch
 from tqdm import tqdm
 
 import hf_judge
-from hf_judge.cli_measure import add_measuring_commands
+from hf_judge.cli_bench import add_bench
+from hf_judge.cli_evaluate import add_evaluate
 from hf_judge.cli_train import add_training_commands
 from hf_judge.decoding import VerdictStreamer
 from hf_judge.stats import JudgeStats, VerdictCode
@@ -150,7 +151,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="command")
     add_demo(commands)
     add_training_commands(commands)
-    add_measuring_commands(commands)
+    add_evaluate(commands)
+    add_bench(commands)
     add_generate(commands)
     add_push(commands)
     return parser

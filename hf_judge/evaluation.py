@@ -1,7 +1,7 @@
 """Compares acceptance rules on the same work: accuracy, length, forwards, time; answer by answer, resumable.
 
 The literature warns that accepted length misleads (a lossy rule may double the answers): what counts is accuracy beside
-wall time per answer. Knows nothing about files of figures, pages or the terminal.
+wall time per answer. What the answers amount to is for `figures`; knows nothing about pages or the terminal.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ import contextlib
 import hashlib
 import logging
 import os
-import statistics
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_judge.demo import count_forwards, draft_length
@@ -24,7 +23,6 @@ from hf_judge.head import JudgeHead
 from hf_judge.journal import Journal
 from hf_judge.modeling import judged
 from hf_judge.settings import Setting, make_verifier
-from hf_judge.significance import mcnemar_p, ratio_interval, wilson_interval
 from hf_judge.stats import VerdictCode
 from hf_judge.tasks import Example, Task
 
@@ -55,6 +53,12 @@ class Pair:
                 "compare distributions over one vocabulary; choose a draft of the target's family"
             )
 
+    @property
+    def stop_ids(self) -> set[int]:
+        """Tokens that end an answer."""
+        stop = self.target.generation_config.eos_token_id
+        return set() if stop is None else {stop} if isinstance(stop, int) else set(stop)
+
     def encode(self, prompt: str | list[dict]) -> torch.LongTensor:
         """The prompt's ids, (1, n) long; chat messages go through the chat template."""
         if isinstance(prompt, str):
@@ -74,13 +78,16 @@ class Decoding:
     max_new_tokens: int = 256
     temperature: float = 0.0  # 0: greedy
     seed: int = 0  # of sampling; every example has its own stream
+    batch_size: int = 1  # answers at once; times are then those of a batch, shared by its answers
 
     def __post_init__(self):
-        for name in ("num_assistant_tokens", "max_new_tokens"):
+        for name in ("num_assistant_tokens", "max_new_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.temperature >= 0:
             raise ValueError(f"temperature must be 0 (greedy) or more, got {self.temperature}")
+        if self.batch_size > 1 and self.temperature > 0:
+            raise ValueError("sampling gives every problem a random stream of its own: batch_size must be 1")
 
 
 @dataclass
@@ -92,7 +99,7 @@ class Answer:
     right: bool
     seconds: float
     forwards: int
-    drafted: int = 0
+    drafted: float = 0
     seconds_by_phase: list[float] | None = None  # drafting, verifying, judging, rest
 
     @property
@@ -134,7 +141,8 @@ def evaluate(
         The answers.
 
     Raises:
-        ValueError: `journal_dir` holds answers of another run; "plain" is not the first setting.
+        ValueError: `journal_dir` holds answers of another run; "plain" is not the first setting; a setting that cannot
+            be batched.
     """
     if not settings or settings[0].rule != "plain":
         raise ValueError("the first setting must be 'plain', which the others are compared with")
@@ -147,24 +155,30 @@ def evaluate(
             done = journal.finished()
         # answers of another head must not be taken for this one's, whatever directory it was loaded from
         prints = {rule: f" ({_fingerprint(head)})" for rule, head in pair.heads.items()}
-        todo = []
-        for number, example in enumerate(task.examples):
+        todo, n = [], decoding.batch_size
+        for number, start in enumerate(range(0, len(task.examples), n)):
             turn = number % len(settings)  # whoever goes first pays for cold caches: take turns
             for setting in settings[turn:] + settings[:turn]:
-                key = f"{setting.name}{prints.get(setting.rule, '')} | {example.name}"
-                if key in done:
-                    answers[setting][example.name] = Answer(**done[key])
-                else:
-                    todo.append((setting, example, key))
+                batch = []
+                for example in task.examples[start : start + n]:
+                    key = f"{setting.name}{prints.get(setting.rule, '')} | {example.name}"
+                    if key in done:
+                        answers[setting][example.name] = Answer(**done[key])
+                    else:
+                        batch.append((example, key))
+                if batch:
+                    todo.append((setting, batch))
         on_answer(sum(len(found) for found in answers.values()))
         ways = {setting: Way(pair, setting, decoding) for setting in settings}
-        for setting in dict.fromkeys(setting for setting, _, _ in todo):
-            ways[setting].answer(task.examples[0], max_new_tokens=4)  # warm up
-        for setting, example, key in todo:
-            answer = answers[setting][example.name] = ways[setting].answer(example)
-            if journal is not None:
-                journal.append(key, asdict(answer))
-            on_answer(1)
+        for setting in dict.fromkeys(setting for setting, _ in todo):
+            ways[setting].answer(task.examples[:1], max_new_tokens=4)  # warm up
+        for setting, batch in todo:
+            found = ways[setting].answer([example for example, _ in batch])
+            for (example, key), answer in zip(batch, found, strict=True):
+                answers[setting][example.name] = answer
+                if journal is not None:
+                    journal.append(key, asdict(answer))
+            on_answer(len(batch))
     return answers
 
 
@@ -173,6 +187,10 @@ class Way:
 
     def __init__(self, pair: Pair, setting: Setting, decoding: Decoding):
         self._pair, self._decoding = pair, decoding
+        if setting.rule == "assisted" and decoding.batch_size > 1:
+            raise ValueError(
+                "upstream's assisted generation serves one prompt at a time: leave out 'assisted' or set batch_size 1"
+            )
         self.verifier = make_verifier(setting, pair.heads)
         self._kwargs = {"judge": False}
         if setting.rule == "assisted":
@@ -190,11 +208,14 @@ class Way:
         else:
             self._kwargs["do_sample"] = False
 
-    def answer(self, example: Example, max_new_tokens: int | None = None) -> Answer:
-        """Answer one example."""
-        pair, ids = self._pair, self._pair.encode(example.prompt)
+    def answer(self, examples: list[Example], max_new_tokens: int | None = None) -> list[Answer]:
+        """Answer some examples at once."""
+        pair, prompts = self._pair, [self._pair.encode(example.prompt)[0] for example in examples]
         if self._decoding.temperature > 0:
-            torch.manual_seed(hash_seed(self._decoding.seed, example.name))
+            torch.manual_seed(hash_seed(self._decoding.seed, examples[0].name))
+        # padded on the left: pad_sequence knows the other side only
+        flipped = [(ids.flip(0), torch.ones_like(ids)) for ids in prompts]
+        ids, mask = (pad_sequence(rows, batch_first=True).flip(1) for rows in zip(*flipped, strict=True))
         with (
             draft_length(pair.draft, self._decoding.num_assistant_tokens),
             count_forwards(pair.target) as forwards,
@@ -202,22 +223,38 @@ class Way:
             start = time.perf_counter()
             output = pair.target.generate(
                 ids,
-                attention_mask=torch.ones_like(ids),
+                attention_mask=mask,
                 max_new_tokens=max_new_tokens or self._decoding.max_new_tokens,
                 return_dict_in_generate=True,
                 **self._kwargs,
             )
-            tokens = output.sequences[0, ids.shape[1] :].tolist()
-            seconds = time.perf_counter() - start
-        right = example.is_right(pair.tokenizer.decode(tokens, skip_special_tokens=True))
-        answer = Answer(tokens, None, bool(right), seconds, forwards.count)
+            rows = output.sequences[:, ids.shape[1] :].tolist()
+            seconds = (time.perf_counter() - start) / len(examples)
+        verdicts = [None] * len(rows) if self.verifier is None else output.verdicts.tolist()
+        answers = []
+        for example, tokens, codes in zip(examples, rows, verdicts, strict=True):
+            tokens, codes = self._without_padding(tokens, codes)
+            right = example.is_right(pair.tokenizer.decode(tokens, skip_special_tokens=True))
+            answers.append(Answer(tokens, codes, bool(right), seconds, forwards=0))
+        # A row takes part in its own rounds, and in what came before the first one: the engine's pass over the prompts.
+        rounds = [len(a.tokens) if a.codes is None else len(a.accepted_lengths) for a in answers]
+        for answer, n_rounds in zip(answers, rounds, strict=True):
+            answer.forwards = forwards.count - max(rounds) + n_rounds
         if self.verifier is not None:
             stats = output.judge_stats
-            answer.codes, answer.drafted = output.verdicts[0].tolist(), stats.drafted
-            answer.seconds_by_phase = [
-                stats.seconds_drafting, stats.seconds_verifying, stats.seconds_judging, stats.seconds_rest,
-            ]  # fmt: skip
-        return answer
+            phases = (stats.seconds_drafting, stats.seconds_verifying, stats.seconds_judging, stats.seconds_rest)
+            for answer in answers:  # known of the batch alone
+                answer.drafted = stats.drafted / len(answers)
+                answer.seconds_by_phase = [phase / len(answers) for phase in phases]
+        return answers
+
+    def _without_padding(self, tokens: list[int], codes: list[int] | None) -> tuple[list[int], list[int] | None]:
+        """A row's own tokens and codes: those of a batch are as long as its longest row's."""
+        if codes is not None:
+            n = sum(code != VerdictCode.PADDING for code in codes)
+            return tokens[:n], codes[:n]
+        stop = self._pair.stop_ids
+        return tokens[: next((i + 1 for i, token in enumerate(tokens) if token in stop), len(tokens))], None
 
 
 def _fingerprint(head: JudgeHead) -> str:
@@ -230,105 +267,3 @@ def _fingerprint(head: JudgeHead) -> str:
 def hash_seed(seed: int, name: str) -> int:
     """A seed of its own for every example."""
     return (seed * 1_000_003 + sum(ord(c) * 31**i for i, c in enumerate(name))) % (1 << 31)
-
-
-def figures(answers: Answers) -> list[dict]:
-    """What every setting reached, as JSON values; see docs/benchmarks.md for each key.
-
-    Args:
-        answers: every setting with the same examples, "plain" first.
-    """
-    plain = next(iter(answers.values()))
-    return [_figures(setting, given, plain) for setting, given in answers.items()]
-
-
-def warnings_of(answers: Answers) -> list[str]:
-    """What makes the comparison say less than it seems to."""
-    plain = list(next(iter(answers.values())).values())
-    n_right, n = sum(a.right for a in plain), len(plain)
-    texts = []
-    if n_right == 0:
-        texts.append("no plain answer passes the checker: the accuracies compare nothing. Is the checker right?")
-    low, high = wilson_interval(n_right, n)
-    if n_right and high - low > 0.1:
-        texts.append(f"{n} examples: the 95% interval of an accuracy is {100 * (high - low):.0f} points wide")
-    return texts
-
-
-def _figures(setting: Setting, given: dict[str, Answer], plain: dict[str, Answer]) -> dict:
-    names = list(plain)
-    mine, theirs = [given[name] for name in names], [plain[name] for name in names]
-    n, n_right = len(mine), sum(a.right for a in mine)
-    n_tokens, n_forwards = sum(len(a.tokens) for a in mine), sum(a.forwards for a in mine)
-    seconds, plain_seconds = [a.seconds for a in mine], [a.seconds for a in theirs]
-    gained = sum(a.right and not b.right for a, b in zip(mine, theirs, strict=True))
-    lost = sum(b.right and not a.right for a, b in zip(mine, theirs, strict=True))
-    plain_rate = sum(len(a.tokens) for a in theirs) / sum(plain_seconds)
-    diverged = [_first_difference(a.tokens, b.tokens) for a, b in zip(mine, theirs, strict=True)]
-    diverged = [at for at in diverged if at is not None]
-    codes = Counter(code for a in mine for code in a.codes or ())
-    has_codes = mine[0].codes is not None
-    return {
-        "rule": setting.rule,
-        "number": setting.number,
-        "threshold": setting.value,
-        "n": n,
-        "accuracy": n_right / n,
-        "accuracy_interval": list(wilson_interval(n_right, n)),
-        "gained": gained,
-        "lost": lost,
-        "mcnemar_p": mcnemar_p(gained, lost),
-        "answer_tokens": n_tokens / n,
-        "forwards_per_answer": n_forwards / n,
-        "tokens_per_forward": n_tokens / n_forwards,
-        # every forward of the target adds one token of its own to the drafted ones that it accepts
-        "accepted_per_forward": (codes[VerdictCode.MATCHED] + codes[VerdictCode.RESCUED]) / n_forwards
-        if has_codes
-        else (n_tokens - n_forwards) / n_forwards,
-        "drafted_per_answer": sum(a.drafted for a in mine) / n if has_codes else None,
-        "rescued_per_answer": codes[VerdictCode.RESCUED] / n if has_codes else None,
-        "corrected_per_answer": codes[VerdictCode.CORRECTED] / n if has_codes else None,
-        "seconds_per_answer": sum(seconds) / n,
-        "tokens_per_second": n_tokens / sum(seconds),
-        "speedup": sum(plain_seconds) / sum(seconds),
-        "speedup_interval": list(ratio_interval(plain_seconds, seconds)),
-        "tokens_per_second_ratio": n_tokens / sum(seconds) / plain_rate,
-        "identical_to_plain": 1 - len(diverged) / n,
-        "first_divergence": statistics.median(diverged) if diverged else None,
-        "accepted_lengths": dict(sorted(Counter(x for a in mine for x in a.accepted_lengths).items())),
-        "seconds_by_phase": dict(
-            zip(
-                ("drafting", "verifying", "judging", "rest"),
-                (sum(x) / n for x in zip(*(a.seconds_by_phase for a in mine), strict=True)),
-                strict=True,
-            )
-        )
-        if has_codes
-        else None,
-    }
-
-
-def _first_difference(one: list[int], other: list[int]) -> int | None:
-    for at, (a, b) in enumerate(zip(one, other, strict=False)):
-        if a != b:
-            return at
-    return None if len(one) == len(other) else min(len(one), len(other))
-
-
-def pareto(rows: list[dict]) -> list[dict]:
-    """The settings that no other beats in both accuracy and speed-up, fastest last."""
-    best = []
-    for row in sorted(rows, key=lambda r: (-r["speedup"], -r["accuracy"])):
-        if not best or row["accuracy"] > best[-1]["accuracy"]:
-            best.append(row)
-    return best[::-1]
-
-
-def best_within(rows: list[dict], points: float) -> dict[str, dict]:
-    """For each rule its fastest setting that loses at most `points` percentage points against plain."""
-    floor = rows[0]["accuracy"] - points / 100 - 1e-9
-    best = {}
-    for row in rows:
-        if row["accuracy"] >= floor and (row["rule"] not in best or row["speedup"] > best[row["rule"]]["speedup"]):
-            best[row["rule"]] = row
-    return best

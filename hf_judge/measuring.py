@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hf_judge
 from hf_judge.data import read_jsonl
-from hf_judge.evaluation import Answers, Decoding, Pair, best_within, evaluate, figures, warnings_of
+from hf_judge.evaluation import Answers, Decoding, Pair, evaluate
+from hf_judge.figures import best_within, figures, warnings_of
 from hf_judge.head import JudgeHead
 from hf_judge.modeling import AutoJudgeModelForCausalLM
 from hf_judge.report import result
@@ -26,6 +27,7 @@ from hf_judge.settings import Setting
 from hf_judge.tasks import Task
 from hf_judge.tiny import load_pair
 
+DEPTH = 24  # of the embedded target, unless asked for another
 N_SAMPLES = 3  # answers in the token view, under the best setting of every rule
 
 
@@ -37,6 +39,7 @@ def load_models(
     autojudge: str | None = None,
     dtype: str = "auto",
     device_map: str | None = None,
+    depth: int | None = None,
 ) -> Pair:
     """The pair to measure: the embedded one without arguments.
 
@@ -45,15 +48,19 @@ def load_models(
         judges: directories or Hub ids of heads; the first is the rule "judge", further ones "judge:NAME".
         autojudge: the head of the rule "autojudge".
         dtype, device_map: of both models, as `from_pretrained`.
+        depth: layers of the embedded target; its answers do not depend on it.
 
     Raises:
         ValueError: only one of target and draft is given, two judges share a name, or the tokenizers disagree.
     """
+    if depth is not None and target is not None:
+        raise ValueError("--depth is of the embedded pair: leave it out with --target")
     if (target is None) != (draft is None):
         raise ValueError("pass both --target and --draft, or neither for the embedded pair")
     if target is None:
-        tiny = load_pair()
-        pair = Pair(tiny.target, tiny.draft, tiny.tokenizer, name="the embedded pair, 24 layers")
+        tiny = load_pair(DEPTH if depth is None else depth)
+        n_layers = tiny.target.config.num_hidden_layers
+        pair = Pair(tiny.target, tiny.draft, tiny.tokenizer, name=f"the embedded pair, {n_layers} layers")
         judges = [tiny.judge] if judges is None else judges
     else:
         options = {"dtype": dtype} | ({} if device_map is None else {"device_map": device_map})
@@ -101,6 +108,7 @@ def compare(
             "n": len(task.examples),
             "num_assistant_tokens": decoding.num_assistant_tokens,
             "max_new_tokens": decoding.max_new_tokens,
+            "batch_size": decoding.batch_size,
             "decoding": "greedy" if decoding.temperature == 0 else f"sampling at temperature {decoding.temperature}",
             "seed": decoding.seed,
             "seconds": round(time.perf_counter() - start, 1),

@@ -11,13 +11,13 @@ import os
 from importlib import resources
 from pathlib import Path
 
-from hf_judge.evaluation import best_within, pareto
+from hf_judge.figures import best_within, pareto
 
 CSV_COLUMNS = (
     "rule", "number", "threshold", "n", "accuracy", "accuracy_low", "accuracy_high", "gained", "lost", "mcnemar_p",
     "speedup", "speedup_low", "speedup_high", "seconds_per_answer", "tokens_per_second", "tokens_per_second_ratio",
-    "answer_tokens", "forwards_per_answer", "tokens_per_forward", "accepted_per_forward", "drafted_per_answer",
-    "rescued_per_answer", "corrected_per_answer", "identical_to_plain", "first_divergence",
+    "answer_tokens", "forwards_per_answer", "forwards_ratio", "tokens_per_forward", "accepted_per_forward",
+    "drafted_per_answer", "rescued_per_answer", "corrected_per_answer", "identical_to_plain", "first_divergence",
 )  # fmt: skip
 
 
@@ -96,7 +96,7 @@ def page(found: dict) -> str:
 
 
 def write_report(found: dict, directory: str | os.PathLike, *, plots: bool = True) -> list[Path]:
-    """Write report.html, report.json, rules.csv and, with matplotlib, pareto.png and accepted.png.
+    """Write report.html, report.json, rules.csv and, with matplotlib, pareto.png, forwards.png and accepted.png.
 
     Returns:
         The files.
@@ -125,7 +125,7 @@ def write_report(found: dict, directory: str | os.PathLike, *, plots: bool = Tru
 
 
 def plot(found: dict, directory: str | os.PathLike) -> list[Path]:
-    """The two main pictures as PNG.
+    """The main pictures as PNG: accuracy against speed-up and against saved forwards, and accepted lengths.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -135,29 +135,9 @@ def plot(found: dict, directory: str | os.PathLike) -> list[Path]:
     except ImportError:
         raise ImportError("plots need matplotlib: pip install 'hf-judge[plot]'") from None
     directory, rules = Path(directory), found["rules"]
-    names = list(dict.fromkeys(row["rule"] for row in rules))
-
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
-    axes = figure.subplots()
-    axes.axhline(rules[0]["accuracy"], color="grey", linestyle="--", linewidth=1)
-    for number, name in enumerate(names):
-        rows = [row for row in rules if row["rule"] == name]
-        x, y = [row["speedup"] for row in rows], [row["accuracy"] for row in rows]
-        axes.errorbar(
-            x,
-            y,
-            xerr=_distances(rows, "speedup"),
-            yerr=_distances(rows, "accuracy"),
-            marker="os^DvPX"[number % 7],
-            label=name,
-            linewidth=1.4,
-            elinewidth=0.5,
-        )
-    axes.set(xlabel="speed-up over plain decoding (wall time per answer)", ylabel="accuracy")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, ncols=2)
-    figure.savefig(directory / "pareto.png", dpi=130)
-
+    files = [directory / name for name in ("pareto.png", "forwards.png", "accepted.png")]
+    _scatter(Figure(figsize=(9, 5.5), layout="constrained"), rules, files[0], "speedup")
+    _scatter(Figure(figsize=(9, 5.5), layout="constrained"), rules, files[1], "forwards_ratio")
     shown = [row for row in rules if row["accepted_lengths"]]
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.subplots()
@@ -171,11 +151,42 @@ def plot(found: dict, directory: str | os.PathLike) -> list[Path]:
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend(fontsize=8)
-    figure.savefig(directory / "accepted.png", dpi=130)
-    return [directory / "pareto.png", directory / "accepted.png"]
+    figure.savefig(files[2], dpi=130)
+    return files
 
 
-def _distances(rows: list[dict], name: str) -> list[list[float]]:
+X_LABELS = {
+    "speedup": "speed-up over plain decoding (wall time per answer)",
+    "forwards_ratio": "target forwards per answer: plain decoding's over the rule's",
+}
+
+
+def _scatter(figure, rules: list[dict], path: Path, measure: str) -> None:
+    names = list(dict.fromkeys(row["rule"] for row in rules))
+    axes = figure.subplots()
+    axes.axhline(rules[0]["accuracy"], color="grey", linestyle="--", linewidth=1)
+    for number, name in enumerate(names):
+        rows = [row for row in rules if row["rule"] == name]
+        axes.errorbar(
+            [row[measure] for row in rows],
+            [row["accuracy"] for row in rows],
+            xerr=_distances(rows, measure),
+            yerr=_distances(rows, "accuracy"),
+            marker="os^DvPX"[number % 7],
+            label=name,
+            linewidth=1.4,
+            elinewidth=0.5,
+        )
+    axes.set(xlabel=X_LABELS[measure], ylabel="accuracy")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, ncols=2)
+    figure.savefig(path, dpi=100)
+
+
+def _distances(rows: list[dict], name: str) -> list[list[float]] | None:
+    """How far the ends of the intervals are; None for a figure without intervals."""
+    if f"{name}_interval" not in rows[0]:
+        return None
     return [
         [max(0.0, row[name] - row[f"{name}_interval"][0]) for row in rows],
         [max(0.0, row[f"{name}_interval"][1] - row[name]) for row in rows],

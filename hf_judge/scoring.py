@@ -259,9 +259,7 @@ def _curve(values: list[float], thresholds: list[float]) -> dict:
 
 
 def _stop_ids(pair: Pair) -> torch.Tensor:
-    stop = pair.target.generation_config.eos_token_id
-    stop = [] if stop is None else [stop] if isinstance(stop, int) else list(stop)
-    return torch.tensor(stop, dtype=torch.long, device=pair.target.device)
+    return torch.tensor(sorted(pair.stop_ids), dtype=torch.long, device=pair.target.device)
 
 
 def _prompt_text(prompt: str | list[dict]) -> str:

@@ -40,31 +40,35 @@ RULES = {
     "strict": RuleSpec("", (), (), lambda value, head: StrictVerifier()),
     "judge": RuleSpec(
         "threshold",
-        (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98),
+        (0.001, 0.01, 0.1, 0.3, 0.5, 0.7, 0.9, 0.98),
         (0.5, 0.9),
         lambda value, head: JudgeCandidateVerifier(head, value),
         needs_head=True,
     ),
     "autojudge": RuleSpec(
         "threshold",
-        (0.7, 0.5, 0.3, 0.2, 0.1, 0.05, 0.02),
+        (0.99, 0.9, 0.7, 0.5, 0.3, 0.1, 0.02),
         (0.5, 0.1),
         lambda value, head: AutoJudgeVerifier(head, value),
         needs_head=True,
     ),
-    "kl": RuleSpec("threshold", (8.0, 6.0, 4.0, 3.0, 2.0, 1.0, 0.5), (4.0, 1.0), lambda value, head: KLVerifier(value)),
+    "kl": RuleSpec("threshold", (8.0, 4.0, 3.0, 2.0, 1.5, 1.0), (4.0, 1.5), lambda value, head: KLVerifier(value)),
     "typical": RuleSpec(
-        "epsilon", (0.001, 0.01, 0.03, 0.09, 0.2, 0.4), (0.01, 0.09), lambda value, head: TypicalVerifier(value)
+        "epsilon", (0.0003, 0.001, 0.003, 0.01, 0.03, 0.09), (0.001, 0.01), lambda value, head: TypicalVerifier(value)
     ),
-    "top-k": RuleSpec("k", (10, 5, 3, 2), (5, 2), lambda value, head: TopKVerifier(_whole(value))),
+    "top-k": RuleSpec("k", (5, 3, 2), (3, 2), lambda value, head: TopKVerifier(_whole(value))),
     "relaxed": RuleSpec(
-        "delta", (0.99, 0.95, 0.9, 0.7, 0.5, 0.3), (0.95, 0.5), lambda value, head: RelaxedVerifier(value)
+        "delta", (0.999, 0.99, 0.95, 0.9, 0.7, 0.5), (0.99, 0.5), lambda value, head: RelaxedVerifier(value)
     ),
-    "ensemble": RuleSpec("weight", (0.2, 0.4, 0.5, 0.6, 0.8), (0.4, 0.6), lambda value, head: EnsembleVerifier(value)),
+    "ensemble": RuleSpec(
+        "weight", (0.1, 0.2, 0.3, 0.4, 0.5, 0.6), (0.3, 0.5), lambda value, head: EnsembleVerifier(value)
+    ),
     "thresholds": RuleSpec(
-        "single", (0.001, 0.01, 0.03, 0.1, 0.2, 0.4), (0.01, 0.1), lambda value, head: ThresholdsVerifier(value)
+        "single", (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1), (0.001, 0.01), lambda value, head: ThresholdsVerifier(value)
     ),
-    "fly": RuleSpec("threshold", (0.01, 0.05, 0.1, 0.2, 0.3), (0.05, 0.3), lambda value, head: FlyVerifier(value)),
+    "fly": RuleSpec(
+        "threshold", (0.005, 0.02, 0.05, 0.1, 0.2, 0.3), (0.01, 0.1), lambda value, head: FlyVerifier(value)
+    ),
     "random": RuleSpec("rate", (0.7, 0.5, 0.3, 0.1), (0.5, 0.1), lambda value, head: RandomVerifier(value)),
 }
 

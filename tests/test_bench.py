@@ -7,16 +7,14 @@ import json
 import measured_pair
 import pytest
 
-from hf_judge import cli, cli_measure
-from hf_judge.bench import (
+from hf_judge import cli, cli_bench
+from hf_judge.bench import bench, measure_costs, recommend
+from hf_judge.speedup import (
     acceptance_rate,
-    bench,
     expected_accepted,
     implied_cost_ratio,
-    measure_costs,
     paper_check,
     predicted_speedup,
-    recommend,
     simulate,
 )
 
@@ -134,7 +132,7 @@ class TestCommand:
         assert message in capsys.readouterr().err
 
     def test_measuring(self, pair, monkeypatch, tmp_path, capsys):
-        monkeypatch.setattr(cli_measure, "load_models", lambda *args, **kwargs: pair)
+        monkeypatch.setattr(cli_bench, "load_models", lambda *args, **kwargs: pair)
         path = tmp_path / "b.json"
         arguments = ["--lengths", "4", "--repeats", "1", "--problems", "1", "--max-new-tokens", "6"]
         assert cli.main(["bench", "--quick", *arguments, "--json", str(path)]) == 0

@@ -9,8 +9,9 @@ import measured_pair
 import pytest
 import torch
 
-from hf_judge import StrictVerifier, VerdictCode, cli, cli_measure
-from hf_judge.evaluation import Answer, Decoding, Pair, best_within, evaluate, figures, pareto, warnings_of
+from hf_judge import StrictVerifier, VerdictCode, cli, cli_evaluate
+from hf_judge.evaluation import Answer, Decoding, Pair, evaluate
+from hf_judge.figures import best_within, figures, pareto, warnings_of
 from hf_judge.rules import RandomVerifier
 from hf_judge.scoring import pieces, read_text, runs, score_curves, score_texts, token_details, walk
 from hf_judge.settings import Setting, parse_settings
@@ -240,6 +241,29 @@ class TestEvaluate:
         evaluate(other, measured_pair.task(1), settings, **arguments)
         assert counted == [1, 1]  # plain was there, the judged answer came anew
 
+    def test_a_batch_gives_the_same_answers_and_counts(self, pair, tmp_path, monkeypatch):
+        task = measured_pair.task(5)
+        settings = [Setting("plain"), Setting("strict"), Setting("judge", 0.5), Setting("random", 0.3)]
+        (plain,) = evaluate(pair, task, settings[:1], decoding=DECODING).values()
+        # answers of several lengths: what the first one says in the middle ends an answer
+        monkeypatch.setattr(pair.target.generation_config, "eos_token_id", [3, plain["0"].tokens[6]])
+        one = evaluate(pair, task, settings, decoding=DECODING)
+        batched = Decoding(DECODING.num_assistant_tokens, DECODING.max_new_tokens, batch_size=3)
+        many = evaluate(pair, task, settings, decoding=batched, journal_dir=tmp_path)
+        for setting in settings:
+            for name, answer in one[setting].items():
+                other = many[setting][name]
+                assert (other.tokens, other.codes) == (answer.tokens, answer.codes)
+                assert (other.right, other.forwards) == (answer.right, answer.forwards)
+        assert len({len(answer.tokens) for answer in many[Setting("plain")].values()}) > 1  # padding was cut off
+        assert evaluate(pair, task, settings, decoding=batched, journal_dir=tmp_path) == many
+        total = sum(answer.drafted for answer in one[settings[1]].values())
+        assert sum(answer.drafted for answer in many[settings[1]].values()) == pytest.approx(total, rel=0.3)
+        with pytest.raises(ValueError, match="leave out 'assisted'"):
+            evaluate(pair, task, [Setting("plain"), Setting("assisted")], decoding=batched)
+        with pytest.raises(ValueError, match="batch_size must be 1"):
+            Decoding(temperature=1.0, batch_size=2)
+
     def test_sampling_repeats_with_its_seed(self, pair):
         hot = Decoding(5, 10, temperature=1.0, seed=3)
         first, second = (
@@ -328,7 +352,7 @@ class TestCommand:
     @pytest.fixture(autouse=True)
     def embedded(self, pair, monkeypatch):
         """The command on the random pair: what it would load is not what is tested."""
-        monkeypatch.setattr(cli_measure, "load_models", lambda *args, **kwargs: pair)
+        monkeypatch.setattr(cli_evaluate, "load_models", lambda *args, **kwargs: pair)
 
     def run(self, *arguments: str) -> int:
         return cli.main(["evaluate", "--max-new-tokens", "8", *arguments])
@@ -361,6 +385,7 @@ class TestCommand:
             (["--rules", "judge=2"], "between 0 and 1"),
             (["--task", "nonsense"], "no task 'nonsense'"),
             (["--problems", "0"], "at least 1"),
+            (["--batch-size", "0"], "batch_size must be at least 1"),
             (["--num-assistant-tokens", "0"], "num_assistant_tokens must be at least 1"),
             (["--texts", "missing.jsonl"], "missing.jsonl"),
         ],

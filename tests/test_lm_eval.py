@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import measured_pair
 import pytest
@@ -78,3 +81,26 @@ def test_strict_equals_the_plain_model(tasks, tmp_path, monkeypatch, batch_size)
     assert lenient.verifier.threshold == 0.3
     assert answers(lenient, tasks)["choices"] == found["choices"]
     assert lenient.verifier.stats.rescued > 0
+
+
+def test_the_command_line_is_that_of_lm_eval(tasks, tmp_path):
+    """The documented command, in a process of its own: judged answers, counted by lm_eval's own metrics."""
+    target = measured_pair.model()
+    target.save_pretrained(tmp_path / "target")
+    measured_pair.noisy(target).save_pretrained(tmp_path / "draft")
+    measured_pair.head(5.0).save_pretrained(tmp_path / "judge")
+    tokenizer = measured_pair.tokenizer()
+    tokenizer.pad_token = "<pad>"
+    tokenizer.save_pretrained(tmp_path / "target")
+    models = f"pretrained={tmp_path / 'target'},assistant={tmp_path / 'draft'},judge={tmp_path / 'judge'}"
+    command = [sys.executable, "-m", "hf_judge.integrations.lm_eval", "--model", "hf-judge", "--model_args", models]
+    command += ["--tasks", "words,choices", "--include_path", str(tmp_path), "--batch_size", "3", "--device", "cpu"]
+    command += ["--output_path", str(tmp_path / "out"), "--log_samples"]
+    environment = os.environ | {"HF_DATASETS_CACHE": str(tmp_path / "cache"), "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (found,) = (tmp_path / "out").rglob("results_*.json")
+    results = json.loads(found.read_text())["results"]
+    assert results.keys() == {"words", "choices"}
+    assert 0 <= results["choices"]["acc,none"] <= 1
+    assert len(list((tmp_path / "out").rglob("samples_*.jsonl"))) == 2

@@ -26,8 +26,9 @@ def row(rule: str, threshold: float | None, accuracy: float, speedup: float, **m
         "rule": rule, "number": "threshold" if ours else "", "threshold": threshold, "n": 200,
         "accuracy": n_right / 200,
         "accuracy_interval": [accuracy - 0.02, min(1.0, accuracy + 0.02)], "gained": 1, "lost": 3, "mcnemar_p": 0.625,
-        "answer_tokens": 100.0, "forwards_per_answer": 100 / speedup, "tokens_per_forward": speedup,
-        "accepted_per_forward": speedup - 1, "drafted_per_answer": 150.0 if ours else None,
+        "answer_tokens": 100.0, "forwards_per_answer": 100 / speedup, "forwards_ratio": speedup * 1.5,
+        "tokens_per_forward": speedup, "accepted_per_forward": speedup - 1,
+        "drafted_per_answer": 150.0 if ours else None,
         "rescued_per_answer": 12.0 if ours else None, "corrected_per_answer": 4.0 if ours else None,
         "seconds_per_answer": 1 / speedup, "tokens_per_second": 100 * speedup, "speedup": speedup,
         "speedup_interval": [speedup * 0.95, speedup * 1.05], "tokens_per_second_ratio": speedup,
@@ -101,13 +102,15 @@ class TestFiles:
         pytest.importorskip("matplotlib", reason="matplotlib is not installed (the extra 'plot')")
         what = found()
         files = {path.name: path for path in write_report(what, tmp_path / "new")}
-        assert set(files) == {"report.html", "report.json", "rules.csv", "pareto.png", "accepted.png"}
+        assert set(files) == {
+            "report.html", "report.json", "rules.csv", "pareto.png", "forwards.png", "accepted.png",
+        }  # fmt: skip
         assert json.loads(files["report.json"].read_text())["rules"] == json.loads(json.dumps(what["rules"]))
         with open(files["rules.csv"], newline="") as file:
             rows = list(csv.DictReader(file))
         assert [float(r["accuracy"]) for r in rows] == [r["accuracy"] for r in what["rules"]]
         assert float(rows[2]["speedup_high"]) == what["rules"][2]["speedup_interval"][1]
-        assert all(files[name].read_bytes().startswith(b"\x89PNG") for name in ("pareto.png", "accepted.png"))
+        assert all(files[name].read_bytes().startswith(b"\x89PNG") for name in files if name.endswith("png"))
 
     def test_without_matplotlib_the_extra_is_named_and_the_rest_is_written(self, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "matplotlib", None)
@@ -193,6 +196,18 @@ class TestInTheBrowser:
         browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", mark)
         ActionChains(browser).move_to_element(mark).perform()
         assert "McNemar" in tip.text
+
+    def test_the_axis_can_be_changed(self, browser, tmp_path):
+        from selenium.webdriver.support.ui import Select
+
+        opened(browser, tmp_path, found())
+        text = "return document.querySelector('svg.plot').textContent"
+        assert "wall time per answer" in browser.execute_script(text)
+        Select(browser.find_elements("css selector", "select")[0]).select_by_visible_text("target forwards")
+        assert "forwards of the target per answer" in browser.execute_script(text)
+        assert "3.6x" not in browser.execute_script(text)
+        assert len(browser.find_elements("css selector", "svg.plot .mark")) == 8
+        assert browser.get_log("browser") == []
 
     def test_hostile_text_stays_text(self, browser, tmp_path):
         opened(browser, tmp_path, found((HOSTILE, "<b>bold</b>")))

@@ -32,13 +32,15 @@ ROWS = (
     ("peft_method",),
     ("demo", "tasks"),
     ("evaluation",),
+    ("figures", "speedup"),
     ("scoring", "report", "bench", "integrations"),
     ("measuring",),
     ("cli_train", "cli_measure"),
+    ("cli_bench", "cli_evaluate"),
     ("cli",),
 )
 ROW_OF = {module: row for row, modules in enumerate(ROWS) for module in modules}
-PRINTERS = {"cli", "cli_measure", "cli_train"}
+PRINTERS = {"cli", "cli_bench", "cli_evaluate", "cli_measure", "cli_train"}
 
 
 def module_of(path: Path) -> str:

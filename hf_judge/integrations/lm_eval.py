@@ -3,8 +3,10 @@
     python -m hf_judge.integrations.lm_eval --model hf-judge \\
         --model_args pretrained=TARGET,assistant=DRAFT,judge=HEAD --tasks gsm8k
 
-lm_eval (0.4.13) has no plugins: this module registers the model and hands over to lm_eval's own command line. In
-Python, importing it is enough. Loglikelihoods are the target's own; only generation is judged.
+This is lm_eval's own command line, with all of its flags: the module registers the model and hands over. The command
+``lm_eval`` itself cannot find it: up to 0.4.13 it looks for no plugins, neither entry points nor modules of the user's
+(``--include_path`` reads tasks, after the model is made). In Python, importing this module is enough. Loglikelihoods
+are the target's own; only generation is judged.
 """
 
 from __future__ import annotations

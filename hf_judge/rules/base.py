@@ -1,0 +1,85 @@
+"""What the rules share: adding to strict verification, the rows they read, checked settings."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+
+from hf_judge.stats import JudgeStats
+from hf_judge.verify import Candidates, Rows, StrictChoice, Verdict, decide, strict_choice
+
+
+@dataclass(eq=False)
+class AddingRule:
+    """A rule that adds to strict verification: "strict accepts OR the rule accepts"."""
+
+    rescue_stop_tokens: bool = field(default=False, kw_only=True)
+    max_rescue_fraction: float | None = field(default=None, kw_only=True)
+
+    hidden_state = None  # no annotation: the state that `verify` needs is no setting
+
+    def __post_init__(self):
+        if self.max_rescue_fraction is not None:
+            check("max_rescue_fraction", self.max_rescue_fraction, 0, 1)
+        self.stats = JudgeStats()
+
+    def verify(self, candidates: Candidates, rows: Rows) -> Verdict:
+        """See [`CandidateVerifier`]."""
+        choice = strict_choice(candidates, rows)
+        return self._decide(candidates, rows, choice, self.judged(candidates, rows, choice))
+
+    def judged(self, candidates: Candidates, rows: Rows, choice: StrictChoice) -> torch.Tensor:
+        """(batch, k) bool, where the rule itself accepts."""
+        raise NotImplementedError
+
+    def _decide(self, candidates, rows, choice, judged, **how) -> Verdict:
+        return decide(
+            candidates,
+            rows,
+            judged,
+            choice=choice,
+            rescue_stop_tokens=self.rescue_stop_tokens,
+            max_rescue_fraction=self.max_rescue_fraction,
+            **how,
+        )
+
+
+def drafted(rows: Rows) -> torch.Tensor:
+    """The target's scores (batch, k, V) of the rows that predict the drafted tokens."""
+    return rows.scores[:, :-1]
+
+
+def draft_scores_of(candidates: Candidates, rows: Rows, rule: str) -> torch.Tensor:
+    """The draft's scores (batch, k, V) float32.
+
+    Raises:
+        ValueError: there are none, or over another vocabulary; names the rule.
+    """
+    if candidates.ids.shape[1] == 0:
+        return drafted(rows)
+    if candidates.logits is None:
+        raise ValueError(
+            f"{rule} compares the target with the draft's distribution, and this source of drafts has none (prompt "
+            "lookup and the like): pass assistant_model=, or a rule that needs the target alone"
+        )
+    if candidates.logits.shape[-1] != rows.scores.shape[-1]:
+        raise ValueError(
+            f"{rule} needs draft and target over one vocabulary, got {candidates.logits.shape[-1]} and "
+            f"{rows.scores.shape[-1]} tokens"
+        )
+    return candidates.logits.to(rows.scores.device, torch.float32)
+
+
+def check(name: str, value: float, least: float = -math.inf, most: float = math.inf, kind: type = float) -> None:
+    """Refuse a setting of another type or outside its range.
+
+    Raises:
+        TypeError, ValueError: it is; the message says what is allowed.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, kind)):
+        raise TypeError(f"{name} must be {'a whole number' if kind is int else 'a number'}, got {value!r:.60}")
+    if not math.isfinite(value) or not least <= value <= most:
+        bounds = f"at least {least}" if most == math.inf else f"between {least} and {most}"
+        raise ValueError(f"{name} must be {bounds}, got {value}")

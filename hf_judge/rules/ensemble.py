@@ -1,0 +1,85 @@
+"""The static ensemble of DIVERSE (2604.07622)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from hf_judge.distributions import at
+from hf_judge.rules.base import AddingRule, check, draft_scores_of, drafted
+from hf_judge.verify import strict_choice
+
+
+def ensemble_tokens(scores: torch.Tensor, draft_scores: torch.Tensor, weight: float) -> torch.Tensor:
+    """The best token of the mixture: ``argmax(w p + (1 - w) q)``.
+
+    Greedy static ensemble of DIVERSE (2604.07622); tokens that the target rules out (-inf) stay out.
+
+    Args:
+        scores: (batch, n, V) float, the target's.
+        draft_scores: (batch, n, V) float, the draft's.
+        weight: w.
+
+    Returns:
+        (batch, n) long.
+    """
+    mixture = weight * scores.softmax(dim=-1) + (1.0 - weight) * draft_scores.softmax(dim=-1)
+    return mixture.masked_fill(scores <= torch.finfo(scores.dtype).min, -1.0).argmax(dim=-1)
+
+
+def ensemble_accepts(
+    scores: torch.Tensor, draft_scores: torch.Tensor, ids: torch.Tensor, draws: torch.Tensor, weight: float
+) -> torch.Tensor:
+    """Accept x where ``u <= 1 - w + w p(x) / q(x)``.
+
+    Sampling with DIVERSE's static ensemble (2604.07622): speculative sampling from v = w p + (1 - w) q. Its residual
+    norm(max(v - q, 0)) is that of p, so the next token is drawn as strict verification draws it.
+
+    Args:
+        scores, draft_scores: as in [`ensemble_tokens`].
+        ids: (batch, n) long, the drafted tokens.
+        draws: (batch, n) float, u.
+        weight: w.
+
+    Returns:
+        (batch, n) bool.
+    """
+    target, draft = (at(s.softmax(dim=-1), ids) for s in (scores, draft_scores))
+    return draws * draft <= (1.0 - weight) * draft + weight * target
+
+
+@dataclass(eq=False)
+class EnsembleVerifier(AddingRule):
+    """Verifies against the mixture ``w p + (1 - w) q``; the same tokens as upstream's `assistant_ensemble_weight`.
+
+    It is a distribution of its own: greedily a rejected token is replaced by the mixture's, and the mixture may end the
+    answer, hence `rescue_stop_tokens` is on.
+
+    Args:
+        weight: between 0 (accept everything) and 1 (strict verification).
+    """
+
+    weight: float = 0.5
+    rescue_stop_tokens: bool = field(default=True, kw_only=True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        check("weight", self.weight, 0, 1)
+
+    def verify(self, candidates, rows):
+        """See [`CandidateVerifier`]."""
+        choice = strict_choice(candidates, rows)
+        ids, k = candidates.ids, candidates.ids.shape[1]
+        draft_scores = draft_scores_of(candidates, rows, "EnsembleVerifier")
+        if rows.do_sample:
+            if k == 0:
+                return self._decide(candidates, rows, choice, None)
+            judged = ensemble_accepts(drafted(rows), draft_scores, ids, choice.draws, self.weight)
+            return self._decide(candidates, rows, choice, judged)
+        tokens = choice.tokens.clone()
+        tokens[:, :k] = ensemble_tokens(drafted(rows), draft_scores, self.weight)
+        if candidates.lengths is not None:  # behind a whole draft there is no q: the target's own token
+            whole = torch.arange(k + 1, device=ids.device) >= candidates.lengths.unsqueeze(1)
+            tokens = torch.where(whole, choice.tokens, tokens)
+        return self._decide(candidates, rows, choice, tokens[:, :k] == ids, alone=True, tokens=tokens)

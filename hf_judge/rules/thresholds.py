@@ -1,0 +1,66 @@
+"""SGLang's acceptance thresholds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from hf_judge.distributions import at
+from hf_judge.rules.base import AddingRule, check, drafted
+from hf_judge.verify import strict_choice
+
+
+def thresholds_accept(
+    scores: torch.Tensor, ids: torch.Tensor, draws: torch.Tensor | None, single: float, accumulated: float
+) -> torch.Tensor:
+    """Accept x where ``p(x) >= single`` or ``u <= p(x) / accumulated``.
+
+    SGLang's `speculative_accept_threshold_single` and `_acc`, its target-only sampling for one candidate per position.
+
+    Args:
+        scores, ids: as in [`top_k_accepts`].
+        draws: (batch, n) float, u; None: no random part.
+        single: above 1 it accepts nothing.
+        accumulated: 1 is lossless.
+
+    Returns:
+        (batch, n) bool.
+    """
+    target = at(scores.softmax(dim=-1), ids)
+    accepted = target >= single
+    return accepted if draws is None else accepted | (draws * max(accumulated, 1e-9) <= target)
+
+
+@dataclass(eq=False)
+class ThresholdsVerifier(AddingRule):
+    """SGLang's thresholds, see [`thresholds_accept`]; 1 and 1 are lossless.
+
+    Sampling: a rejected token is replaced by a draw from p without it. Greedy: SGLang ignores both thresholds; here
+    `single` holds, and `accumulated`, which is about a random draw, does not.
+    """
+
+    single: float = 0.3
+    accumulated: float = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        check("single", self.single, 0, 1)
+        check("accumulated", self.accumulated, 0, 1)
+
+    def verify(self, candidates, rows):
+        """See [`CandidateVerifier`]."""
+        candidates = candidates._replace(logits=None)  # target-only sampling: q plays no part
+        choice = strict_choice(candidates, rows)
+        single = self.single if self.single < 1 else math.inf  # p(x) rounds to 1 where strict has accepted anyway
+        target = at(drafted(rows).softmax(dim=-1), candidates.ids)
+        draws = None
+        if rows.do_sample:
+            # Strict's draw y = x happened with probability p(x); a further u makes it min(1, p(x) / accumulated) in
+            # all, and leaves y, given y != x, as the draw from p without x.
+            wanted = (target / max(self.accumulated, 1e-9)).clamp(max=1)
+            draws = torch.rand_like(target) * (1 - target) + target
+            draws = torch.where(wanted > target, draws, math.inf)
+        judged = thresholds_accept(drafted(rows), candidates.ids, draws, single, self.accumulated)
+        return self._decide(candidates, rows, choice, judged)

@@ -1,0 +1,60 @@
+"""Typical acceptance, Medusa (2401.10774)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from hf_judge.distributions import at, entropy
+from hf_judge.rules.base import AddingRule, check, drafted
+from hf_judge.verify import strict_choice
+
+
+def typical_accepts(scores: torch.Tensor, ids: torch.Tensor, epsilon: float, delta: float) -> torch.Tensor:
+    """Accept x where ``p(x) > min(epsilon, delta * exp(-H(p)))``, H the entropy in nats.
+
+    Typical acceptance, Medusa (2401.10774, section 2.3.1).
+
+    Args:
+        scores, ids: as in [`top_k_accepts`].
+        epsilon: the hard threshold.
+        delta: the entropy-dependent threshold's factor.
+
+    Returns:
+        (batch, n) bool.
+    """
+    probabilities = scores.softmax(dim=-1)
+    return at(probabilities, ids) > (delta * torch.exp(-entropy(scores))).clamp(max=epsilon)
+
+
+@dataclass(eq=False)
+class TypicalVerifier(AddingRule):
+    """Accepts what is typical of the target, see [`typical_accepts`].
+
+    Sampling: on a rejection the next token is drawn from p, as Medusa does. Greedy: p is the distribution at
+    temperature 1 (Medusa's own greedy mode is strict verification). Medusa's unconditional first token is the target's
+    own here, which ends every round.
+
+    Args:
+        epsilon: 0.09 in Medusa.
+        delta: 0.3 in Medusa; None: sqrt(epsilon), the paper's advice.
+    """
+
+    epsilon: float = 0.09
+    delta: float | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        check("epsilon", self.epsilon, 0, 1)
+        if self.delta is None:
+            self.delta = math.sqrt(self.epsilon)
+        check("delta", self.delta, 0)
+
+    def verify(self, candidates, rows):
+        """See [`CandidateVerifier`]."""
+        candidates = candidates._replace(logits=None)  # q plays no part, in the next token neither
+        choice = strict_choice(candidates, rows)
+        judged = typical_accepts(drafted(rows), candidates.ids, self.epsilon, self.delta)
+        return self._decide(candidates, rows, choice, judged, alone=rows.do_sample)
