@@ -5,6 +5,7 @@ Speed alone: what a threshold costs in accuracy is for `hf_judge.evaluation` to 
 
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
 import statistics
@@ -14,12 +15,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import CompileConfig, DynamicCache, PreTrainedModel
 
 from hf_judge.evaluation import Pair
+from hf_judge.floor import measure_floor
 from hf_judge.speedup import predicted_speedup
 from hf_judge.stats import JudgeStats
-from hf_judge.tasks import Task
+from hf_judge.tasks import Example, Task
 from hf_judge.verify import JudgeCandidateVerifier, StrictVerifier
 
 logger = logging.getLogger(__name__)
@@ -27,6 +29,9 @@ logger = logging.getLogger(__name__)
 SCHEDULES = ("constant", "heuristic_transient")
 CONFIDENCES = (0.4, 0.0)  # upstream's default, and off
 AS_FAST = 0.03  # a stricter threshold is preferred where it costs no more than this share of the speed
+
+
+Work = list[tuple[torch.LongTensor, Example]]  # prompt ids, (1, n) long, and how the answer is checked
 
 
 @dataclass
@@ -39,26 +44,50 @@ class BenchWay:
     num_assistant_tokens: int | None = None
     threshold: float | None = None
     upstream: tuple | None = None  # draft length, schedule, confidence: upstream reads them from the draft's config
+    key: str | None = None  # under which it stands in the JSON of its own
+    batch_size: int = 1
     rates: list[float] = field(default_factory=list)  # tokens per second of every repeat
     seconds: list[float] = field(default_factory=list)  # per answer
+    answers: list[tuple[Example, list[int]]] = field(default_factory=list)  # new tokens, of the last repeat
+    forwards: int = 0  # of the target, where upstream tells nothing of acceptance
 
-    def repeat(self, pair: Pair, work: list[torch.Tensor], max_new_tokens: int) -> None:
+    @property
+    def compares_engines(self) -> bool:
+        """Whether it is about an engine, not about a setting to choose."""
+        return "judge_engine" in self.kwargs
+
+    def repeat(self, pair: Pair, work: Work, max_new_tokens: int) -> None:
         """Answer all of the work once."""
-        n_new = 0
-        with _upstream_settings(pair.draft, self.upstream):
+        batches = [work[i : i + self.batch_size] for i in range(0, len(work), self.batch_size)]
+        prompts = [left_padded([ids for ids, _ in batch], pair) for batch in batches]
+        counting = self.upstream is not None  # a hook on a compiled model would compile it again
+        with _upstream_settings(pair.draft, self.upstream), _counted(pair.target if counting else None) as count:
             start = time.perf_counter()
-            for ids in work:
-                output = pair.target.generate(
-                    ids,
-                    attention_mask=torch.ones_like(ids),
-                    max_new_tokens=max_new_tokens,
-                    do_sample=False,
-                    **self.kwargs,
-                )
-                n_new += len(output[0].tolist()) - ids.shape[1]
+            outputs = [
+                pair.target.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, **self.kwargs).tolist()
+                for inputs in prompts
+            ]
             seconds = time.perf_counter() - start
-        self.rates.append(n_new / seconds)
+        self.forwards = count[0]
+        self.answers = [
+            (example, up_to_end(row[inputs["input_ids"].shape[1] :], pair.stop_ids))
+            for inputs, batch, rows in zip(prompts, batches, outputs, strict=True)
+            for (_, example), row in zip(batch, rows, strict=True)
+        ]
+        self.rates.append(sum(len(tokens) for _, tokens in self.answers) / seconds)
         self.seconds.append(seconds / len(work))
+
+    def accuracy(self, pair: Pair) -> float:
+        """Share of right answers in the last repeat."""
+        rights = [e.is_right(pair.tokenizer.decode(ids, skip_special_tokens=True)) for e, ids in self.answers]
+        return sum(rights) / len(rights)
+
+    def accepted_per_forward(self) -> float:
+        """Accepted drafted tokens per row of a forward of the target; of upstream's loop, its tokens per forward less
+        one."""
+        if self.verifier is not None:
+            return self.verifier.stats.accepted_per_forward
+        return sum(len(tokens) for _, tokens in self.answers) / self.forwards - 1 if self.forwards else 0.0
 
     def forget(self) -> None:
         """Start measuring: what warmed up does not count."""
@@ -67,7 +96,7 @@ class BenchWay:
         if self.verifier is not None:
             self.verifier.stats = JudgeStats()
 
-    def figures(self, plain: BenchWay, costs: dict) -> dict:
+    def figures(self, pair: Pair, plain: BenchWay, costs: dict) -> dict:
         """JSON values."""
         ratios = [rate / base for rate, base in zip(self.rates, plain.rates, strict=True)]
         times = [base / mine for mine, base in zip(self.seconds, plain.seconds, strict=True)]
@@ -81,17 +110,20 @@ class BenchWay:
             "ratio_spread": [min(ratios), max(ratios)],
             "seconds_per_answer": statistics.median(self.seconds),
             "answer_time_ratio": statistics.median(times),
+            "accuracy": self.accuracy(pair),
+            "accepted_per_forward": self.accepted_per_forward(),
+            "batch_size": self.batch_size,
         }
         if self.verifier is not None:
-            stats, m = self.verifier.stats, self.num_assistant_tokens
-            drafted = stats.drafted / max(stats.rounds, 1)
+            stats = self.verifier.stats
+            drafted = stats.drafted / max(stats.row_forwards, 1)
+            verify_cost = costs["verify_cost"][str(self.num_assistant_tokens)]
+            accepted = stats.accepted_per_forward
             found |= {
-                "accepted_per_forward": stats.accepted_per_forward,
                 "drafted_per_round": drafted,
-                "predicted": predicted_speedup(stats.accepted_per_forward, drafted, costs["cost_ratio"]),
-                "predicted_with_verify_cost": predicted_speedup(
-                    stats.accepted_per_forward, drafted, costs["cost_ratio"], costs["verify_cost"][str(m)]
-                ),
+                "seconds_per_round": stats.seconds / max(stats.rounds, 1),
+                "predicted": predicted_speedup(accepted, drafted, costs["cost_ratio"]),
+                "predicted_with_verify_cost": predicted_speedup(accepted, drafted, costs["cost_ratio"], verify_cost),
                 "share_of_time": {
                     phase: getattr(stats, f"seconds_{phase}") / stats.seconds
                     for phase in ("drafting", "verifying", "judging", "rest")
@@ -108,6 +140,8 @@ def bench(
     thresholds: tuple[float, ...] = (),
     repeats: int = 5,
     max_new_tokens: int = 256,
+    compile_config: CompileConfig | None = None,
+    batch_size: int = 8,
     quick: bool = False,
     on_step: Callable[[str], None] = lambda text: None,
 ) -> dict:
@@ -120,50 +154,80 @@ def bench(
         thresholds: of the judge, beside the head's own.
         repeats: of the whole work for every way.
         max_new_tokens: per answer.
+        compile_config: the engine's ways and plain decoding with a static cache are compiled; None: nothing is.
+        batch_size: rows of the engine's batch.
         quick: search fewer of upstream's settings.
         on_step: told what is about to be measured.
 
     Returns:
-        {"ways": figures, "costs", "upstream_setting", "recommendation", "unsupported"}.
+        {"ways": figures of all, "costs", "upstream_setting", "recommendation", "unsupported"}; the figures of plain,
+        plain_static, assisted, judged_upstream, judged_ragged, strict_ragged and judged_ragged_batch8 by these names
+        too; "floor": {M: what the forwards of a round take alone, the engine's own round beside it}.
 
     Raises:
         ValueError: a length, threshold or number of repeats that cannot be.
     """
     if repeats < 1 or not lengths or min(lengths) < 1:
         raise ValueError(f"bench needs at least one repeat and draft lengths from 1 on, got {repeats} and {lengths}")
-    work = [pair.encode(example.prompt) for example in task.examples]
+    work = [(pair.encode(example.prompt), example) for example in task.examples]
     on_step("costs of single forwards")
-    costs = measure_costs(pair, work[0], lengths)
     on_step("upstream's best setting")
     best = _best_upstream(pair, work[:2], lengths, max_new_tokens, quick)
+    judged = _judged_ways(pair, lengths, thresholds)
+    on_step("the best draft length")
+    m = _best_length(pair, judged, work[:2], max_new_tokens)
+    strict_m = best[0]
+    costs = measure_costs(pair, work[0][0], tuple(sorted({*lengths, strict_m})))
+    plain_static = {"judge": False, "cache_implementation": "static"}
+    if compile_config is not None:
+        everywhere = copy.copy(compile_config)
+        everywhere._compile_all_devices = True  # upstream compiles on a CPU only when told so
+        plain_static["compile_config"] = everywhere
     ways = [
-        BenchWay("plain", {"judge": False}),
-        BenchWay("plain, static cache", {"judge": False, "cache_implementation": "static"}),
-        BenchWay("assisted", {"judge": False, "assistant_model": pair.draft}, None, best[0], None, best),
-        *_judged_ways(pair, lengths, thresholds),
+        BenchWay("plain", {"judge": False}, key="plain"),
+        BenchWay("plain, static cache", plain_static, key="plain_static"),
+        BenchWay("assisted", {"judge": False, "assistant_model": pair.draft}, None, best[0], None, best, "assisted"),
+        *_engine_ways(pair, m, strict_m, compile_config, batch_size),
+        *judged,
     ]
     unsupported = {}
     for way in list(ways):
         on_step(f"warming up: {way.name}")
         try:
-            way.repeat(pair, work[:1], max_new_tokens)
+            way.repeat(pair, work[: way.batch_size], max_new_tokens)
         except (ValueError, NotImplementedError, RuntimeError) as error:
-            if way.name != "plain, static cache":
+            if way.key != "plain_static":
                 raise
             unsupported[way.name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
             ways.remove(way)
-            continue
+    on_step("the floor")
+    floors = {}
+    for n_rows, length in ((1, m), (1, strict_m), (batch_size, m)):
+        floors[n_rows, length] = measure_floor(
+            pair, work[0][0], length, n_rows=n_rows, compile_config=compile_config, repeats=3 if quick else 9
+        )
+    for way in ways:  # once more: the last batch's shapes are all there now
+        way.repeat(pair, work[: way.batch_size], max_new_tokens)
         way.forget()
     for i in range(repeats):
         for way in ways[i % len(ways) :] + ways[: i % len(ways)]:
             on_step(f"repeat {i + 1} of {repeats}: {way.name}")
             way.repeat(pair, work, max_new_tokens)
-    rows = [way.figures(ways[0], costs) for way in ways]
+    rows = [way.figures(pair, ways[0], costs) for way in ways]
+    by_key = {way.key: row for way, row in zip(ways, rows, strict=True) if way.key is not None}
     return {
+        **by_key,
+        "floor": {
+            str(m): _beside(floors[1, m], by_key["judged_ragged"]),
+            **({str(strict_m): _beside(floors[1, strict_m], by_key["strict_ragged"])} if strict_m != m else {}),
+        },
+        "floor_batch8": _beside(floors[batch_size, m], by_key["judged_ragged_batch8"]),
         "ways": rows,
         "costs": costs,
         "upstream_setting": dict(zip(("num_assistant_tokens", "schedule", "confidence"), best, strict=True)),
-        "recommendation": recommend(rows, pair),
+        "recommendation": recommend(
+            [row for way, row in zip(ways, rows, strict=True) if not way.compares_engines], pair
+        ),
         "unsupported": unsupported,
     }
 
@@ -267,24 +331,98 @@ def _judged_ways(pair: Pair, lengths, thresholds) -> list[BenchWay]:
         verifier = make()
         threshold = getattr(verifier, "threshold", None)
         name = f"strict, M={m}" if threshold is None else f"judged, M={m}, threshold={threshold:g}"
-        kwargs = {
-            "assistant_model": pair.draft,
-            "judge": verifier,
-            "num_assistant_tokens": m,
-            "num_assistant_tokens_schedule": "constant",
-            "assistant_confidence_threshold": 0.0,
-        }
+        kwargs = _drafting(pair, verifier, m)
         ways.append(BenchWay(name, kwargs, verifier, m, threshold))
     return ways
 
 
-def _best_upstream(pair: Pair, work, lengths, max_new_tokens: int, quick: bool) -> tuple:
-    settings = list(itertools.product(sorted({5, *lengths}), SCHEDULES[: 1 if quick else 2], CONFIDENCES))
+def _engine_ways(pair: Pair, m: int, strict_m: int, compile_config, batch_size: int) -> list[BenchWay]:
+    """Both engines at one draft length, the ragged one strict and for a batch too."""
+    head = pair.heads.get("judge")
+    threshold = None if head is None else head.config.threshold
+
+    def way(key: str, engine: str, length: int, *, judged: bool = True, n_rows: int = 1) -> BenchWay:
+        verifier = JudgeCandidateVerifier(head) if judged and head is not None else StrictVerifier()
+        kwargs = _drafting(pair, verifier, length) | {"judge_engine": engine}
+        if engine == "ragged" and compile_config is not None:
+            kwargs["compile_config"] = compile_config
+        words = [key.replace("_", " "), f"M={length}", *(["compiled"] if "compile_config" in kwargs else [])]
+        own = threshold if judged else None
+        return BenchWay(", ".join(words), kwargs, verifier, length, own, key=key, batch_size=n_rows)
+
+    return [
+        way("judged_upstream", "upstream", m),
+        way("judged_ragged", "ragged", m),
+        way("strict_ragged", "ragged", strict_m, judged=False),
+        way(f"judged_ragged_batch{batch_size}", "ragged", m, n_rows=batch_size),
+    ]
+
+
+def _drafting(pair: Pair, verifier, length: int) -> dict:
+    return {
+        "assistant_model": pair.draft,
+        "judge": verifier,
+        "num_assistant_tokens": length,
+        "num_assistant_tokens_schedule": "constant",
+        "assistant_confidence_threshold": 0.0,
+    }
+
+
+def _best_upstream(pair: Pair, work: Work, lengths, max_new_tokens: int, quick: bool) -> tuple:
+    settings = list(itertools.product(sorted({5, 10, *lengths}), SCHEDULES[: 1 if quick else 2], CONFIDENCES))
     ways = [BenchWay("", {"judge": False, "assistant_model": pair.draft}, upstream=setting) for setting in settings]
     for _ in range(1 if quick else 2):
         for way in ways:
             way.repeat(pair, work[:1] if quick else work, max_new_tokens)
     return max(ways, key=lambda way: max(way.rates)).upstream
+
+
+def _best_length(pair: Pair, judged: list[BenchWay], work: Work, max_new_tokens: int) -> int:
+    """The draft length of the fastest judged way, at the head's own threshold, at a first look."""
+    own = judged[0].threshold
+    ways = [way for way in judged if way.threshold == own]
+    for way in ways:
+        way.repeat(pair, work, max_new_tokens)
+    return max(ways, key=lambda way: max(way.rates)).num_assistant_tokens
+
+
+def _beside(floor: dict, row: dict) -> dict:
+    """A floor, and how near the engine's own rounds came to it."""
+    rate = (row["accepted_per_forward"] + 1) * row["batch_size"] / floor["seconds_per_round"]
+    share = floor["seconds_per_round"] / row["seconds_per_round"]
+    return floor | {"tokens_per_second": rate, "engine_seconds_per_round": row["seconds_per_round"], "share": share}
+
+
+def left_padded(prompts: list[torch.LongTensor], pair: Pair) -> dict[str, torch.Tensor]:
+    """Prompts, (1, n) long each, as `input_ids` and `attention_mask` of a batch."""
+    width = max(ids.shape[1] for ids in prompts)
+    pad = pair.tokenizer.pad_token_id or 0
+    rows = [torch.nn.functional.pad(ids, (width - ids.shape[1], 0), value=pad) for ids in prompts]
+    masks = [torch.nn.functional.pad(torch.ones_like(ids), (width - ids.shape[1], 0)) for ids in prompts]
+    return {"input_ids": torch.cat(rows), "attention_mask": torch.cat(masks)}
+
+
+def up_to_end(tokens: list[int], stop_ids: set[int]) -> list[int]:
+    """New tokens up to and with the first that ends an answer; padding follows it."""
+    return tokens[: next((i + 1 for i, token in enumerate(tokens) if token in stop_ids), len(tokens))]
+
+
+@contextmanager
+def _counted(model: PreTrainedModel | None):
+    """Counts the model's forwards, if there is one."""
+    count = [0]
+    if model is None:
+        yield count
+        return
+
+    def add(module, args, output):
+        count[0] += 1
+
+    handle = model.register_forward_hook(add)
+    try:
+        yield count
+    finally:
+        handle.remove()
 
 
 @contextmanager

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 
+import torch
 from tqdm import tqdm
+from transformers import CompileConfig
 
 from hf_judge.bench import bench
 from hf_judge.cli_measure import add_models, command_line, write_json
@@ -20,6 +23,7 @@ def add_bench(commands) -> None:
     parser.add_argument("--lengths", type=int, nargs="+", metavar="M", help="draft lengths")
     parser.add_argument("--thresholds", type=float, nargs="+", metavar="T", help="beside the head's own")
     parser.add_argument("--repeats", type=int, metavar="N", help="of the whole work, interleaved")
+    parser.add_argument("--no-compile", action="store_true", help="measure nothing compiled: no waiting for compilers")
     parser.add_argument(
         "--simulate", nargs="+", metavar="NAME=NUMBER", help="predict instead of measuring: m=19.7 M=25 c=0.02 [v=1]"
     )
@@ -35,7 +39,7 @@ def run_bench(args: argparse.Namespace) -> None:
     pair = load_models(
         args.target, args.draft, judges=args.judge, dtype=args.dtype, device_map=args.device_map, depth=args.depth
     )
-    task = load_task(args.task, args.problems or (2 if args.quick else 6), seed=args.seed)
+    task = load_task(args.task, args.problems or (2 if args.quick else 8), seed=args.seed)
     lengths = tuple(args.lengths or ((16, 32) if args.quick else (8, 16, 32, 48)))
     with tqdm(desc="Measuring", unit="step", leave=False) as bar:
 
@@ -50,6 +54,7 @@ def run_bench(args: argparse.Namespace) -> None:
             thresholds=tuple(args.thresholds or ()),
             repeats=args.repeats or (2 if args.quick else 5),
             max_new_tokens=args.max_new_tokens,
+            compile_config=None if args.quick or args.no_compile or not can_compile() else CompileConfig(),
             quick=args.quick,
             on_step=on_step,
         )
@@ -63,10 +68,20 @@ def run_bench(args: argparse.Namespace) -> None:
         + ", ".join(f"{cost:.2f} (M={m})" for m, cost in costs["verify_cost"].items())
         + " forwards of one token."
     )
+    for name, floor in ({f"M={m}": f for m, f in found["floor"].items()} | {"batch": found["floor_batch8"]}).items():
+        print(
+            f"Floor, {name}: {1000 * floor['seconds_per_round']:.1f} ms for the forwards of a round; the engine takes "
+            f"{1000 * floor['engine_seconds_per_round']:.1f} ms: {floor['share']:.2f} of the floor's speed."
+        )
     for way, why in found["unsupported"].items():
         print(f"Not measured: {way} ({printable(why)})")
     print(f"Upstream's best setting: {found['upstream_setting']}\nRecommended: {found['recommendation']['text']}")
     write_json(args.json, found)
+
+
+def can_compile() -> bool:
+    """Whether torch has what it generates code with: a GPU, or a C++ compiler."""
+    return torch.cuda.is_available() or any(map(shutil.which, ("g++", "clang++", "cl")))
 
 
 def bench_table(ways: list[dict]) -> str:

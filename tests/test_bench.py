@@ -18,6 +18,10 @@ from hf_judge.speedup import (
     simulate,
 )
 
+ENGINE_KEYS = (
+    "plain", "plain_static", "assisted", "judged_upstream", "judged_ragged", "strict_ragged", "judged_ragged_batch8",
+)  # fmt: skip
+
 
 @pytest.fixture(scope="module")
 def pair():
@@ -73,17 +77,30 @@ class TestBench:
             pair, measured_pair.task(1), lengths=(4,), thresholds=(0.9,), repeats=2, max_new_tokens=8, quick=True,
             on_step=steps.append,
         )  # fmt: skip
+        strict_m = found["upstream_setting"]["num_assistant_tokens"]
         assert [way["way"] for way in found["ways"]] == [
-            "plain", "plain, static cache", "assisted", "judged, M=4, threshold=0.5", "judged, M=4, threshold=0.9",
+            "plain", "plain, static cache", "assisted", "judged upstream, M=4", "judged ragged, M=4",
+            f"strict ragged, M={strict_m}", "judged ragged batch8, M=4", "judged, M=4, threshold=0.5",
+            "judged, M=4, threshold=0.9",
         ]  # fmt: skip
+        for key in ENGINE_KEYS:
+            assert found[key]["tokens_per_second"] > 0
+            assert 0 <= found[key]["accuracy"] <= 1
+            assert found[key]["accepted_per_forward"] >= 0
+        assert found["judged_ragged"]["accepted_per_forward"] == found["judged_upstream"]["accepted_per_forward"]
+        assert found["floor"].keys() == {"4", str(strict_m)}
+        for floor in (*found["floor"].values(), found["floor_batch8"]):
+            assert floor["seconds_per_round"] == floor["eager_seconds_per_round"] > 0
+            assert floor["compiled_seconds_per_round"] is None
         assert found["ways"][0]["ratio_to_plain"] == 1
         for way in found["ways"][3:]:
+            assert way["seconds_per_round"] > 0
             assert sum(way["share_of_time"].values()) == pytest.approx(1)
             assert way["predicted"] == pytest.approx(
                 predicted_speedup(way["accepted_per_forward"], way["drafted_per_round"], found["costs"]["cost_ratio"])
             )
         assert found["upstream_setting"].keys() == {"num_assistant_tokens", "schedule", "confidence"}
-        assert len(steps) == 2 + 5 + 2 * 5
+        assert len(steps) == 4 + 9 + 2 * 9
         assert pair.draft.generation_config.to_dict() == before
         json.dumps(found, allow_nan=False)
 
