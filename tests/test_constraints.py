@@ -151,7 +151,7 @@ class TestForbidden:
         """An end token that comes too early; every source of upstream's avoids it, so this one is ours."""
 
         def propose(source, input_ids, *, budget, **kwargs):
-            return torch.tensor([[FIRST, THIRD, SECOND][:budget]], dtype=torch.long), None
+            return torch.tensor([[FIRST, THIRD, SECOND][:budget]], dtype=torch.long), None, None
 
         monkeypatch.setattr("hf_judge.sources.CandidateSource.propose", propose)
         ended = generate(target, eos_token_id=THIRD)
