@@ -53,9 +53,9 @@ class TestCompiled:
         assert traced.tolist() == eager.tolist()
         assert 0 < judge.stats.row_forwards < 6 * judge.stats.target_forwards
 
-    def test_longer_than_a_bucket(self):
+    def test_longer_than_a_bucket_and_a_prefill_chunk(self):
         target, draft = judged(tiny_model(max_position_embeddings=1024)), noisy_copy(tiny_model())
-        inputs = {"input_ids": prompt(0, 250)}
+        inputs = {"input_ids": prompt(0, 600)}
         expected = ragged(target, inputs, draft, StrictVerifier(), m=8, n_new=40)
         assert ragged(target, inputs, draft, StrictVerifier(), m=8, n_new=40, **TRACED).tolist() == expected.tolist()
 

@@ -10,6 +10,8 @@ from transformers.utils.logging import tqdm
 from hf_judge.ragged.cache import RaggedCache, bucket
 from hf_judge.ragged.compiling import Compiled
 
+PREFILL_CHUNK = 512  # tokens read at once: what a long prompt needs beside the cache stays small
+
 
 def forward_rows(model, cache: RaggedCache, ids: torch.LongTensor, first: torch.LongTensor, **more) -> ModelOutput:
     """Run new tokens of every row.
@@ -75,7 +77,9 @@ class ModelRows:
         n = max(max(lengths) - 1, 1)
         self.cache.reserve(n)
         first = torch.zeros(len(lengths), dtype=torch.long, device=self.device)
-        forward_rows(self.model, self.cache, ids[:, :n].to(self.device), first, logits_to_keep=1, **more)
+        for chunk in ids[:, :n].to(self.device).split(PREFILL_CHUNK, dim=1):
+            forward_rows(self.model, self.cache, chunk, first, logits_to_keep=1, **more)
+            first = first + chunk.shape[1]
 
     def run(self, ids: torch.LongTensor, first: torch.LongTensor, *, eagerly: bool = False, **more):
         """Run (n_live, n) new tokens, row r's first at position `first[r]`; there must be room for them.

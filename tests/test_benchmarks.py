@@ -1,0 +1,47 @@
+"""The benchmark scripts run, at tiny shapes; their figures are for docs/benchmarks.md."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(script: str, *arguments) -> str:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / script), *map(str, arguments)],
+        env=environment, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_gpu(tmp_path):
+    path = tmp_path / "gpu.json"
+    sizes = ("--prompt-tokens", 20, "--new-tokens", 20, "--repeats", 1, "--batch-sizes", 1, 2)
+    out = run("gpu.py", "--shapes", "tiny", "--lengths", 6, *sizes, "--no-compile", "--bandwidth", 10, "--json", path)
+    rows = json.loads(path.read_text())["rows"]
+    assert [(r["engine"], r["batch_size"]) for r in rows[:4]] == [
+        ("plain", 1), ("upstream", 1), ("ragged", 1), ("ragged", 2),
+    ]  # fmt: skip
+    assert "| tiny | ragged | 6 | 2 | paper, 19.7 |" in out
+    for row in rows[1:]:
+        assert 3 < row["accepted_per_forward"] <= 6
+        assert row["share_of_floor"] == row["tokens_per_second"] / row["floor_tokens_per_second"]
+    accepted = {r["acceptance"]: r["accepted_per_forward"] for r in rows if r["engine"] == "upstream"}
+    assert accepted["paper, 19.7"] > 5  # M caps what the trace would accept
+
+
+def test_long_context(tmp_path):
+    path = tmp_path / "context.json"
+    sizes = ("--contexts", 100, 700, "--layers", 2, "--new-tokens", 20, "--num-assistant-tokens", 8, "--accepted", 5)
+    run("long_context.py", *sizes, "--json", path)
+    short, long = json.loads(path.read_text())["rows"]
+    assert 0 < short["attention_seconds_per_token"] < short["seconds_per_token"]
+    # two layers of 4 heads of 64 and two of 2 of 32, keys and values, float32
+    assert long["cache_bytes"] == 768 * 2 * 4 * (2 * 4 * 64 + 2 * 2 * 32)
