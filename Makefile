@@ -22,7 +22,7 @@ test-floor: $(VENV)-floor/.installed
 
 # Speed on the embedded pair: a benchmark, not a test (a quarter of an hour on 2 cores).
 bench: $(VENV)/.installed
-	$(BIN)/python benchmarks/speed.py --json $(OUT)/speed.json
+	$(BIN)/hf-judge bench --json $(OUT)/bench.json
 
 # A judge from nothing but target, draft and 300 prompts (a quarter of an hour at most on 2 cores).
 train-demo: $(VENV)/.installed

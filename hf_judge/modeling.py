@@ -73,13 +73,14 @@ class JudgeGenerationMixin:
                 `prompt_lookup_num_tokens=`, `assistant_early_exit=`, ... `num_assistant_tokens`,
                 `num_assistant_tokens_schedule` and `assistant_confidence_threshold` given here count for this call.
             judge (`str`, `os.PathLike`, [`JudgeHead`], [`CandidateVerifier`] or `False`, *optional*): the judge's
-            judge (`str`, `os.PathLike`, [`JudgeHead`], [`CandidateVerifier`] or `False`, *optional*): the judge's
                 repository on the Hub or its directory, the head, or any acceptance rule. None: the model's own judge if
                 it has one (`default_judge`, else the active JUDGE adapter), else upstream's path. False: upstream's
                 path.
-            judge_engine (`str`): `"ragged"`: the engine for batches, with its own drafting; `"upstream"`: upstream's
-                caches and candidate sources, one prompt; `"auto"`: the first where it can serve the call.
             judge_threshold (`float`, *optional*): between 0 (lenient) and 1 (strict); default: the head's own.
+            judge_engine (`str`): `"ragged"`: the engine for batches, with its own drafting; `"upstream"`: upstream's
+                caches and candidate sources, one prompt; `"auto"`: the first where it can serve the call. The ragged
+                engine compiles its forwards with `compile_config=` (on accelerators also with
+                `cache_implementation="static"`), and knows `num_assistant_tokens_schedule="adaptive"`.
 
         Returns:
             As upstream: ids, or with `return_dict_in_generate=True` a [`JudgeDecoderOnlyOutput`].
