@@ -8,11 +8,13 @@ import pytest
 import torch
 from conftest import EOS, VOCAB, always_head, noisy_copy, prompt, random_head, tiny_model
 from naive import NaiveModel, naive_judged
-from transformers import DynamicCache, StoppingCriteria
+from transformers import DynamicCache, StoppingCriteria, pipeline
 
-from hf_judge import JudgeCandidateVerifier, StrictVerifier, judged
+from hf_judge import JudgeCandidateVerifier, JudgeHead, StrictVerifier, judged
 from hf_judge.ragged.cache import STEP, RaggedCache, bucket
 from hf_judge.ragged.rows import forward_rows
+from hf_judge.tiny import load_pair
+from hf_judge.tiny.world import problems
 
 SCHEDULE = {"num_assistant_tokens_schedule": "constant", "assistant_confidence_threshold": 0.0}
 FULL_ATTENTION = ("llama", "qwen2", "qwen3", "gpt2", "gpt_neox", "phi3", "olmo2", "mixtral", "cohere", "granite")
@@ -281,3 +283,21 @@ def test_exceptions_leave_everything_usable(target, draft, head):
         ragged(target, inputs, draft, head, stopping_criteria=[Fails()])
     assert before == (target.generation_config.to_dict(), target.config.to_dict(), draft.generation_config.to_dict())
     assert ragged(target, inputs, draft, head).tolist() == expected.tolist()
+
+
+def test_pipeline_in_batches():
+    """The texts of pipeline(batch_size=8) are those of one prompt after the other, in far fewer forwards."""
+    pair = load_pair(4)
+    chats = [[{"role": "user", "content": problem.question}] for problem in problems(10, seed=3)]
+    judge = JudgeCandidateVerifier(JudgeHead.from_pretrained(pair.judge))
+    pipe = pipeline(
+        "text-generation", model=pair.target, tokenizer=pair.tokenizer, assistant_model=pair.draft, judge=judge,
+        num_assistant_tokens=16, max_new_tokens=60, do_sample=False, return_full_text=False,
+    )  # fmt: skip
+    texts, forwards = [], []
+    for options in ({}, {"batch_size": 8}):
+        judge.stats = type(judge.stats)()
+        texts.append([answer[0]["generated_text"] for answer in pipe(chats, **options)])
+        forwards.append(judge.stats.target_forwards)
+    assert texts[0] == texts[1]
+    assert forwards[1] < forwards[0] / 2
