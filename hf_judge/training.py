@@ -64,7 +64,7 @@ class JudgeTrainingArguments:
     validation_fraction: float = 0.15
     calibration_fraction: float = 0.25
     mistake_weight: float | None = None
-    matched_weight: float = 0.03
+    matched_weight: float = 0.01
     optimizer: str = "auto"
     max_iter: int = 50
     num_train_epochs: int = 5
