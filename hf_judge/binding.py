@@ -29,14 +29,29 @@ def check_fit(head: JudgeHead, model: PreTrainedModel) -> None:
             "this head reads the draft's state beside the target's, which generate() does not pass on: train one "
             "without draft features"
         )
-    expected, actual = head.config.hidden_size, model.config.get_text_config().hidden_size
-    base, base_commit = head.config.base_model_name_or_path, head.config.revision
-    if expected != actual:
+    name, commit = model.config.name_or_path, getattr(model.config, "_commit_hash", None)
+    check_target(head, model.config.get_text_config().hidden_size, name, commit)
+
+
+def check_target(head: JudgeHead, hidden_size: int, name: str | None, commit: str | None) -> None:
+    """[`check_fit`] for a target that another library runs.
+
+    Args:
+        head: reads the target alone.
+        hidden_size: of the target.
+        name: what the target was loaded by: a repository, a directory, or a snapshot in the Hub's cache.
+        commit: its 40 hex digits, as far as known.
+
+    Raises:
+        ValueError: as [`check_fit`].
+    """
+    expected, base, base_commit = head.config.hidden_size, head.config.base_model_name_or_path, head.config.revision
+    if expected != hidden_size:
         raise ValueError(
-            f"head expects hidden size {expected}, target has {actual}: it was trained for "
+            f"head expects hidden size {expected}, target has {hidden_size}: it was trained for "
             f"'{base or 'an unnamed model'}'; load that target or train a head for this one"
         )
-    name, commit = _identity(model)
+    name, commit = _identity(name, commit)
     if not base or not name:
         if head.strict_base:
             unknown = "the head does not say" if not base else "the target does not say"
@@ -57,9 +72,8 @@ def check_fit(head: JudgeHead, model: PreTrainedModel) -> None:
         _warn_once(f"{problem}: its verdicts may mean nothing there. Load that one or measure the accuracy")
 
 
-def _identity(model: PreTrainedModel) -> tuple[str, str | None]:
-    """The target's name and commit, as far as it knows them."""
-    name, commit = model.config.name_or_path, getattr(model.config, "_commit_hash", None)
+def _identity(name: str | None, commit: str | None) -> tuple[str | None, str | None]:
+    """The target's name and commit, as far as the path it was loaded by knows them."""
     cached = _CACHED.search(str(name))
     if cached:  # loaded by the path of a snapshot in the Hub's cache
         return cached[1].replace("--", "/"), cached[2]

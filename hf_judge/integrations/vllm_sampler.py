@@ -1,0 +1,146 @@
+"""A rejection sampler for vLLM's model runner V1 that keeps what a judge rescues.
+
+Rows: with k drafted tokens, a request has k+1 rows of logits and hidden states. ``metadata.target_logits_indices[j]``
+is the row that predicts drafted token j; the row after it is that of the token itself, whose hidden state the judge
+reads. The last drafted token's own row is there too: it gives the bonus token.
+
+Needs vLLM (0.32): `hf_judge.integrations.vllm` imports it in a worker once a judge is asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from vllm.distributed.parallel_state import get_tp_group
+from vllm.v1.sample.rejection_sampler import RejectionSampler
+from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+from hf_judge.integrations.flat_rows import force_, rescuable, stop_tokens
+from hf_judge.integrations.vllm import checked_verifier
+from hf_judge.verify import JudgeCandidateVerifier
+
+
+class Step(NamedTuple):
+    """What the sampler must know about one step of the engine beside its metadata."""
+
+    hidden: torch.Tensor  # (rows, D), the target's post-norm states of all rows that have logits
+    stop: torch.Tensor | None  # (requests, s) int, each request's stop tokens, padded with -1; None: may be rescued
+
+
+class JudgedRejectionSampler(RejectionSampler):
+    """vLLM's rejection sampler, given rows in which rescued tokens cannot be rejected.
+
+    Outside [`judging`] (vLLM warms its sampler up with made-up rows) it is vLLM's own.
+
+    Args:
+        sampler, spec_config, device: as in vLLM.
+        verifier: the judge.
+    """
+
+    def __init__(self, sampler, spec_config, device: torch.device, *, verifier: JudgeCandidateVerifier):
+        super().__init__(sampler, spec_config, device)
+        verifier.head.to(device)
+        self.verifier = verifier
+        self._step: Step | None = None
+
+    @contextlib.contextmanager
+    def judging(self, step: Step) -> Iterator[None]:
+        """Judge the calls inside this block."""
+        self._step = step
+        try:
+            yield
+        finally:
+            self._step = None
+
+    def apply_logits_processors(self, logits, sampling_metadata, metadata):
+        """vLLM's constraints (grammar masks are in the logits already), then the judge.
+
+        vLLM applies temperature, top-k and top-p afterwards: they must not bar a rescue.
+
+        Args:
+            logits: (n, V) float32, the rows that predict the drafted tokens; changed in place.
+            sampling_metadata, metadata: vLLM's.
+
+        Returns:
+            (n, V) float32.
+        """
+        scores = super().apply_logits_processors(logits, sampling_metadata, metadata)
+        if self._step is None:
+            return scores
+        ids = metadata.draft_token_ids
+        hidden = self._step.hidden[metadata.target_logits_indices + 1]
+        stop = None
+        if self._step.stop is not None:
+            stop = stop_tokens(self._step.stop, ids, metadata.cu_num_draft_tokens)
+        rescued = rescuable(self.verifier.judged(hidden), hidden, scores, ids, stop)
+        if get_tp_group().world_size > 1:  # every rank commits tokens: they must not differ by rounding
+            rescued = get_tp_group().broadcast(rescued.to(torch.int32), src=0).bool()
+        return force_(scores, ids, rescued)
+
+
+def install() -> None:
+    """Give every V1 model runner made in this process whose configuration asks for a judge a judged sampler."""
+    if not getattr(GPUModelRunner.__init__, "is_judged", False):
+        GPUModelRunner.__init__ = _with_judged_sampler(GPUModelRunner.__init__)
+        GPUModelRunner.sample_tokens = _judging(GPUModelRunner.sample_tokens)
+
+
+def _with_judged_sampler(init):
+    @functools.wraps(init)
+    def judged(self, vllm_config, device, *args, **kwargs):
+        init(self, vllm_config, device, *args, **kwargs)
+        verifier = checked_verifier(vllm_config)
+        # only the last pipeline stage samples
+        if verifier is not None and hasattr(self, "rejection_sampler"):
+            self.rejection_sampler = JudgedRejectionSampler(
+                self.sampler, self.speculative_config, self.device, verifier=verifier
+            )
+            self.stop_table = StopTable(self)
+
+    judged.is_judged = True
+    return judged
+
+
+def _judging(sample_tokens):
+    @functools.wraps(sample_tokens)
+    def judged(self, grammar_output):
+        sampler, state = getattr(self, "rejection_sampler", None), self.execute_model_state
+        if not isinstance(sampler, JudgedRejectionSampler) or state is None or state.spec_decode_metadata is None:
+            return sample_tokens(self, grammar_output)
+        stop = None if sampler.verifier.rescue_stop_tokens else self.stop_table()
+        with sampler.judging(Step(state.sample_hidden_states, stop)):
+            return sample_tokens(self, grammar_output)
+
+    return judged
+
+
+class StopTable:
+    """The stop tokens of the requests of a step; a tensor is made only when they have changed.
+
+    Args:
+        runner: vLLM's V1 model runner.
+    """
+
+    def __init__(self, runner: GPUModelRunner):
+        self._runner = runner
+        self._stops: list[set[int]] | None = None
+        self._table: torch.Tensor | None = None
+
+    def __call__(self) -> torch.Tensor:
+        """(requests, s) int32 on the runner's device, in the order of its batch."""
+        runner = self._runner
+        params = [runner.requests[request].sampling_params for request in runner.input_batch.req_ids]
+        stops = [param.all_stop_token_ids for param in params]
+        if stops != self._stops:
+            self._stops = [set(tokens) for tokens in stops]
+            width = max(map(len, stops), default=0)
+            rows = [sorted(tokens) + [-1] * (width - len(tokens)) for tokens in stops]
+            table = torch.tensor(rows, dtype=torch.int32).view(len(rows), width)
+            if runner.device.type == "cuda":
+                table = table.pin_memory()
+            self._table = table.to(runner.device, non_blocking=True)
+        return self._table
