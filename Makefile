@@ -22,7 +22,7 @@ test-floor: $(VENV)-floor/.installed
 
 # The plugin inside vLLM, on a CPU (a download of 0.5 GB, then about six minutes).
 test-vllm: $(VENV)-vllm/.installed
-	$(VENV)-vllm/bin/python -m pytest --durations=0 tests/test_vllm_plugin.py tests/test_vllm_engine.py
+	$(VENV)-vllm/bin/python -m pytest --durations=8 tests/test_vllm_*.py
 
 # Speed on the embedded pair: a benchmark, not a test (a quarter of an hour on 2 cores).
 bench: $(VENV)/.installed

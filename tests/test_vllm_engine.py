@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -29,6 +30,7 @@ from hf_judge import JudgeCandidateVerifier, JudgeConfig, JudgeHead, JudgeStats
 from hf_judge.tiny import HOME, load_pair
 from hf_judge.tiny.world import problems
 
+COMMIT = "a" * 40
 K = 8  # drafted tokens per round
 MAX_NEW = 160
 WIDTH = 256
@@ -226,10 +228,17 @@ def test_refused_at_the_start(tmp_path, always, fickle):
     JudgeHead(JudgeConfig(hidden_size=WIDTH, hidden_state="pre_norm")).save_pretrained(early)
     foreign = tmp_path / "foreign"
     JudgeHead(JudgeConfig(hidden_size=WIDTH, base_model_name_or_path="someone/other")).save_pretrained(foreign)
+    cached = tmp_path / "hub" / "models--user--judge"
+    shutil.copytree(always, cached / "snapshots" / COMMIT)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(COMMIT)
+    pinned = {"hf_judge": {"judge": "user/judge", "threshold": 0.4, "revision": COMMIT}}  # the same for every worker
     speculative = ENGINE["speculative_config"]
     cases = [
-        ({"hf_judge": {"judge": always}}, {}, None),
-        ({}, {}, None),
+        ({"hf_judge": {"judge": always}}, {}, {"hf_judge": {"judge": always}}),
+        ({}, {}, {}),
+        ({"hf_judge": {"judge": "user/judge", "threshold": 0.4}, "other": 1}, {}, pinned | {"other": 1}),
+        ({"hf_judge": {"judge": "user/nothing"}}, {}, "not in the cache and the network is switched off"),
         ({"hf_judge": {"judge": str(narrow)}}, {}, "head expects hidden size 8, target has 256"),
         ({"hf_judge": {"judge": str(early)}}, {}, "reads the pre_norm state"),
         ({"hf_judge": {"judge": always, "treshold": 0.1}}, {}, "unknown keys ['treshold']"),
@@ -242,19 +251,19 @@ def test_refused_at_the_start(tmp_path, always, fickle):
             "needs 'standard'",
         ),
         ({"hf_judge": {"judge": always}}, {"logprobs_mode": "processed_logprobs"}, "use raw_logprobs"),
-        ({"hf_judge": {"judge": JUDGE, "strict_base": True}}, {}, None),
+        ({"hf_judge": {"judge": JUDGE, "strict_base": True}}, {}, {"hf_judge": {"judge": JUDGE, "strict_base": True}}),
         ({"hf_judge": {"judge": str(foreign), "strict_base": True}}, {}, "trained for 'someone/other', the target is"),
         ({"hf_judge": {"judge": always}}, {"pretend": "v2"}, "set VLLM_USE_V2_MODEL_RUNNER=0"),
         ({"hf_judge": {"judge": always}}, {"pretend": "version"}, "vLLM 0.33.1 is not supported by this"),
-        ({}, {"pretend": "version"}, None),
+        ({}, {"pretend": "version"}, {}),
     ]
     engines = [ENGINE | {"additional_config": additional} | more for additional, more, _ in cases]
-    said = run({"refusals": engines}, tmp_path)
+    said = run({"refusals": engines}, tmp_path, HF_HUB_CACHE=str(tmp_path / "hub"))
     for (additional, more, expected), found in zip(cases, said, strict=True):
-        if expected is None:
-            assert found is None, (additional, more)
+        if isinstance(expected, dict):
+            assert found == expected, (additional, more)
         else:
-            assert found is not None, (additional, more)
+            assert isinstance(found, str), (additional, more)
             assert expected in found
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from hf_judge import JudgeCandidateVerifier
+from hf_judge import JudgeCandidateVerifier, JudgeConfig, JudgeHead
 from hf_judge.binding import check_target
 from hf_judge.integrations.flat_rows import FORCED, force_, rescuable, stop_tokens
 from hf_judge.integrations.vllm import JudgeSettings, load_verifier
@@ -194,10 +194,11 @@ class TestHead:
         [
             ({"hidden_state": "pre_norm"}, "reads the pre_norm state; vLLM hands out the post_norm one only"),
             ({"draft_hidden_size": 2}, "reads the draft's state beside the target's"),
+            ({"extra_features": ["entropy"]}, r"reads numbers beside the state \(entropy\)"),
         ],
     )
     def test_reads_what_vllm_does_not_hand_out(self, tmp_path, config, message):
-        random_head(width=D, **config).save_pretrained(tmp_path)
+        JudgeHead(JudgeConfig(hidden_size=D, **config)).save_pretrained(tmp_path)
         with pytest.raises(ValueError, match=message):
             load_verifier(JudgeSettings(str(tmp_path)))
 

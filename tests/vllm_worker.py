@@ -47,8 +47,8 @@ def offline(engine: dict, rounds: list[dict]) -> dict:
     return {"answers": answers, "logprobs": logprobs, "counts": counts}
 
 
-def refusals(cases: list[dict]) -> list[str | None]:
-    """What vLLM says to each of these engine arguments; None: it takes them.
+def refusals(cases: list[dict]) -> list[str | dict]:
+    """What vLLM says to each of these engine arguments, or its additional config where it takes them.
 
     A case may hold `pretend`, what is not to be had on this machine: "version", another vLLM, or "v2", a configuration
     that would use model runner V2 (which needs Triton).
@@ -67,7 +67,7 @@ def refusals(cases: list[dict]) -> list[str | None]:
             except (ValueError, TypeError, OSError) as error:
                 said.append(f"{type(error).__name__}: {error}")
             else:
-                said.append(None)
+                said.append(config.additional_config)
     return said
 
 

@@ -108,6 +108,12 @@ def load_verifier(settings: JudgeSettings) -> JudgeCandidateVerifier:
             f"the head '{settings.judge}' reads the draft's state beside the target's, which vLLM does not hand out: "
             "train one without draft features"
         )
+    if head.config.extra_features:
+        names = ", ".join(head.config.extra_features)
+        raise ValueError(
+            f"the head '{settings.judge}' reads numbers beside the state ({names}), which the vLLM plugin does not "
+            "compute: train one without extra features"
+        )
     return JudgeCandidateVerifier(head, settings.threshold, rescue_stop_tokens=settings.rescue_stop_tokens)
 
 
