@@ -26,7 +26,7 @@ import torch
 
 pytest.importorskip("vllm", reason="vLLM is not installed: make test-vllm")
 
-from hf_judge import JudgeCandidateVerifier, JudgeConfig, JudgeHead, JudgeStats
+from hf_judge import JudgeCandidateVerifier, JudgeConfig, JudgeHead, JudgeStats, VerdictCode
 from hf_judge.tiny import HOME, load_pair
 from hf_judge.tiny.world import problems
 
@@ -68,6 +68,7 @@ class Reference(NamedTuple):
 
     prompts: list[list[int]]
     answers: list[list[int]]
+    codes: list[list[int]]  # a VerdictCode for each token
     stats: JudgeStats
 
 
@@ -84,11 +85,11 @@ def prompts(pair) -> list[torch.Tensor]:
     return [pair.tokenizer.apply_chat_template(chat, **options)["input_ids"] for chat in chats]
 
 
-def judged(pair, prompts, verifier) -> Reference:
+def judged(pair, prompts, verifier, **more) -> Reference:
     """Judged generation with vLLM's rounds: its first token comes from the prompt alone, without a draft."""
-    answers = []
+    answers, codes = [], []
     for ids in prompts:
-        first = pair.target.generate(ids, max_new_tokens=1, do_sample=False)
+        first = pair.target.generate(ids, max_new_tokens=1, do_sample=False, **more)
         output = pair.target.generate(
             first,
             assistant_model=pair.draft,
@@ -98,9 +99,12 @@ def judged(pair, prompts, verifier) -> Reference:
             assistant_confidence_threshold=0.0,
             max_new_tokens=MAX_NEW - 1,
             do_sample=False,
+            return_dict_in_generate=True,
+            **more,
         )
-        answers.append(output[0, ids.shape[1] :].tolist())
-    return Reference([ids[0].tolist() for ids in prompts], answers, verifier.stats)
+        answers.append(output.sequences[0, ids.shape[1] :].tolist())
+        codes.append([int(VerdictCode.BONUS), *output.verdicts[0].tolist()])
+    return Reference([ids[0].tolist() for ids in prompts], answers, codes, verifier.stats)
 
 
 def plain(pair, prompts) -> list[list[int]]:
@@ -187,12 +191,14 @@ def test_a_judge_that_says_yes_keeps_to_constraints(pair, prompts, always, tmp_p
     allowed = drafted[::2]  # the draft proposes others all the time
     banned = pair.tokenizer.convert_tokens_to_ids(".")  # vLLM bans a word as it is spelt without a blank before it
     assert banned in reference.answers[0][:40]
-    end = next(token for token in reference.answers[0][4:] if reference.answers[0].count(token) > 1)
+    end = reference.answers[0][reference.codes[0].index(VerdictCode.RESCUED)]  # for one request, a stop token
+    ending = judged(pair, prompts[:1], verifier(always), eos_token_id=[pair.tokenizer.eos_token_id, end]).answers[0]
+    assert ending != reference.answers[0][: len(ending)]
     regex = "[a-zA-Z ]{20,60}[.]"
     constrained = [
         {"max_tokens": 24, "allowed_token_ids": allowed},
         {"max_tokens": 24, "regex": regex},
-        {"max_tokens": 40, "stop_token_ids": [end]},
+        {"max_tokens": MAX_NEW, "stop_token_ids": [end]},
         {"max_tokens": 40, "bad_words": ["."]},
     ]
     rounds = [
@@ -216,7 +222,7 @@ def test_a_judge_that_says_yes_keeps_to_constraints(pair, prompts, always, tmp_p
     assert set(within) <= set(allowed)
     assert within != reference.answers[0][:24]
     assert re.fullmatch(regex, pair.tokenizer.decode(pattern, skip_special_tokens=True).strip()), pattern
-    assert end not in stopped[:-1]
+    assert stopped == ending
     assert banned not in clean
 
 
