@@ -20,7 +20,7 @@ lint: $(VENV)/.installed-test
 test-floor: $(VENV)-floor/.installed
 	$(VENV)-floor/bin/python -m pytest -n 2
 
-# The plugin inside vLLM, on a CPU (a download of 0.5 GB, then about six minutes).
+# The plugin inside vLLM, on a CPU (a download of about 1 GB, then four minutes or more).
 test-vllm: $(VENV)-vllm/.installed
 	$(VENV)-vllm/bin/python -m pytest --durations=8 tests/test_vllm_*.py
 
