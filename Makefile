@@ -4,13 +4,17 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= out
 
-.PHONY: demo test test-floor test-vllm lint bench train-demo smoke clean
+.PHONY: demo test test-floor test-tp test-vllm lint bench train-demo smoke clean
 
 demo: $(VENV)/.installed
 	$(BIN)/hf-judge demo
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2
+
+# Two processes that run one model together: tensor parallel and FSDP2, on CPU.
+test-tp: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m ranks
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

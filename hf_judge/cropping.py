@@ -15,6 +15,7 @@ from transformers.generation.candidate_generator import (
 )
 
 from hf_judge.decoding import Draft, Forward
+from hf_judge.ranks import Ranks
 from hf_judge.sources import CandidateSource
 from hf_judge.states import StateReader
 
@@ -28,6 +29,7 @@ class CroppingBackend:
         reader: reads the target's hidden state.
         generation_config: the prepared config of this call.
         model_kwargs: what the target's forward is called with; holds the cache.
+        ranks: the processes that run this very call together.
     """
 
     def __init__(
@@ -37,8 +39,9 @@ class CroppingBackend:
         reader: StateReader,
         generation_config: GenerationConfig,
         model_kwargs: dict,
+        ranks: Ranks,
     ):
-        self._model, self._source, self._reader = model, source, reader
+        self._model, self._source, self._reader, self._ranks = model, source, reader, ranks
         self._config, self._kwargs = generation_config, model_kwargs
         self._outputs = None  # of the round before
         self._n_accepted = 0
@@ -46,13 +49,16 @@ class CroppingBackend:
 
     def propose(self, answers: list[torch.LongTensor], budgets: list[int]) -> Draft:
         """See [`hf_judge.decoding.Backend`]."""
-        ids, logits, raw_logits = self._source.propose(
-            answers[0],
-            budget=budgets[0],
-            model_kwargs=self._kwargs,
-            outputs=self._outputs,
-            n_last_accepted=self._n_accepted,
-        )
+        ids, logits, raw_logits = answers[0][:, :0], None, None
+        if self._ranks.decides:
+            ids, logits, raw_logits = self._source.propose(
+                answers[0],
+                budget=budgets[0],
+                model_kwargs=self._kwargs,
+                outputs=self._outputs,
+                n_last_accepted=self._n_accepted,
+            )
+        ids = self._ranks.agree_on_width(ids)
         return Draft(ids, ids.new_full((1,), ids.shape[1]), logits, raw_logits)
 
     def forward(self, answers: list[torch.LongTensor], draft: Draft) -> Forward:
@@ -69,7 +75,8 @@ class CroppingBackend:
         # The last new token was not fed yet: the cache keeps the rows before it. crop(0) matters too, it lets
         # sliding-window layers shrink back to their window.
         self._outputs.past_key_values.crop(-(scores.shape[1] - n_new))
-        self._source.update(answers[0], scores, self._n_accepted)
+        if self._ranks.decides:
+            self._source.update(answers[0], scores, self._n_accepted)
         self._kwargs = self._model._update_model_kwargs_for_generation(
             self._outputs, self._kwargs, num_new_tokens=n_new
         )

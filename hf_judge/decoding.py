@@ -21,6 +21,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import ModelOutput
 
 from hf_judge.constraints import RowProcessor
+from hf_judge.ranks import Ranks
 from hf_judge.record import Record, merged
 from hf_judge.stats import JudgeStats, VerdictCode
 from hf_judge.verify import Candidates, CandidateVerifier, Rows, Verdict
@@ -113,6 +114,7 @@ def judged_decoding(
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
     has_unfinished: Callable[[bool], bool],
+    ranks: Ranks,
     streamer: BaseStreamer | None = None,
 ) -> JudgeDecoderOnlyOutput | torch.LongTensor:
     """Generate with drafts that `verifier` accepts or rejects.
@@ -123,13 +125,14 @@ def judged_decoding(
         verifier: the acceptance rule.
         logits_processor, stopping_criteria, generation_config: as `generate()` prepared them.
         has_unfinished: told whether this process has finished; whether any process has work left.
+        ranks: the processes that run this very call together; what the first of them decides counts.
         streamer: receives the new tokens block by block (one row only).
 
     Returns:
         (batch, n + n_new) long, padded on the right, or [`JudgeDecoderOnlyOutput`] with `return_dict_in_generate=True`.
     """
     stats, clock = JudgeStats(), _Clock()
-    stop = _Stop(stopping_criteria, generation_config, input_ids.device)
+    stop = _Stop(stopping_criteria, generation_config, input_ids.device, ranks)
     answers = [
         _Answer(input_ids[row : row + 1], RowProcessor(logits_processor, row), Record(generation_config))
         for row in range(input_ids.shape[0])
@@ -169,8 +172,11 @@ def judged_decoding(
             n_rescued=draft.lengths.new_tensor([answer.n_rescued for answer in active]),
             raw_logits=draft.raw_logits,
         )
-        verdict = verifier.verify(candidates, Rows(rows.logits, scores, rows.hidden, bool(generation_config.do_sample)))
-        blocks = _to_host(draft, verdict)
+        decision = None
+        if ranks.decides:
+            do_sample = bool(generation_config.do_sample)
+            decision = _packed(draft, verifier.verify(candidates, Rows(rows.logits, scores, rows.hidden, do_sample)))
+        blocks = _to_host(draft, decision, ranks)
         stats.seconds_judging += clock.lap()
 
         # 5. commit
@@ -217,15 +223,22 @@ class _Block(NamedTuple):
     n_non_finite: int
 
 
-def _to_host(draft: Draft, verdict: Verdict) -> list[_Block]:
-    """Read the round's decisions: its one synchronisation with the device."""
-    k, zeros = draft.ids.shape[1], torch.zeros_like(draft.lengths)
+def _packed(draft: Draft, verdict: Verdict) -> torch.LongTensor:
+    """All of a round's decisions, (batch, 5 + k + k+1)."""
+    zeros = torch.zeros_like(draft.lengths)
     refused = zeros if verdict.n_refused is None else verdict.n_refused
     non_finite = zeros if verdict.n_non_finite is None else verdict.n_non_finite
     columns = torch.stack([verdict.n_accepted, verdict.next_token, draft.lengths, refused, non_finite], dim=1)
-    table = torch.cat([columns.to(draft.ids), draft.ids, verdict.codes.to(draft.ids)], dim=1).tolist()
+    return torch.cat([columns.to(draft.ids), draft.ids, verdict.codes.to(draft.ids)], dim=1)
+
+
+def _to_host(draft: Draft, decision: torch.LongTensor | None, ranks: Ranks) -> list[_Block]:
+    """Read the round's decisions, or another process's: the round's one synchronisation with the device."""
+    batch, k = draft.ids.shape
+    if decision is None:
+        decision = draft.ids.new_zeros(batch, 5 + k + k + 1)
     blocks = []
-    for n_accepted, own_token, n_drafted, n_refused, n_non_finite, *rest in table:
+    for n_accepted, own_token, n_drafted, n_refused, n_non_finite, *rest in ranks.agree(decision).tolist():
         tokens, codes = [*rest[:n_accepted], own_token], rest[k : k + n_accepted + 1]
         blocks.append(_Block(tokens, codes, n_accepted, n_drafted, n_refused, n_non_finite))
     return blocks
@@ -281,7 +294,14 @@ class _Clock:
 class _Stop:
     """Where an answer ends: by length and end tokens for a whole block at once, by other criteria token by token."""
 
-    def __init__(self, criteria: StoppingCriteriaList, generation_config: GenerationConfig, device: torch.device):
+    def __init__(
+        self,
+        criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        device: torch.device,
+        ranks: Ranks,
+    ):
+        self._ranks = ranks
         lengths = [c.max_length for c in criteria if type(c) is MaxLengthCriteria]
         self.max_length = min([*lengths, generation_config.max_length])
         self._ends = set()
@@ -310,6 +330,7 @@ class _Stop:
             answer.record.scores(logits[:, i], scores[:, i])
             if self._others:
                 so_far = torch.cat([answer.ids, answer.ids.new_tensor([tokens[: i + 1]])], dim=1)
-                if bool(self._others(so_far, answer.record.score_rows).all()):
+                met = self._others(so_far, answer.record.score_rows).all()
+                if bool(self._ranks.agree(met)):
                     return i + 1, True
         return n_new, finished

@@ -13,6 +13,7 @@ import os
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 import transformers
 from transformers import AutoModelForCausalLM, GenerationMixin, LlamaForCausalLM, PreTrainedModel
 from transformers.generation import GenerationMode
@@ -28,6 +29,7 @@ from hf_judge.files import LAYER_NAME
 from hf_judge.head import JudgeHead, shared_head
 from hf_judge.hub import cached_commit
 from hf_judge.ragged.backend import RaggedBackend, why_not_ragged
+from hf_judge.ranks import Ranks, is_sharded
 from hf_judge.sources import CandidateSource, DraftingOptions
 from hf_judge.states import StateReader
 from hf_judge.verify import CandidateVerifier, JudgeCandidateVerifier
@@ -193,9 +195,14 @@ class JudgeGenerationMixin:
         if layer is not None:
             layer.leave_if_empty(self)
 
-    def _extract_generation_mode_kwargs(self, custom_generate, kwargs, *args, **more):
+    def _extract_generation_mode_kwargs(self, custom_generate, kwargs, synced_gpus, assistant_model, streamer):
         call = kwargs.pop("_judge_call", None)
-        mode_kwargs = super()._extract_generation_mode_kwargs(custom_generate, kwargs, *args, **more)
+        if call is not None and synced_gpus is None and is_sharded(self):
+            # upstream (5.19 to 5.23) knows of the models that it sharded itself, not of torch's own fully_shard
+            synced_gpus = dist.get_world_size() > 1
+        mode_kwargs = super()._extract_generation_mode_kwargs(
+            custom_generate, kwargs, synced_gpus, assistant_model, streamer
+        )
         if call is not None:
             mode_kwargs["judge_call"] = call
         return mode_kwargs
@@ -244,10 +251,13 @@ class JudgeGenerationMixin:
                 **model_kwargs,
             )
         verifier = judge_call.verifier
-        with StateReader(self, getattr(verifier, "hidden_state", "post_norm")) as reader:
+        ranks = Ranks.of(self, draft_alone=_drafts_alone(assistant_model, generation_config))
+        state = getattr(verifier, "hidden_state", "post_norm")
+        with StateReader(self, state) as reader, ranks.one_random_stream():
             backend = self._judge_backend(
                 judge_call,
                 reader,
+                ranks,
                 input_ids,
                 generation_config=generation_config,
                 logits_processor=logits_processor,
@@ -266,14 +276,26 @@ class JudgeGenerationMixin:
                 stopping_criteria=stopping_criteria,
                 generation_config=generation_config,
                 has_unfinished=lambda done: self._has_unfinished_sequences(done, synced_gpus, device=input_ids.device),
+                ranks=ranks,
                 streamer=streamer,
             )
 
     def _judge_backend(
-        self, call: _JudgeCall, reader: StateReader, input_ids, *, generation_config, model_kwargs, synced_gpus, **more
+        self,
+        call: _JudgeCall,
+        reader: StateReader,
+        ranks: Ranks,
+        input_ids,
+        *,
+        generation_config,
+        model_kwargs,
+        synced_gpus,
+        **more,
     ):
         """The backend that serves this call: the ragged engine where it can, upstream's caches elsewhere."""
         draft = more["assistant_model"]
+        if synced_gpus:
+            _check_drafts_whole(draft, generation_config)
         reason = why_not_ragged(
             self,
             draft,
@@ -281,7 +303,6 @@ class JudgeGenerationMixin:
             generation_config,
             model_kwargs,
             other_tokenizer=more["assistant_tokenizer"] is not None,
-            synced_gpus=synced_gpus,
         )
         if call.engine == "ragged" and reason is not None:
             raise ValueError(
@@ -298,6 +319,8 @@ class JudgeGenerationMixin:
                 generation_config=generation_config,
                 logits_processor=more["logits_processor"],
                 options=call.options,
+                ranks=ranks,
+                may_compile=ranks.alone and not synced_gpus,  # compiling runs the target, each process on its own
             )
         if call.engine == "auto":
             logger.info("judge_engine: upstream's caches, because %s", reason)
@@ -313,7 +336,7 @@ class JudgeGenerationMixin:
             raw_logits=getattr(call.verifier, "reads_draft_logits", False),
             **more,
         )
-        return CroppingBackend(self, source, reader, generation_config, model_kwargs)
+        return CroppingBackend(self, source, reader, generation_config, model_kwargs, ranks)
 
     def __reduce__(self):
         # a class made at run time is found again through the upstream class it extends, a user's own by its name
@@ -434,7 +457,9 @@ def __getattr__(name: str) -> type:
 
 
 def _upstream_class(cls: type) -> type:
-    return next(base for base in cls.__mro__ if not issubclass(base, JudgeGenerationMixin))
+    # FSDP2's fully_shard puts a class of its own before the model's
+    bases = (base for base in cls.__mro__ if issubclass(base, PreTrainedModel))
+    return next(base for base in bases if not issubclass(base, JudgeGenerationMixin))
 
 
 def _peft_base(model) -> PreTrainedModel:
@@ -490,6 +515,21 @@ def _check_judged_call(mode: GenerationMode, config) -> None:
             "judge= and assistant_ensemble_weight are two acceptance rules: pass one of them (the ensemble could "
             "override a verdict)"
         )
+
+
+def _drafts_alone(draft: PreTrainedModel | None, config) -> bool:
+    """Whether drafting runs nothing but a draft that this process has the whole of."""
+    uses_target = config.assistant_early_exit is not None or config.speculation_type is not None or config.use_mtp
+    return isinstance(draft, PreTrainedModel) and (draft.tp_size or 1) == 1 and not uses_target
+
+
+def _check_drafts_whole(draft: PreTrainedModel | None, config) -> None:
+    """Refuse drafts that need the other processes: each process drafts as often as its own prompt asks for."""
+    remedy = "where processes wait for each other (FSDP, ZeRO-3): load a whole draft in every process"
+    if isinstance(draft, torch.nn.Module) and is_sharded(draft):
+        raise ValueError(f"judge= cannot draft with a sharded {type(draft).__name__} {remedy}")
+    if config.assistant_early_exit is not None or config.speculation_type is not None or config.use_mtp:
+        raise ValueError(f"judge= cannot draft with the sharded target itself {remedy}, or draft by prompt lookup")
 
 
 def _check_cache_and_batch(input_ids: torch.Tensor, config, model_kwargs: dict, reason: str | None) -> None:

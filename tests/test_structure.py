@@ -11,7 +11,7 @@ import hf_judge
 
 PACKAGE = Path(hf_judge.__file__).parent
 ROWS = (
-    ("files", "stats", "views", "metrics", "checkers", "journal", "greedy", "significance", "terminal"),
+    ("files", "stats", "views", "metrics", "checkers", "journal", "greedy", "significance", "terminal", "ranks"),
     ("distributions",),
     ("hub",),
     ("config",),

@@ -15,6 +15,7 @@ from hf_judge.ragged.compiling import compile_for
 from hf_judge.ragged.drafting import Drafter
 from hf_judge.ragged.rows import ModelRows
 from hf_judge.ragged.schedule import length_schedule
+from hf_judge.ranks import Ranks
 from hf_judge.sources import DraftingOptions
 from hf_judge.states import StateReader
 
@@ -33,6 +34,8 @@ class RaggedBackend:
         generation_config: the prepared config of this call.
         logits_processor: the target's processors; drafts obey them too.
         options: drafting settings of this call.
+        ranks: the processes that run this very call together.
+        may_compile: whether a call that asks for compiled forwards gets them.
     """
 
     def __init__(
@@ -46,17 +49,19 @@ class RaggedBackend:
         generation_config: GenerationConfig,
         logits_processor: LogitsProcessorList,
         options: DraftingOptions,
+        ranks: Ranks,
+        may_compile: bool,
     ):
         batch, end = input_ids.shape[0], generation_config._eos_token_tensor
         own = draft.generation_config
         n_tokens = options.num_assistant_tokens or own.num_assistant_tokens or DEFAULT_TOKENS
         schedule = options.num_assistant_tokens_schedule or own.num_assistant_tokens_schedule or "constant"
         self._schedule = length_schedule(n_tokens, schedule, told=options.num_assistant_tokens is not None)
-        self._reader, self._max_length = reader, generation_config.max_length
+        self._reader, self._ranks, self._max_length = reader, ranks, generation_config.max_length
         self._pads = [0] * batch if attention_mask is None else (attention_mask == 0).sum(dim=1).tolist()
         self._n_cached = 0 if batch == 1 else None  # tokens of a single row that its cache holds
         self._max_position = min(_max_positions(model), _max_positions(draft))
-        self._compiled = compile_for(model, draft, generation_config)
+        self._compiled = compile_for(model, draft, generation_config) if may_compile else None
         self._target = ModelRows(model, batch, compiled=self._compiled)
         self._drafter = Drafter(
             draft,
@@ -72,7 +77,8 @@ class RaggedBackend:
         # asking for the state here too lets upstream get ready for it outside of what is compiled
         self._target.prefill(packed, lengths, **reader.request({}, {}))
         reader.forget()
-        self._drafter.prefill(packed, lengths)
+        if ranks.decides:
+            self._drafter.prefill(packed, lengths)
         self._started = 0.0
 
     def propose(self, answers: list[torch.LongTensor], budgets: list[int]) -> Draft:
@@ -90,8 +96,15 @@ class RaggedBackend:
         if not self._eagerly:
             n_tokens = width
             self._warm_up(n_tokens)
-        ids, lengths, *logits = self._drafter.propose(answers, texts, n_tokens, eagerly=self._eagerly)
-        return Draft(ids, lengths.clamp(max=lengths.new_tensor(budgets).clamp(max=n_wanted)), *logits)
+        if self._ranks.decides:
+            ids, lengths, *logits = self._drafter.propose(answers, texts, n_tokens, eagerly=self._eagerly)
+            lengths = lengths.clamp(max=lengths.new_tensor(budgets).clamp(max=n_wanted))
+        else:
+            ids, lengths = (answers[0].new_zeros(shape) for shape in ((len(answers), n_tokens), len(answers)))
+            logits = (None, None)
+        # equally many tokens in every process: no width to agree on first, and no waiting for the device
+        agreed = self._ranks.agree(torch.cat([lengths.unsqueeze(1), ids], dim=1))
+        return Draft(agreed[:, 1:], agreed[:, 0], *logits)
 
     def forward(self, answers: list[torch.LongTensor], draft: Draft) -> Forward:
         """See [`hf_judge.decoding.Backend`]."""
@@ -110,24 +123,27 @@ class RaggedBackend:
     def commit(self, answers: list[torch.LongTensor], grown: list[tuple[int, int]], scores: torch.Tensor) -> None:
         """See [`hf_judge.decoding.Backend`]: nothing to roll back, the next round's starts say it all."""
         n_drafted, lengths = scores.shape[1] - 1, [text.shape[1] for text in self._texts(answers)]
-        if n_drafted:
+        if n_drafted and self._ranks.decides:
             self._drafter.accept(
                 [n - n_new + n_accepted for n, (n_new, n_accepted) in zip(lengths, grown, strict=True)]
             )
         if self._n_cached is not None:
             self._n_cached = lengths[0] - 1
         accepted = [n_accepted for _, n_accepted in grown]
-        self._schedule.observe([n_drafted] * len(grown), accepted, time.perf_counter() - self._started)
+        seconds = torch.tensor(time.perf_counter() - self._started, dtype=torch.float64)
+        # one clock: the next draft must have the same length in every process
+        self._schedule.observe([n_drafted] * len(grown), accepted, float(self._ranks.agree(seconds)))
 
     def keep(self, rows: list[int]) -> None:
         """See [`hf_judge.decoding.Backend`]."""
         self._pads = [self._pads[r] for r in rows]
         self._target.keep(rows)
-        self._drafter.keep(rows)
+        if self._ranks.decides:
+            self._drafter.keep(rows)
 
     def idle(self) -> None:
         """See [`hf_judge.decoding.Backend`]."""
-        raise NotImplementedError("the ragged engine does not run under synced_gpus")
+        self._target.idle()
 
     def cache(self) -> DynamicCache | None:
         """The target's cache for a later turn; None for a batch, whose rows have different lengths."""
@@ -168,7 +184,6 @@ def why_not_ragged(
     model_kwargs: dict,
     *,
     other_tokenizer: bool,
-    synced_gpus: bool,
 ) -> str | None:
     """Why the ragged engine cannot serve this call, or None when it can.
 
@@ -177,7 +192,6 @@ def why_not_ragged(
         input_ids: (batch, n) long, the prompts.
         generation_config, model_kwargs: as `generate()` prepared them.
         other_tokenizer: the assistant has a tokenizer of its own.
-        synced_gpus: ranks wait for each other.
     """
     config = generation_config
     others = (
@@ -193,8 +207,6 @@ def why_not_ragged(
     for name, one in (("target", model), ("assistant", draft)):
         if (reason := _unfit(one)) is not None:
             return f"the {name} {reason}"
-    if synced_gpus:
-        return "ranks wait for each other (synced_gpus)"
     if input_ids.shape[1] == 0 or model_kwargs.get("inputs_embeds") is not None:
         return "the prompt is given as embeddings"
     cache = model_kwargs.get("past_key_values")

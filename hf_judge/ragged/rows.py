@@ -81,6 +81,10 @@ class ModelRows:
             forward_rows(self.model, self.cache, chunk, first, logits_to_keep=1, **more)
             first = first + chunk.shape[1]
 
+    def idle(self) -> None:
+        """A forward that no row sees, for processes that wait for others."""
+        self.model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=self.device), use_cache=False)
+
     def run(self, ids: torch.LongTensor, first: torch.LongTensor, *, eagerly: bool = False, **more):
         """Run (n_live, n) new tokens, row r's first at position `first[r]`; there must be room for them.
 
