@@ -1,4 +1,6 @@
-"""Whether a head belongs to a target: the width must fit; model and commit should be those it was trained on."""
+"""Whether a head belongs to a target: the width must fit; model, commit and quantisation should be those it was
+trained on.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +33,7 @@ def check_fit(head: JudgeHead, model: PreTrainedModel) -> None:
         )
     name, commit = model.config.name_or_path, getattr(model.config, "_commit_hash", None)
     check_target(head, model.config.get_text_config().hidden_size, name, commit)
+    _check_quantization(head, model)
 
 
 def check_target(head: JudgeHead, hidden_size: int, name: str | None, commit: str | None) -> None:
@@ -70,6 +73,41 @@ def check_target(head: JudgeHead, hidden_size: int, name: str | None, commit: st
         raise ValueError(f"{problem}: load that one, or set strict_base=False")
     if problem:
         _warn_once(f"{problem}: its verdicts may mean nothing there. Load that one or measure the accuracy")
+
+
+def quantization_of(model: PreTrainedModel) -> str:
+    """How the weights are quantised: the method and what its config says about the numbers; "none" if they are not."""
+    config = getattr(model.config, "quantization_config", None)
+    if config is None:
+        return "none"
+    values = config if isinstance(config, dict) else config.to_dict()
+    method = values["quant_method"]
+    words = [str(getattr(method, "value", method))]
+    if "bits" in values:  # gptq, awq, ...
+        words.append(f"{values['bits']}-bit")
+    elif values.get("load_in_8bit"):
+        words.append("8-bit")
+    elif values.get("load_in_4bit"):
+        words.append(f"4-bit {values['bnb_4bit_quant_type']}")
+    elif "quant_type" in values:  # torchao: a config object of its own
+        kind = values["quant_type"]
+        words.append(kind if isinstance(kind, str) else kind["default"]["_type"])
+    elif isinstance(values.get("weights"), str):  # quanto
+        words.append(values["weights"])
+    return " ".join(words)
+
+
+def _check_quantization(head: JudgeHead, model: PreTrainedModel) -> None:
+    expected, actual = head.config.quantization, quantization_of(model)
+    if expected is None or expected == actual:
+        return
+    problem = (
+        f"this judge head was trained on a target with quantization '{expected}', this target has quantization "
+        f"'{actual}'"
+    )
+    if head.strict_base:
+        raise ValueError(f"{problem}: load the target as it was, or set strict_base=False")
+    _warn_once(f"{problem}: its states differ, and so may verdicts. Load the target as it was or measure the accuracy")
 
 
 def _identity(name: str | None, commit: str | None) -> tuple[str | None, str | None]:

@@ -72,6 +72,7 @@ def head_card(config: JudgeConfig, repo_id: str) -> ModelCard:
         n_features=config.n_features,
         extra_features=config.extra_features,
         hidden_state=config.hidden_state,
+        quantization=_cell(config.quantization or ""),
         threshold=config.threshold,
         label=_cell(config.label),
         draft=provenance.get("draft"),

@@ -11,7 +11,6 @@ import sys
 import typing
 from pathlib import Path
 
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_judge.adapter import CONFIG_NAME
@@ -25,6 +24,7 @@ from hf_judge.draft_labels import label_drafts
 from hf_judge.features import INDEX_NAME, FeatureStore, extract_features
 from hf_judge.head import JudgeHead
 from hf_judge.hub import is_hub_id
+from hf_judge.jobs import processes
 from hf_judge.labelling import AFTER_MISTAKE, ON_CUT_TOKEN, label_rows
 from hf_judge.metrics import THRESHOLDS
 from hf_judge.mining import mine_swaps
@@ -113,7 +113,8 @@ def run_mine(args: argparse.Namespace) -> None:
             batch_size=args.batch_size,
             label_matched=args.label_matched,
         )
-    print(f"{args.output}: {report}")
+    if processes().is_main_process:
+        print(f"{args.output}: {report}")
 
 
 # --- features -------------------------------------------------------------------------------------------------------
@@ -156,7 +157,8 @@ def run_features(args: argparse.Namespace) -> None:
         draft_model=load_model(args.draft, args) if args.draft else None,
         extra=args.extra_features,
     )
-    print(f"{args.output}: {store.n_tokens} tokens x {_widths(store)}\n{report}")
+    if processes().is_main_process:
+        print(f"{args.output}: {store.n_tokens} tokens x {_widths(store)}\n{report}")
 
 
 # --- train ----------------------------------------------------------------------------------------------------------
@@ -183,6 +185,10 @@ def add_train(commands) -> None:
 
 
 def run_train(args: argparse.Namespace) -> None:
+    state = processes()
+    if not state.is_main_process:  # a fit takes minutes on one device: the others see that it is done
+        state.wait_for_everyone()
+        return
     values = {field.name: getattr(args, field.name) for field in dataclasses.fields(JudgeTrainingArguments)}
     trained = train_judge(FeatureStore(args.features), JudgeTrainingArguments(**values))
     metrics = trained.metrics
@@ -196,6 +202,7 @@ def run_train(args: argparse.Namespace) -> None:
     print("  threshold  mistakes caught  good tokens accepted")
     for point in metrics["curve"]:
         print(f"  {point['threshold']:9g}  {point['mistakes_caught']:15.1%}  {point['good_accepted']:20.1%}")
+    state.wait_for_everyone()
 
 
 # --- calibrate ------------------------------------------------------------------------------------------------------
@@ -333,7 +340,8 @@ def _head_info(path: Path | str, revision: str | None = None) -> None:
     target = f"{config.base_model_name_or_path} at {config.revision or 'an unnamed commit'}"
     print(
         f"judge head for {_printable(target)}: {config.hidden_size} '{config.hidden_state}' features"
-        f"{''.join(f' + {name}' for name in config.extra_features)}, threshold {config.threshold:g}"
+        f"{''.join(f' + {name}' for name in config.extra_features)}, threshold {config.threshold:g}, quantisation of "
+        f"the target: {_printable(config.quantization or 'not known')}"
     )
     if head.source:
         print(head.source)
@@ -367,10 +375,20 @@ def _add_tasks(parser, *, required: bool = True) -> None:
 
 
 def load_model(name: str, args: argparse.Namespace):
-    """A causal language model in evaluation mode; on the GPU where there is one."""
+    """A causal language model in evaluation mode; on the GPU of this process where there is one.
+
+    Raises:
+        ValueError: several processes would spread their models over the same devices.
+    """
+    state = processes()
+    if state.num_processes > 1 and args.device_map not in (None, "cpu"):
+        raise ValueError(
+            f"--device-map {args.device_map} in each of {state.num_processes} processes would put all their models on "
+            "the same devices: drop it, or start one process"
+        )
     model = AutoModelForCausalLM.from_pretrained(name, dtype=args.dtype, device_map=args.device_map)
-    if args.device_map is None and torch.cuda.is_available():
-        model = model.to("cuda")
+    if args.device_map is None and state.device.type == "cuda":
+        model = model.to(state.device)
     return model.eval()
 
 

@@ -67,6 +67,8 @@ class JudgeConfig(PeftConfig):
             come with logits.
         threshold (`float`): a drafted token is acceptable where ``sigmoid(logit) > threshold``; between 0 and 1.
         label (`str`): the meaning of the head's positive class.
+        quantization (`str`, *optional*): how the target's weights were quantised when its states were read, e.g.
+            `"bitsandbytes 8-bit"` (see `hf_judge.binding.quantization_of`); `"none"`: not at all; None: not known.
         format_version (`int`): version of the two files; this package reads version 1.
         provenance (`dict`): how the head was made: data, figures, versions. Free form, JSON.
         base_model_name_or_path (`str`, *optional*): the target that the head was trained on; `revision` is its commit.
@@ -82,6 +84,7 @@ class JudgeConfig(PeftConfig):
     label: str = "1 = acceptable"
     draft_hidden_size: int | None = None
     extra_features: list = field(default_factory=list)
+    quantization: str | None = None
     format_version: int = FORMAT_VERSION
     provenance: dict = field(default_factory=dict)
 
@@ -175,7 +178,7 @@ class JudgeConfig(PeftConfig):
                 "upgrade hf_judge to read this head"
             )
         _check_type("inference_mode", self.inference_mode, bool)
-        for name in ("label", "base_model_name_or_path", "revision", "peft_version"):
+        for name in ("label", "base_model_name_or_path", "revision", "peft_version", "quantization"):
             value = getattr(self, name)
             if value is not None:
                 _check_type(name, value, str)

@@ -89,7 +89,7 @@ def label_drafts(
                 counts = sum((answer.counts for answer in mine), Counter())
                 yield key, {"rows": [row.to_dict() for answer in mine for row in answer.rows], "counts": counts}
 
-    return run_job(work, list(tasks), output, settings, draft.device)
+    return run_job(work, list(tasks), output, settings, draft)
 
 
 class _Answer:

@@ -2,8 +2,8 @@
 
 The feature of a token is the target's hidden state at the token itself, read by the same `StateReader` as in
 generation; beside it, if asked for, numbers of the verification, computed by the function that serves them. Files are
-written shard by shard, so a run that was killed goes on where it stopped, and are read shard by shard, so a million
-tokens need not fit in memory. Knows nothing about heads.
+written shard by shard, so a run that was killed goes on where it stopped, several processes share the work, and a
+million tokens need not fit in memory. Knows nothing about heads.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from safetensors.torch import save as safetensors_bytes
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import tqdm
 
+from hf_judge.binding import quantization_of
 from hf_judge.config import HIDDEN_STATES, check_extra_features
 from hf_judge.data import LabelledResponse, data_hash
 from hf_judge.distributions import DRAFT_FEATURES, extra_features
+from hf_judge.jobs import processes
 from hf_judge.labelling import IGNORED, LabelReport, TokenLabels, label_rows
 from hf_judge.states import StateReader
 
@@ -145,7 +147,8 @@ def extract_features(
         model: the target.
         tokenizer: of the target.
         rows: the labelled responses.
-        output_dir: where the shards go; a run that was interrupted goes on there.
+        output_dir: where the shards go; a run that was interrupted goes on there. The processes of `accelerate launch`
+            share the shards, which do not depend on how many processes there are.
         hidden_state: "post_norm" or "pre_norm", as in [`JudgeConfig`].
         after_mistake, on_cut_token, max_length: see [`label_rows`].
         batch_size: responses per forward; the logits of a whole batch are in memory at once.
@@ -175,6 +178,7 @@ def extract_features(
         "model": _name(model),
         "draft_model": None if draft_model is None else _name(draft_model),
         "hidden_state": hidden_state,
+        "quantization": quantization_of(model),
         "hidden_size": model.config.get_text_config().hidden_size,
         "draft_hidden_size": None if draft_model is None else draft_model.config.get_text_config().hidden_size,
         "extra_features": extra or None,
@@ -188,31 +192,43 @@ def extract_features(
     }
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    index["shards"] = _finished_shards(output_dir, index)
-    n_done = sum(shard["n_responses"] for shard in index["shards"])
-    with (
-        tqdm(total=len(encoded), initial=n_done, desc="Features", unit="response") as bar,
-        StateReader(model, hidden_state) as reader,
-    ):
-        for shard in _plan(encoded, index, n_done):
+    if _is_complete(output_dir, index):
+        return FeatureStore(output_dir), report
+    state = processes(model)
+    if state.is_main_process:
+        _write(output_dir / INDEX_NAME, json.dumps(index).encode())
+    state.wait_for_everyone()
+    settings = {"settings": hashlib.sha256(json.dumps(index).encode()).hexdigest()}
+    plan = list(_plan(encoded, index))
+    names = [f"features-{number:05d}.safetensors" for number in range(len(plan))]
+    mine = list(zip(names, plan, strict=True))[state.process_index :: state.num_processes]
+    todo = [(name, shard) for name, shard in mine if not _is_finished(output_dir / name, settings)]
+    n_mine, n_todo = (sum(len(shard) for _, shard in shards) for shards in (mine, todo))
+    bar = tqdm(
+        total=n_mine, initial=n_mine - n_todo, desc="Features", unit="response", disable=not state.is_main_process
+    )
+    with bar, StateReader(model, hidden_state) as reader:
+        for name, shard in todo:
             tensors = _shard_tensors(model, reader, shard, batch_size, draft_model, hidden_state, extra, bar)
-            name = f"features-{len(index['shards']):05d}.safetensors"
-            _write(output_dir / name, safetensors_bytes(tensors))
-            n_tokens = len(tensors["labels"])
+            _write(output_dir / name, safetensors_bytes(tensors, settings))
+    state.wait_for_everyone()
+    if state.is_main_process:
+        for name, shard in zip(names, plan, strict=True):
+            n_tokens = sum(map(_n_labelled, shard))
             index["shards"].append({"file": name, "n_responses": len(shard), "n_tokens": n_tokens})
-            _write(output_dir / INDEX_NAME, json.dumps(index).encode())
-    index["complete"] = True
-    _write(output_dir / INDEX_NAME, json.dumps(index).encode())
+        index["complete"] = True
+        _write(output_dir / INDEX_NAME, json.dumps(index).encode())
+    state.wait_for_everyone()
     return FeatureStore(output_dir), report
 
 
-def _plan(encoded: list[TokenLabels], index: dict, n_done: int) -> Iterator[list[TokenLabels]]:
+def _plan(encoded: list[TokenLabels], index: dict) -> Iterator[list[TokenLabels]]:
     """Consecutive responses that fill a shard each; does not depend on the batch size."""
     width = index["hidden_size"] + (index["draft_hidden_size"] or 0) + len(index["extra_features"] or [])
     room = max(1, index["shard_bytes"] // (4 * width))  # tokens
     shard, n_tokens = [], 0
-    for tokens in encoded[n_done:]:
-        n_labelled = sum(label != IGNORED for label in tokens.labels)
+    for tokens in encoded:
+        n_labelled = _n_labelled(tokens)
         if shard and n_tokens + n_labelled > room:
             yield shard
             shard, n_tokens = [], 0
@@ -220,6 +236,10 @@ def _plan(encoded: list[TokenLabels], index: dict, n_done: int) -> Iterator[list
         n_tokens += n_labelled
     if shard:
         yield shard
+
+
+def _n_labelled(tokens: TokenLabels) -> int:
+    return sum(label != IGNORED for label in tokens.labels)
 
 
 def _shard_tensors(model, reader, shard, batch_size, draft_model, hidden_state, extra, bar) -> dict[str, torch.Tensor]:
@@ -285,18 +305,26 @@ def _padded(sequences: list[list[int]], value: int) -> torch.Tensor:
     return torch.tensor([sequence + [value] * (longest - len(sequence)) for sequence in sequences])
 
 
-def _finished_shards(output_dir: Path, index: dict) -> list[dict]:
-    """The shards that an interrupted run of the same data and settings left."""
+def _is_complete(output_dir: Path, index: dict) -> bool:
+    """Whether a run of the same data and settings finished here."""
     found = _read_index(output_dir)
     if found is None:
-        return []
+        return False
     changed = [key for key in index if key not in ("shards", "complete") and found.get(key) != index[key]]
     if changed:
         raise ValueError(
             f"'{output_dir}' holds features of other data or settings ({', '.join(changed)} differ): "
             "choose another directory or delete this one"
         )
-    return found["shards"]
+    return found["complete"]
+
+
+def _is_finished(path: Path, settings: dict) -> bool:
+    """Whether an interrupted run of the same settings left this shard; a shard is there as a whole or not at all."""
+    if not path.is_file():
+        return False
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() == settings
 
 
 def _read_index(directory: Path) -> dict | None:

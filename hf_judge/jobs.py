@@ -11,15 +11,18 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from transformers import PreTrainedModel
 from transformers.utils.logging import tqdm
 
 from hf_judge.data import LabelledResponse, row_from_dict, write_jsonl
 from hf_judge.journal import Journal
 
+PATIENCE = timedelta(days=30)  # for processes that finish early; torch's own default is 10 or 30 minutes
 NEAR_TIE = 1e-4  # logits this close may change places with the batch size
 
 
@@ -36,8 +39,27 @@ class MiningReport:
         return f"{self.n_rows} rows from {self.n_tasks} prompts ({details})"
 
 
+def processes(model: PreTrainedModel | None = None) -> PartialState:
+    """The processes that share a job's work: those of `accelerate launch` or `torchrun`, or this one alone.
+
+    Args:
+        model: does the work, in every process on its own; None: the accelerator does, if there is one.
+
+    Raises:
+        ValueError: the model is split over the processes, which then cannot work apart.
+    """
+    if model is not None and (model.tp_size or 1) > 1:
+        raise ValueError(
+            "this job gives every process work of its own, but the target is tensor parallel, one target in all of "
+            'them: start one process and spread the target over its devices with device_map="auto"'
+        )
+    # accelerate must be told that processes on CPUs belong together
+    on_cpu = not torch.cuda.is_available() if model is None else model.device.type == "cpu"
+    return PartialState(cpu=on_cpu, timeout=PATIENCE)
+
+
 def run_job(
-    work: Callable, tasks: list[dict], output: str | os.PathLike, settings: dict, device: torch.device
+    work: Callable, tasks: list[dict], output: str | os.PathLike, settings: dict, model: PreTrainedModel
 ) -> MiningReport:
     """Work off this process's share of the tasks, and collect the rows of all processes in the order of the tasks.
 
@@ -46,13 +68,13 @@ def run_job(
         tasks: all tasks of the job.
         output: JSONL of the rows; finished tasks are kept in `<output>.journal`.
         settings: that the rows depend on.
-        device: of the models: accelerate must be told that processes on CPUs belong together.
+        model: that does the work.
 
     Returns:
         Counts over all tasks.
     """
     keys = _keys(tasks)
-    state = PartialState(cpu=device.type == "cpu")
+    state = processes(model)
     directory = Path(f"{os.fspath(output)}.journal")
     with Journal(directory, settings, process_index=state.process_index) as journal:
         finished = journal.finished()

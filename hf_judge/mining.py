@@ -77,7 +77,7 @@ def mine_swaps(
                     yield work.key, work.record()
             active = [work for work in active if not work.done]
 
-    return run_job(work, list(tasks), output, settings, target.device)
+    return run_job(work, list(tasks), output, settings, target)
 
 
 class _SwapWork:

@@ -206,6 +206,7 @@ def _config(store: FeatureStore, args: JudgeTrainingArguments, parts, labels, *,
         extra_features=list(args.extra_features),
         draft_hidden_size=index["draft_hidden_size"] if args.use_draft_features else None,
         hidden_state=index["hidden_state"],
+        quantization=index.get("quantization"),
         threshold=args.threshold,
         base_model_name_or_path=index["model"],
         provenance={

@@ -1,6 +1,5 @@
 """Labels without people: against a naive reference, whatever the batch, through kills, and over processes."""
 
-import json
 import os
 import signal
 import subprocess
@@ -330,32 +329,6 @@ def test_kill_9_loses_only_the_prompts_in_work(tmp_path):
     handle.remove()
     assert rows == uninterrupted
     assert started[0] == len(TASKS) - n_finished  # the first batch: every prompt that was not finished, no other
-
-
-def test_processes_share_the_prompts(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(
-        textwrap.dedent(
-            f"""
-            import sys
-            sys.path.insert(0, {str(Path(__file__).parent)!r})
-            import test_mining
-            from pathlib import Path
-            test_mining.mined(Path({str(tmp_path)!r}), "shared.jsonl")
-            """
-        )
-    )
-    # what `accelerate launch` itself runs for several processes on one machine (on a CPU it asks for mpirun instead)
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    assert launch(command, stderr=subprocess.DEVNULL).wait(timeout=240) == 0
-    journals = sorted((tmp_path / "shared.jsonl.journal").iterdir())
-    keys = [{json.loads(line)["key"] for line in path.read_bytes().splitlines()[1:]} for path in journals]
-    assert [len(k) for k in keys] == [5, 4]
-    assert not keys[0] & keys[1]
-    rows, _ = mined(tmp_path, "alone.jsonl")
-    assert list(read_jsonl(tmp_path / "shared.jsonl")) == rows
-    # work shared by two processes is known to one
-    assert mined(tmp_path, "shared.jsonl")[0] == rows
 
 
 # --- checkers -------------------------------------------------------------------------------------------------------
