@@ -401,8 +401,8 @@ class TestOffloading:
     """Weights on disk: the target's `device` is then meta, and only the inputs know where to compute."""
 
     @pytest.mark.parametrize("on_disk", [["model.embed_tokens"], ["model.layers.0", "lm_head"], [""]])
-    @pytest.mark.parametrize("source", ["assistant", "lookup", "early_exit"])
-    def test_never_judge_is_plain(self, tmp_path, on_disk, source):
+    @pytest.mark.parametrize("source", ["ragged", "upstream", "lookup", "early_exit"])
+    def test_as_if_it_were_here(self, tmp_path, on_disk, source):
         stock = tiny_model()
         stock.save_pretrained(tmp_path / "model")
         places = dict.fromkeys(
@@ -415,7 +415,8 @@ class TestOffloading:
         )
         assert any(parameter.is_meta for parameter in target.parameters())
         drafting = {
-            "assistant": {"assistant_model": noisy_copy(stock)} | CALL,
+            "ragged": {"assistant_model": noisy_copy(stock), "judge_engine": "ragged"} | CALL,
+            "upstream": {"assistant_model": noisy_copy(stock), "judge_engine": "upstream"} | CALL,
             "lookup": {"prompt_lookup_num_tokens": 3, "do_sample": False},
             "early_exit": {"assistant_early_exit": 1} | CALL,
         }[source]
@@ -431,6 +432,9 @@ class TestOffloading:
             never = JudgeCandidateVerifier(random_head(), 1)
             assert model.generate(prompt(0), judge=never, max_new_tokens=9, **drafting).tolist() == plain.tolist()
             assert never.stats.drafted > 0 or source == "lookup"
+            out = model.generate(prompt(0), judge=random_head(), max_new_tokens=9, **drafting)
+            here = judged(stock).generate(prompt(0), judge=random_head(), max_new_tokens=9, **drafting)
+            assert out.tolist() == here.tolist()
 
     def test_offloaded_draft(self, tmp_path):
         tiny_model().save_pretrained(tmp_path / "model")

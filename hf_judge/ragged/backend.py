@@ -62,7 +62,7 @@ class RaggedBackend:
         self._n_cached = 0 if batch == 1 else None  # tokens of a single row that its cache holds
         self._max_position = min(_max_positions(model), _max_positions(draft))
         self._compiled = compile_for(model, draft, generation_config) if may_compile else None
-        self._target = ModelRows(model, batch, compiled=self._compiled)
+        self._target = ModelRows(model, batch, compiled=self._compiled, device=input_ids.device)
         self._drafter = Drafter(
             draft,
             batch,
@@ -207,6 +207,8 @@ def why_not_ragged(
     for name, one in (("target", model), ("assistant", draft)):
         if (reason := _unfit(one)) is not None:
             return f"the {name} {reason}"
+    if draft.device.type == "meta":
+        return "the assistant's first weights are offloaded"
     if input_ids.shape[1] == 0 or model_kwargs.get("inputs_embeds") is not None:
         return "the prompt is given as embeddings"
     cache = model_kwargs.get("past_key_values")
@@ -238,9 +240,7 @@ def _unfit(model: PreTrainedModel) -> str | None:
         return "is not a decoder whose cache can be rolled back"
     if config._attn_implementation not in ("eager", "sdpa"):
         return f"uses {config._attn_implementation}, which takes no 4-D mask"
-    if model.get_input_embeddings().weight.device.type == "meta":
-        return "has its embeddings offloaded"
-    parameters = inspect.signature(model.forward).parameters
+    parameters = inspect.signature(type(model).forward).parameters  # the object's own may be accelerate's
     if "position_ids" not in parameters or "logits_to_keep" not in parameters:
         return "takes no position_ids or no logits_to_keep"
     layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])

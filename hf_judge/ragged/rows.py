@@ -53,11 +53,20 @@ class ModelRows:
         n_rows: rows of the batch.
         step: what a forward is: `forward_rows` or `draft_step`.
         compiled: compiles `step`; None: it runs as it is.
+        device: of the ids, where the model has no place of its own: its embeddings are offloaded.
     """
 
-    def __init__(self, model: PreTrainedModel, n_rows: int, step=forward_rows, compiled: Compiled | None = None):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        n_rows: int,
+        step=forward_rows,
+        compiled: Compiled | None = None,
+        device: torch.device | None = None,
+    ):
         self.model, self.compiled = model, compiled
-        self.device = model.get_input_embeddings().weight.device
+        embeddings = model.get_input_embeddings().weight.device
+        self.device = device if embeddings.type == "meta" else embeddings
         n_layers = model.config.get_text_config().num_hidden_layers
         self.cache = RaggedCache(n_layers, n_rows, coarse=compiled is not None)
         self._step = step if compiled is None else compiled.of(step)
