@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import tqdm
 
 from hf_judge.checkers import Checker
+from hf_judge.devices import input_device
 from hf_judge.greedy import greedy
 from hf_judge.labelling import encode_prompt
 from hf_judge.modeling import judged
@@ -72,7 +73,7 @@ def judged_answers(
     model, before, texts = judged(model), verifier.stats, []
     verifier.stats = JudgeStats()
     for prompt in tqdm(prompts, desc=desc, unit="answer"):
-        ids = torch.tensor([encode_prompt(tokenizer, prompt)[1]], device=model.device)
+        ids = torch.tensor([encode_prompt(tokenizer, prompt)[1]], device=input_device(model))
         output = model.generate(
             ids,
             attention_mask=torch.ones_like(ids),

@@ -16,6 +16,7 @@ from hf_judge.cli_bench import add_bench
 from hf_judge.cli_evaluate import add_evaluate
 from hf_judge.cli_train import add_training_commands
 from hf_judge.decoding import VerdictStreamer
+from hf_judge.devices import input_device
 from hf_judge.stats import JudgeStats, VerdictCode
 from hf_judge.terminal import printable, table
 
@@ -212,7 +213,9 @@ def run_generate(args: argparse.Namespace) -> None:
     else:
         inputs = tokenizer(prompt, return_tensors="pt")
     printer = VerdictPrinter(tokenizer, colour=use_colour())
-    output = target.generate(**inputs.to(target.device), **options, streamer=printer, return_dict_in_generate=True)
+    output = target.generate(
+        **inputs.to(input_device(target)), **options, streamer=printer, return_dict_in_generate=True
+    )
     if isinstance(output, hf_judge.JudgeDecoderOnlyOutput):
         print(f"\n{printer.legend()}\n\n{describe(output.judge_stats)}")
 

@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_judge.demo import count_forwards, draft_length
+from hf_judge.devices import input_device
 from hf_judge.head import JudgeHead
 from hf_judge.journal import Journal
 from hf_judge.modeling import judged
@@ -67,7 +68,7 @@ class Pair:
             ids = self.tokenizer.apply_chat_template(
                 prompt, add_generation_prompt=True, return_tensors="pt", return_dict=True
             )["input_ids"]
-        return ids.to(self.target.device)
+        return ids.to(input_device(self.target))
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from transformers.utils.logging import tqdm
 from hf_judge.binding import quantization_of
 from hf_judge.config import HIDDEN_STATES, check_extra_features
 from hf_judge.data import LabelledResponse, data_hash
+from hf_judge.devices import input_device
 from hf_judge.distributions import DRAFT_FEATURES, extra_features
 from hf_judge.jobs import processes
 from hf_judge.labelling import IGNORED, LabelReport, TokenLabels, label_rows
@@ -291,8 +292,8 @@ def _read(model: PreTrainedModel, reader: StateReader, batch: list[TokenLabels],
 
     Rows are padded on the right: causal attention never looks there.
     """
-    ids = _padded([t.input_ids for t in batch], 0).to(model.device)
-    mask = _padded([[1] * len(t.input_ids) for t in batch], 0).to(model.device)
+    ids = _padded([t.input_ids for t in batch], 0).to(input_device(model))
+    mask = _padded([[1] * len(t.input_ids) for t in batch], 0).to(input_device(model))
     outputs = model(**reader.request({"input_ids": ids, "attention_mask": mask, "use_cache": False}, {}))
     states = reader.read(outputs, ids.shape[1])[kept].cpu()
     # a token is predicted by the row before it; the first of a sequence is the prompt's and never labelled

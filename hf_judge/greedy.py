@@ -11,6 +11,8 @@ from collections.abc import Iterator
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_judge.devices import input_device
+
 PASS_VALUES = 1 << 28  # logits held at once by a pass over whole texts
 
 
@@ -36,8 +38,8 @@ def greedy(
     """
     longest = max(map(len, prefixes))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prefixes], device=model.device)
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prefixes], device=model.device)
+    ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prefixes], device=input_device(model))
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prefixes], device=input_device(model))
     gaps = _Gaps()
     output = model.generate(
         input_ids=ids,
@@ -108,8 +110,8 @@ def greedy_choices(
         sequences = [prompt + response for prompt, response in group]
         longest = max(map(len, sequences))
         # padded on the right: causal attention never looks there
-        ids = torch.tensor([s + [0] * (longest - len(s)) for s in sequences], device=model.device)
-        mask = torch.tensor([[1] * len(s) + [0] * (longest - len(s)) for s in sequences], device=model.device)
+        ids = torch.tensor([s + [0] * (longest - len(s)) for s in sequences], device=input_device(model))
+        mask = torch.tensor([[1] * len(s) + [0] * (longest - len(s)) for s in sequences], device=input_device(model))
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         best = logits.float().topk(2, dim=-1)
         tokens, gaps = best.indices[..., 0].cpu(), (best.values[..., 0] - best.values[..., 1]).cpu()

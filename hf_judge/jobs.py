@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from transformers.utils.logging import tqdm
 
 from hf_judge.data import LabelledResponse, row_from_dict, write_jsonl
+from hf_judge.devices import input_device
 from hf_judge.journal import Journal
 
 PATIENCE = timedelta(days=30)  # for processes that finish early; torch's own default is 10 or 30 minutes
@@ -54,7 +55,7 @@ def processes(model: PreTrainedModel | None = None) -> PartialState:
             'them: start one process and spread the target over its devices with device_map="auto"'
         )
     # accelerate must be told that processes on CPUs belong together
-    on_cpu = not torch.cuda.is_available() if model is None else model.device.type == "cpu"
+    on_cpu = not torch.cuda.is_available() if model is None else input_device(model).type == "cpu"
     return PartialState(cpu=on_cpu, timeout=PATIENCE)
 
 

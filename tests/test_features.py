@@ -11,6 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from hf_judge import features as features_module
 from hf_judge.data import LabelledResponse
 from hf_judge.features import INDEX_NAME, FeatureStore, extract_features
+from hf_judge.greedy import greedy
 from hf_judge.jobs import decode_exactly
 from hf_judge.labelling import label_rows
 from hf_judge.states import StateReader
@@ -119,6 +120,20 @@ def test_draft_features_stand_beside(tmp_path):
     assert store.width(draft=True) == 48
     assert torch.allclose(both[:, :16], naive(draft, "post_norm", rows())[0], atol=1e-5)
     assert torch.allclose(both[:, 16:], all_features(store), atol=0)
+
+
+def test_an_offloaded_target(tmp_path):
+    """Its first weights are on disk: the model has no device of its own."""
+    MODEL.save_pretrained(tmp_path / "model")
+    offloaded = LlamaForCausalLM.from_pretrained(
+        tmp_path / "model", device_map={"": "disk"}, offload_folder=tmp_path / "offload"
+    )
+    assert offloaded.device.type == "meta"
+    store, _ = extract_features(offloaded, TOKENIZER, rows(), tmp_path / "offloaded")
+    here, _ = extract_features(MODEL, TOKENIZER, rows(), tmp_path / "here")
+    assert torch.equal(all_features(store), all_features(here))
+    prefixes, limits = [[5, 6, 7], [8]], [6, 4]
+    assert greedy(offloaded, TOKENIZER, prefixes, limits) == greedy(MODEL, TOKENIZER, prefixes, limits)
 
 
 def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):

@@ -71,6 +71,16 @@ class TestCache:
             starts = [start + k for start, k in zip(starts, kept, strict=True)]
         assert cache.length > 2 * STEP
 
+    def test_a_layer_on_another_device_than_the_ids(self):
+        """torch's own check of devices, on keys that hold no numbers."""
+        for n_rows in (1, 2):
+            cache = RaggedCache(1, n_rows)
+            cache.reserve(7)
+            cache.positions = torch.tensor([[3, 4, 5, 6]] * n_rows)
+            states = torch.zeros(n_rows, 2, 4, 8, device="meta")
+            keys, values = cache.layers[0].update(states, states)
+            assert keys.device == values.device == states.device
+
     def test_length_follows_need(self):
         model, cache = tiny_model(), RaggedCache(2, 1)
         cache.reserve(3)

@@ -11,8 +11,8 @@ import hf_judge
 
 PACKAGE = Path(hf_judge.__file__).parent
 ROWS = (
-    ("files", "stats", "views", "metrics", "checkers", "journal", "greedy", "significance", "terminal", "ranks"),
-    ("distributions",),
+    ("files", "stats", "views", "metrics", "checkers", "journal", "significance", "terminal", "ranks", "devices"),
+    ("distributions", "greedy"),
     ("hub",),
     ("config",),
     ("adapter", "cards", "data"),
