@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, StoppingCriteria
 from transformers.distributed import DistributedConfig
 
 from hf_judge import AutoJudgeModelForCausalLM, judged
+from hf_judge.jobs import processes
 
 SECONDS = 60  # a collective that takes longer is a hang
 ENGINES = ("ragged", "upstream")
@@ -132,6 +133,10 @@ def main(directory: Path) -> None:
     alien = noisy_copy(tiny_model(), noise=0.3, seed=5)
     results = {"shards": list(target.lm_head.weight.to_local().shape)}
     results |= tensor_parallel_cases(target, drafts, alien, head, rank)
+    try:
+        processes(target)
+    except ValueError as error:
+        results["jobs"] = str(error)
     results["view"] = answer(view, {"input_ids": prompt(0)}, drafts["sharded"], head, "auto")
 
     whole = judged(sharded(tiny_model()))  # the Judge class over a sharded model, and a sharded Judge class
@@ -140,6 +145,10 @@ def main(directory: Path) -> None:
     judge_first = sharded(judged(tiny_model()))
     inputs = {"input_ids": PROMPTS[rank]}
     results["fsdp judge first"] = answer(judge_first, inputs, draft, always_head(), "auto", max_new_tokens=LIMITS[rank])
+    loaded = AutoJudgeModelForCausalLM.from_pretrained(
+        directory / "target", distributed_config=DistributedConfig(fsdp_size=2)
+    )
+    results["fsdp from_pretrained"] = answer(loaded, inputs, draft, head, "auto", max_new_tokens=LIMITS[rank])
     (directory / f"rank{rank}.json").write_text(json.dumps(results))
     dist.barrier()
     dist.destroy_process_group()

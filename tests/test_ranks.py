@@ -103,6 +103,9 @@ class TestTensorParallel:
         assert len(expected["tokens"][0]) == 17
         assert [rank[f"clock/{engine}"] for rank in ranks] == [expected] * 2
 
+    def test_jobs_that_share_prompts_refuse(self, ranks):
+        assert all("the target is tensor parallel, one target in all of them" in rank["jobs"] for rank in ranks)
+
 
 CASES = {
     "lengths": [{"max_new_tokens": limit} for limit in LIMITS],
@@ -146,6 +149,11 @@ class TestSharded:
                 *alone[:1], {"input_ids": PROMPTS[rank]}, alone[1], always_head(), "auto", max_new_tokens=LIMITS[rank]
             )
             assert ranks[rank]["fsdp judge first"]["tokens"] == expected["tokens"]
+
+    def test_sharded_by_from_pretrained(self, ranks, alone):
+        for rank in range(2):
+            expected = answer(*alone[:1], {"input_ids": PROMPTS[rank]}, *alone[1:], "auto", max_new_tokens=LIMITS[rank])
+            assert ranks[rank]["fsdp from_pretrained"]["tokens"] == expected["tokens"]
 
     def test_drafts_that_need_the_others_are_refused(self, ranks):
         for rank in ranks:
