@@ -20,7 +20,7 @@ from transformers.distributed import DistributedConfig
 from hf_judge import AutoJudgeModelForCausalLM, judged
 from hf_judge.jobs import processes
 
-SECONDS = 60  # a collective that takes longer is a hang
+SECONDS = 100  # a collective that takes longer is a hang
 ENGINES = ("ragged", "upstream")
 PROMPTS = (prompt(0, 12), prompt(1, 7))  # of the two processes, where they differ
 LIMITS = (3, 24)
@@ -42,6 +42,11 @@ def batch(lengths=(9, 4, 12)):
     rows = [prompt(10 + i, n)[0] for i, n in enumerate(lengths)]
     ids = torch.stack([torch.nn.functional.pad(row, (max(lengths) - len(row), 0)) for row in rows])
     return {"input_ids": ids, "attention_mask": (ids != 0).long()}
+
+
+def pre_norm_head():
+    """Reads the residual stream, whose scale is not that of normed states."""
+    return random_head(hidden_state="pre_norm", scale=0.3)
 
 
 def answer(target, inputs, draft, head, engine, **kwargs):
@@ -82,6 +87,7 @@ def tensor_parallel_cases(target, drafts, alien, head, rank):
         cases[f"clock/{engine}"] = answer(
             target, {"input_ids": prompt(0)}, drafts["replicated"], head, engine, stopping_criteria=[After(17 + rank)]
         )
+    cases["pre_norm"] = answer(target, {"input_ids": prompt(0)}, drafts["sharded"], pre_norm_head(), "auto")
     cases["batch"] = answer(target, batch(), drafts["replicated"], head, "ragged")
     lookup = {"prompt_lookup_num_tokens": 3}
     cases["lookup"] = answer(target, {"input_ids": prompt(0, 6).repeat(1, 4)}, None, head, "upstream", **lookup)

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import always_head, noisy_copy, prompt, random_head, tiny_model
-from ranks_worker import ENGINES, EOS, LIMITS, PROMPTS, After, answer, batch
+from ranks_worker import ENGINES, EOS, LIMITS, PROMPTS, After, answer, batch, pre_norm_head
 
 from hf_judge import judged
 
-SECONDS = 150  # for everything; a hang ends with it
+SECONDS = 240  # for everything; a hang ends with it
 DRAFTS = ("replicated", "sharded")
 
 
@@ -62,6 +62,12 @@ class TestTensorParallel:
         assert expected["rescued"] > 0
         assert expected["corrected"] > 0
         assert [rank[f"greedy/{engine}/{draft}"] for rank in ranks] == [expected] * 2
+
+    def test_states_before_the_norm(self, ranks, alone):
+        expected = answer(*alone[:1], PROMPT, alone[1], pre_norm_head(), "auto")
+        assert expected["rescued"] > 0
+        assert expected["corrected"] > 0
+        assert [rank["pre_norm"] for rank in ranks] == [expected] * 2
 
     def test_batch(self, ranks, alone):
         assert [rank["batch"] for rank in ranks] == [answer(alone[0], batch(), *alone[1:], "ragged")] * 2
