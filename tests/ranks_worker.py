@@ -9,6 +9,7 @@ import json
 import sys
 from datetime import timedelta
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,7 @@ from transformers.distributed import DistributedConfig
 
 from hf_judge import AutoJudgeModelForCausalLM, judged
 from hf_judge.jobs import processes
+from hf_judge.ragged import backend
 
 SECONDS = 100  # a collective that takes longer is a hang
 ENGINES = ("ragged", "upstream")
@@ -42,6 +44,17 @@ def batch(lengths=(9, 4, 12)):
     rows = [prompt(10 + i, n)[0] for i, n in enumerate(lengths)]
     ids = torch.stack([torch.nn.functional.pad(row, (max(lengths) - len(row), 0)) for row in rows])
     return {"input_ids": ids, "attention_mask": (ids != 0).long()}
+
+
+class Clock:
+    """A clock that goes by the number of looks at it, at another pace in every process."""
+
+    def __init__(self, rank):
+        self.looks, self.rank = 0, rank
+
+    def perf_counter(self):
+        self.looks += 1
+        return self.looks**2 * 1e-3 if self.rank else self.looks * 1e-2
 
 
 def pre_norm_head():
@@ -87,6 +100,10 @@ def tensor_parallel_cases(target, drafts, alien, head, rank):
         cases[f"clock/{engine}"] = answer(
             target, {"input_ids": prompt(0)}, drafts["replicated"], head, engine, stopping_criteria=[After(17 + rank)]
         )
+    for name, draft in drafts.items():
+        with mock.patch.object(backend, "time", Clock(rank)):
+            options = {"num_assistant_tokens_schedule": "adaptive", "num_assistant_tokens": 16, "max_new_tokens": 60}
+            cases[f"adaptive/{name}"] = answer(target, {"input_ids": prompt(0)}, draft, head, "ragged", **options)
     cases["pre_norm"] = answer(target, {"input_ids": prompt(0)}, drafts["sharded"], pre_norm_head(), "auto")
     cases["batch"] = answer(target, batch(), drafts["replicated"], head, "ragged")
     lookup = {"prompt_lookup_num_tokens": 3}

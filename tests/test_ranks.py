@@ -5,13 +5,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 from conftest import always_head, noisy_copy, prompt, random_head, tiny_model
-from ranks_worker import ENGINES, EOS, LIMITS, PROMPTS, After, answer, batch, pre_norm_head
+from ranks_worker import ENGINES, EOS, LIMITS, PROMPTS, After, Clock, answer, batch, pre_norm_head
 
 from hf_judge import judged
+from hf_judge.ragged import backend
 
 SECONDS = 240  # for everything; a hang ends with it
 DRAFTS = ("replicated", "sharded")
@@ -62,6 +64,16 @@ class TestTensorParallel:
         assert expected["rescued"] > 0
         assert expected["corrected"] > 0
         assert [rank[f"greedy/{engine}/{draft}"] for rank in ranks] == [expected] * 2
+
+    @pytest.mark.parametrize("draft", DRAFTS)
+    def test_draft_lengths_by_the_first_processs_clock(self, ranks, alone, draft):
+        options = {"num_assistant_tokens_schedule": "adaptive", "num_assistant_tokens": 16, "max_new_tokens": 60}
+        with mock.patch.object(backend, "time", Clock(0)):
+            expected = answer(alone[0], PROMPT, *alone[1:], "ragged", **options)
+        with mock.patch.object(backend, "time", Clock(1)):
+            other = answer(alone[0], PROMPT, *alone[1:], "ragged", **options)
+        assert other["forwards"] != expected["forwards"]  # the second process's own clock would say otherwise
+        assert [rank[f"adaptive/{draft}"] for rank in ranks] == [expected] * 2
 
     def test_states_before_the_norm(self, ranks, alone):
         expected = answer(*alone[:1], PROMPT, alone[1], pre_norm_head(), "auto")
