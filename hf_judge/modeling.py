@@ -320,7 +320,7 @@ class JudgeGenerationMixin:
                 logits_processor=more["logits_processor"],
                 options=call.options,
                 ranks=ranks,
-                may_compile=ranks.alone and not synced_gpus,  # compiling runs the target, each process on its own
+                synced_gpus=synced_gpus,
             )
         if call.engine == "auto":
             logger.info("judge_engine: upstream's caches, because %s", reason)

@@ -20,7 +20,7 @@ from transformers.distributed import DistributedConfig
 
 from hf_judge import AutoJudgeModelForCausalLM, judged
 from hf_judge.jobs import processes
-from hf_judge.ragged import backend
+from hf_judge.ragged import backend, rows
 
 SECONDS = 100  # a collective that takes longer is a hang
 ENGINES = ("ragged", "upstream")
@@ -41,8 +41,8 @@ class After(StoppingCriteria):
 
 def batch(lengths=(9, 4, 12)):
     """Prompts padded on the left with token 0."""
-    rows = [prompt(10 + i, n)[0] for i, n in enumerate(lengths)]
-    ids = torch.stack([torch.nn.functional.pad(row, (max(lengths) - len(row), 0)) for row in rows])
+    prompts = [prompt(10 + i, n)[0] for i, n in enumerate(lengths)]
+    ids = torch.stack([torch.nn.functional.pad(one, (max(lengths) - len(one), 0)) for one in prompts])
     return {"input_ids": ids, "attention_mask": (ids != 0).long()}
 
 
@@ -121,6 +121,8 @@ def sharded_cases(target, draft, sharded_draft, head, rank):
             ("one token", {"max_new_tokens": 1 + 8 * rank}),
         ):
             cases[f"{name}/{engine}"] = answer(target, {"input_ids": PROMPTS[rank]}, draft, head, engine, **own)
+    with mock.patch.object(rows, "PREFILL_CHUNK", 4):  # three of them in one process, two in the other
+        cases["chunks"] = answer(target, {"input_ids": PROMPTS[rank]}, draft, head, "ragged", max_new_tokens=6)
     one = {"input_ids": PROMPTS[rank][:, : 1 + 3 * rank]}
     cases["short prompt"] = answer(target, one, draft, head, "ragged", max_new_tokens=6)
     for name, more in (

@@ -161,6 +161,12 @@ class TestSharded:
             expected = answer(alone[0], inputs, *alone[1:], "ragged", max_new_tokens=6)
             assert ranks[rank]["fsdp"]["short prompt"]["tokens"] == expected["tokens"]
 
+    def test_long_prompts_are_read_at_once(self, ranks, alone):
+        """In chunks, as elsewhere, the processes would have unequally many forwards."""
+        for rank in range(2):
+            expected = answer(alone[0], {"input_ids": PROMPTS[rank]}, *alone[1:], "ragged", max_new_tokens=6)
+            assert ranks[rank]["fsdp"]["chunks"]["tokens"] == expected["tokens"]
+
     def test_a_judge_class_can_be_sharded(self, ranks, alone):
         for rank in range(2):
             expected = answer(

@@ -35,7 +35,7 @@ class RaggedBackend:
         logits_processor: the target's processors; drafts obey them too.
         options: drafting settings of this call.
         ranks: the processes that run this very call together.
-        may_compile: whether a call that asks for compiled forwards gets them.
+        synced_gpus: other processes wait for each forward of the target.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class RaggedBackend:
         logits_processor: LogitsProcessorList,
         options: DraftingOptions,
         ranks: Ranks,
-        may_compile: bool,
+        synced_gpus: bool,
     ):
         batch, end = input_ids.shape[0], generation_config._eos_token_tensor
         own = draft.generation_config
@@ -61,6 +61,8 @@ class RaggedBackend:
         self._pads = [0] * batch if attention_mask is None else (attention_mask == 0).sum(dim=1).tolist()
         self._n_cached = 0 if batch == 1 else None  # tokens of a single row that its cache holds
         self._max_position = min(_max_positions(model), _max_positions(draft))
+        # compiling runs the target, in each process on its own
+        may_compile = ranks.alone and not synced_gpus
         self._compiled = compile_for(model, draft, generation_config) if may_compile else None
         self._target = ModelRows(model, batch, compiled=self._compiled, device=input_ids.device)
         self._drafter = Drafter(
@@ -75,7 +77,7 @@ class RaggedBackend:
         lengths = [input_ids.shape[1] - pad for pad in self._pads]
         packed = torch.stack([torch.roll(ids, -pad) for ids, pad in zip(input_ids, self._pads, strict=True)])
         # asking for the state here too lets upstream get ready for it outside of what is compiled
-        self._target.prefill(packed, lengths, **reader.request({}, {}))
+        self._target.prefill(packed, lengths, in_one=synced_gpus, **reader.request({}, {}))
         reader.forget()
         if ranks.decides:
             self._drafter.prefill(packed, lengths)

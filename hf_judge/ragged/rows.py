@@ -75,18 +75,19 @@ class ModelRows:
         self._spread: torch.Tensor | None = None  # for each row of the cache the row in work that stands there
         self._places: torch.Tensor | None = None
 
-    def prefill(self, ids: torch.LongTensor, lengths: list[int], **more) -> None:
+    def prefill(self, ids: torch.LongTensor, lengths: list[int], *, in_one: bool = False, **more) -> None:
         """Read all but the last token of every prompt (and a prompt's only token).
 
         Args:
             ids: (n_rows, n) long, packed to the left. What lies behind a row's length is overwritten later.
             lengths: tokens of every row.
+            in_one: in a single forward, however long: processes that wait for each other count forwards.
             **more: arguments of the model's forward.
         """
         n = max(max(lengths) - 1, 1)
         self.cache.reserve(n)
         first = torch.zeros(len(lengths), dtype=torch.long, device=self.device)
-        for chunk in ids[:, :n].to(self.device).split(PREFILL_CHUNK, dim=1):
+        for chunk in ids[:, :n].to(self.device).split(n if in_one else PREFILL_CHUNK, dim=1):
             forward_rows(self.model, self.cache, chunk, first, logits_to_keep=1, **more)
             first = first + chunk.shape[1]
 
