@@ -32,7 +32,7 @@ ROWS = (
     ("peft_method",),
     ("demo", "tasks"),
     ("evaluation",),
-    ("figures", "speedup"),
+    ("figures", "speedup", "floor"),
     ("scoring", "report", "bench", "integrations"),
     ("measuring",),
     ("cli_train", "cli_measure"),
