@@ -35,7 +35,7 @@ from hf_judge.training import JudgeTrainingArguments, train_judge
 TRAINED_LAYERS = 4
 BATCH = 50
 MAX_NEW_TOKENS = 256
-THRESHOLDS = "0.05,0.2,0.5,0.8,0.95"
+THRESHOLDS = "0.5,0.95"
 TRAINING_FREE = ("strict", "typical=0.001,0.002,0.005,0.01", "thresholds=0.0001,0.0003,0.001,0.003,0.01", "top-k=3,2")
 
 

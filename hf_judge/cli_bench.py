@@ -39,7 +39,8 @@ def run_bench(args: argparse.Namespace) -> None:
     pair = load_models(
         args.target, args.draft, judges=args.judge, dtype=args.dtype, device_map=args.device_map, depth=args.depth
     )
-    task = load_task(args.task, args.problems or (2 if args.quick else 8), seed=args.seed)
+    n = args.problems if args.problems is not None else 2 if args.quick else 8
+    task = load_task(args.task, n, seed=args.seed)
     lengths = tuple(args.lengths or ((16, 32) if args.quick else (8, 16, 32, 48)))
     with tqdm(desc="Measuring", unit="step", leave=False) as bar:
 
@@ -52,7 +53,7 @@ def run_bench(args: argparse.Namespace) -> None:
             task,
             lengths=lengths,
             thresholds=tuple(args.thresholds or ()),
-            repeats=args.repeats or (2 if args.quick else 5),
+            repeats=args.repeats if args.repeats is not None else 2 if args.quick else 5,
             max_new_tokens=args.max_new_tokens,
             compile_config=None if args.quick or args.no_compile or not can_compile() else CompileConfig(),
             quick=args.quick,

@@ -124,16 +124,27 @@ def write_report(found: dict, directory: str | os.PathLike, *, plots: bool = Tru
     return files
 
 
+def require_matplotlib() -> None:
+    """Refuse to go on where nothing can be plotted.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        raise ImportError("plots need matplotlib: pip install 'hf-judge[plot]', or leave them out") from None
+
+
 def plot(found: dict, directory: str | os.PathLike) -> list[Path]:
     """The main pictures as PNG: accuracy against speed-up and against saved forwards, and accepted lengths.
 
     Raises:
         ImportError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError("plots need matplotlib: pip install 'hf-judge[plot]'") from None
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
     directory, rules = Path(directory), found["rules"]
     files = [directory / name for name in ("pareto.png", "forwards.png", "accepted.png")]
     _scatter(Figure(figsize=(9, 5.5), layout="constrained"), rules, files[0], "speedup")

@@ -148,6 +148,23 @@ class TestCommand:
         assert cli.main(["bench", "--simulate", *words]) == 2
         assert message in capsys.readouterr().err
 
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--problems", "0"], "at least 1"),
+            (["--repeats", "0"], "at least one repeat"),
+            (["--lengths", "0"], "draft lengths from 1 on"),
+            (["--thresholds", "2"], "threshold must be between 0 and 1"),
+            (["--task", "nonsense"], "no task 'nonsense'"),
+        ],
+    )
+    def test_bad_input_is_one_line(self, pair, monkeypatch, arguments, message, capsys):
+        monkeypatch.setattr(cli_bench, "load_models", lambda *args, **kwargs: pair)
+        assert cli.main(["bench", "--max-new-tokens", "4", *arguments]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+
     def test_measuring(self, pair, monkeypatch, tmp_path, capsys):
         monkeypatch.setattr(cli_bench, "load_models", lambda *args, **kwargs: pair)
         path = tmp_path / "b.json"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
+import sys
 
 import measured_pair
 import pytest
@@ -14,7 +16,7 @@ from hf_judge.evaluation import Answer, Decoding, Pair, evaluate
 from hf_judge.figures import best_within, figures, pareto, warnings_of
 from hf_judge.rules import RandomVerifier
 from hf_judge.scoring import pieces, read_text, runs, score_curves, score_texts, token_details, walk
-from hf_judge.settings import Setting, parse_settings
+from hf_judge.settings import RULES, Setting, parse_settings
 from hf_judge.significance import mcnemar_p, ratio_interval, wilson_interval
 from hf_judge.tasks import load_task
 
@@ -70,6 +72,15 @@ class TestSettings:
             ("jugde", "no rule 'jugde': there are plain, assisted, strict, judge, autojudge, kl"),
             ("judge=1.5", "judge=1.5: threshold must be between 0 and 1"),
             ("top-k=1.5", "top-k=1.5: k must be a whole number"),
+            ("top-k=0", "top-k=0: k must be at least 1"),
+            ("autojudge=-0.1", "autojudge=-0.1: threshold must be between 0 and 1"),
+            ("kl=-1", "kl=-1: threshold must be at least 0"),
+            ("typical=1.1", "typical=1.1: epsilon must be between 0 and 1"),
+            ("relaxed=2", "relaxed=2: delta must be between 0 and 1"),
+            ("ensemble=nan", "ensemble=nan: weight must be between 0 and 1"),
+            ("thresholds=-1", "thresholds=-1: single must be between 0 and 1"),
+            ("fly=1.5", "fly=1.5: threshold must be between 0 and 1"),
+            ("random=2", "random=2: rate must be between 0 and 1"),
             ("kl=a", "expected numbers after '='"),
             ("strict=2", "no number to set"),
             ("plain=1", "no number to set"),
@@ -79,8 +90,16 @@ class TestSettings:
         ],
     )
     def test_bad_settings(self, pair, text, match):
+        heads = pair.heads | ({"autojudge": measured_pair.head()} if "=-0.1" in text else {})
         with pytest.raises(ValueError, match=match):
-            parse_settings([text], pair.heads)
+            parse_settings([text], heads)
+
+    def test_sweeps_are_in_order_and_in_range(self, pair):
+        heads = pair.heads | {"autojudge": measured_pair.head()}
+        for name, spec in RULES.items():
+            assert list(spec.sweep) in (sorted(spec.sweep), sorted(spec.sweep, reverse=True))
+            for value in (*spec.sweep, *spec.quick):
+                parse_settings([f"{name}={value}"], heads)
 
 
 class TestTasks:
@@ -282,6 +301,27 @@ class TestEvaluate:
         other.add_tokens(["hello"])
         with pytest.raises(ValueError, match="tokenizers disagree"):
             Pair(measured_pair.model(), measured_pair.model(), measured_pair.tokenizer(), draft_tokenizer=other)
+
+    def test_disagreeing_tokenizers_on_the_command_line(self, tmp_path, capsys):
+        for name in ("target", "draft"):
+            measured_pair.model().save_pretrained(tmp_path / name)
+            tokenizer = measured_pair.tokenizer()
+            if name == "draft":
+                tokenizer.add_tokens(["hello"])
+            tokenizer.save_pretrained(tmp_path / name)
+        models = ["--target", str(tmp_path / "target"), "--draft", str(tmp_path / "draft")]
+        assert cli.main(["evaluate", *models, "--problems", "1"]) == 2
+        assert "the tokenizers disagree" in capsys.readouterr().err
+        assert cli.main(["evaluate", *models, "--depth", "4"]) == 2
+        assert "--depth is of the embedded pair" in capsys.readouterr().err
+        assert cli.main(["bench", *models[:2]]) == 2
+        assert "both --target and --draft" in capsys.readouterr().err
+
+    def test_lm_eval_names_its_extra(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "lm_eval", None)
+        monkeypatch.delitem(sys.modules, "hf_judge.integrations.lm_eval", raising=False)
+        with pytest.raises(ImportError, match=r"pip install 'hf-judge\[lm-eval\]'"):
+            importlib.import_module("hf_judge.integrations.lm_eval")
 
     def test_bad_decoding(self):
         for bad in ({"num_assistant_tokens": 0}, {"max_new_tokens": 0}, {"temperature": -1}, {"temperature": math.nan}):

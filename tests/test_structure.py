@@ -32,7 +32,7 @@ ROWS = (
     ("peft_method",),
     ("demo", "tasks"),
     ("evaluation",),
-    ("figures", "speedup", "floor"),
+    ("figures", "floor", "speedup"),
     ("scoring", "report", "bench", "integrations"),
     ("measuring",),
     ("cli_train", "cli_measure"),

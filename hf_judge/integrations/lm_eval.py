@@ -20,7 +20,7 @@ try:
     from lm_eval.api.registry import register_model
     from lm_eval.models.huggingface import HFLM
 except ImportError:
-    raise ImportError("this needs lm-evaluation-harness: pip install 'hf-judge[lm-eval]' 'lm-eval[hf]'") from None
+    raise ImportError("this needs lm-evaluation-harness: pip install 'hf-judge[lm-eval]'") from None
 
 from hf_judge.modeling import judged
 from hf_judge.verify import StrictVerifier
