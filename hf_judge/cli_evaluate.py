@@ -46,7 +46,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
         require_matplotlib()  # now, not after the work is done
     pair = load_models(args.target, args.draft, **models)
     settings = parse_settings(args.rules, pair.heads, quick=args.quick)
-    n = args.problems if args.problems is not None else 8 if args.quick else 200
+    n = args.problems if args.problems is not None else 6 if args.quick else 200
     task = load_task(args.task, n, seed=args.seed, checker=args.checker, allow_code_execution=args.allow_code_execution)
     decoding = Decoding(args.num_assistant_tokens, args.max_new_tokens, args.temperature, args.seed, args.batch_size)
     if args.batch_size > 1 and not args.rules:
