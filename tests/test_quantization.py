@@ -110,7 +110,8 @@ def test_names(name):
 
 
 def test_a_mismatch_warns_once_or_is_refused(caplog):
-    target, head = judged(tiny_model()), random_head(quantization="gptq 3-bit")
+    target, head = judged(tiny_model()), random_head(quantization="gptq 3-bit", base_model_name_or_path="some/target")
+    target.config.name_or_path = "some/target"
     for _ in range(2):
         target.resolve_judge(head)
     assert caplog.text.count("quantization 'gptq 3-bit', this target has quantization 'none'") == 1
