@@ -35,7 +35,7 @@ class JudgeTrainingArguments:
     Args:
         output_dir (`str`): where the head, its metrics and its plot go.
         l2_grid (`tuple[float]`): penalties l2 / 2 * |w|^2 on standardised features. The strongest one wins whose
-            validation AUC is within a standard error of the best.
+            validation AUC is not clearly below the best (within 1.96 standard errors of it).
         validation_fraction (`float`): share of the prompts that choose the penalty.
         calibration_fraction (`float`): share of the prompts that is left alone, for `calibrate`; 0 when that has data
             of its own.
@@ -176,9 +176,9 @@ def _decided(labels: torch.Tensor, matched: torch.Tensor) -> torch.Tensor:
 
 
 def _strongest_of_the_best(aucs: list[float], labels: torch.Tensor) -> int:
-    """The first (strongest) penalty that a few other validation tokens might have made the best."""
+    """The first (strongest) penalty whose AUC chance may have put below the best one's, at 95%."""
     n_mistaken = int((labels == 0).sum())
-    good_enough = max(aucs) - auc_standard_error(max(aucs), len(labels) - n_mistaken, n_mistaken)
+    good_enough = max(aucs) - 1.96 * auc_standard_error(max(aucs), len(labels) - n_mistaken, n_mistaken)
     return next(i for i, auc in enumerate(aucs) if auc >= good_enough)
 
 

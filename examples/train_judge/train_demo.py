@@ -40,7 +40,9 @@ MAX_NEW_TOKENS = 256
 NUM_ASSISTANT_TOKENS = 32
 N_STRICT = 100  # strict verification only gives the scale of accepted tokens
 RISK, CONFIDENCE, MARGIN = 0.05, 0.95, 0.0
-CALIBRATION_FRACTION = 0.4  # 5% at 95% with these thresholds needs 102 prompts with a mistake, of 300
+CALIBRATION_FRACTION = (
+    0.25  # too few mistakes for a certificate of 5%: calibrated by task then, the rest is for the fit
+)
 THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
 
 
