@@ -7,6 +7,7 @@ Upstream facts are those of transformers 5.19 to 5.23.
 from __future__ import annotations
 
 import copy
+import logging
 import weakref
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -42,6 +43,8 @@ _ID_SETTINGS = (
     "suppress_tokens",
     "watermarking_config",
 )
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -337,7 +340,12 @@ def _apply_options(generator: AssistedCandidateGenerator, options: DraftingOptio
     config = generator.assistant_generation_config
     if options.num_assistant_tokens is not None:
         generator.num_assistant_tokens = options.num_assistant_tokens
-    if options.num_assistant_tokens_schedule is not None:
+    if options.num_assistant_tokens_schedule == "adaptive":
+        logger.info(
+            "num_assistant_tokens_schedule: 'adaptive' is the ragged engine's; upstream's drafting stays constant"
+        )
+        config.num_assistant_tokens_schedule = "constant"
+    elif options.num_assistant_tokens_schedule is not None:
         config.num_assistant_tokens_schedule = options.num_assistant_tokens_schedule
     if options.assistant_confidence_threshold is not None:
         config.assistant_confidence_threshold = options.assistant_confidence_threshold

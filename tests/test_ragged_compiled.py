@@ -179,3 +179,17 @@ class TestSchedules:
         found = ragged(target, inputs, draft, judge, m=8, n_new=40, **schedule, **more)
         assert found.tolist() == expected.tolist()
         assert judge.stats.accepted > 0
+
+
+def test_adaptive_lengths_on_upstreams_caches_are_constant(pair, caplog):
+    target, draft = pair
+    inputs = {"input_ids": prompt(0, 9)}
+    options = {"judge_engine": "upstream", "m": 4, "num_assistant_tokens_schedule": "adaptive"}
+    with caplog.at_level("INFO", logger="hf_judge.sources"):
+        judge = StrictVerifier()
+        found = ragged(target, inputs, draft, judge, **options)
+    assert "'adaptive' is the ragged engine's" in caplog.text
+    constant = StrictVerifier()
+    expected = ragged(target, inputs, draft, constant, **options | {"num_assistant_tokens_schedule": "constant"})
+    assert found.tolist() == expected.tolist()
+    assert judge.stats.drafted == constant.stats.drafted
