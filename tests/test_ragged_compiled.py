@@ -40,15 +40,15 @@ class TestCompiled:
 
     def test_rows_retire_in_halves(self, pair):
         """Rows end at different times by criteria of their own; what is left goes on in caches of half the rows."""
-        target, draft = pair
         inputs, ends = batch([9, 4, 12, 7, 6, 3]), {}
-        judge = StrictVerifier()
+        target, draft = judged(tiny_model()), noisy_copy(tiny_model())  # two layers: the state of one is not asked for
+        judge = JudgeCandidateVerifier(random_head(scale=2.0), 0.9)
         plain = ragged(target, inputs, draft, StrictVerifier(), n_new=40, eos_token_id=None)
         for row, tokens in enumerate(answers(plain, 12, None)):
             ends[row] = tokens[4 * row + 2]
         end_ids = sorted(set(ends.values()))
         options = {"n_new": 40, "eos_token_id": end_ids}
-        eager = ragged(target, inputs, draft, StrictVerifier(), **options)
+        eager = ragged(target, inputs, draft, JudgeCandidateVerifier(judge.head, 0.9), **options)
         traced = ragged(target, inputs, draft, judge, **options, **TRACED)
         assert traced.tolist() == eager.tolist()
         assert 0 < judge.stats.row_forwards < 6 * judge.stats.target_forwards

@@ -106,5 +106,5 @@ def _cloned(found):
         return tuple(_cloned(part) for part in found)
     found.logits = found.logits.clone()
     if found.get("hidden_states") is not None:
-        found.hidden_states = tuple(state.clone() for state in found.hidden_states)
+        found.hidden_states = tuple(None if state is None else state.clone() for state in found.hidden_states)
     return found

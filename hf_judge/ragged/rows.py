@@ -160,6 +160,7 @@ def _rows_of(found, places: torch.Tensor):
         hidden = found.get("hidden_states")
         chosen = {"logits": found.logits[places]}
         if hidden is not None:
-            chosen["hidden_states"] = tuple(state[places] for state in hidden)
+            # upstream leaves None where a layer's state was not asked for
+            chosen["hidden_states"] = tuple(None if state is None else state[places] for state in hidden)
         return type(found)(**chosen)
     return tuple(_rows_of(part, places) for part in found)
