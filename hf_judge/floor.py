@@ -71,7 +71,9 @@ class _Round:
             self._more = reader.request({}, {}) if not reader.needs_logits else {}
         self._target = ModelRows(pair.target, n_rows, compiled=compiled)
         self._draft = ModelRows(pair.draft, n_rows, draft_step, compiled)
-        self._token = text[:, -1:]
+        # as drafting and verifying make them: a slice has other strides, and would be compiled for once more
+        self._token = text[:, -1:].clone(memory_format=torch.contiguous_format)
+        self._ids = self._token.repeat(1, n_drafted + 1)
         self._first = torch.full((n_rows,), n - 1, device=text.device)
         self._target.prefill(text, [n] * n_rows, **self._more)
         self._draft.prefill(text, [n] * n_rows)
@@ -89,7 +91,6 @@ class _Round:
         for _ in range(self._n_drafted):
             _, token = self._draft.run(token, first)
             first = first + 1
-        ids = self._token.expand(-1, self._n_drafted + 1)
-        outputs = self._target.run(ids, self._first, logits_to_keep=self._n_drafted + 1, **self._more)
+        outputs = self._target.run(self._ids, self._first, logits_to_keep=self._n_drafted + 1, **self._more)
         outputs.logits[0, -1].argmax().item()  # the one synchronisation that decoding has as well
         return time.perf_counter() - start

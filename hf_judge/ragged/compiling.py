@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -96,6 +97,9 @@ class _Options(dict):
 
 @functools.cache
 def _compiled(function: Callable, key: str, options: _Options) -> Callable:
+    options = dict(options)
+    if "recompile_limit" in inspect.signature(torch.compile).parameters:  # else `compiling` raises it for a while
+        options["recompile_limit"] = N_SHAPES
     return torch.compile(function, **options)
 
 
