@@ -44,6 +44,7 @@ def make_features(directory: Path, n_tokens: int, width: int, n_shards: int = 4)
         row = n_rows + torch.arange(n) // TOKENS_PER_ROW
         n_rows = int(row[-1]) + 1
         tensors = {"features": features * scale, "labels": labels, "row": row, "position": torch.zeros(n).long()}
+        tensors["matched"] = torch.zeros(n, dtype=torch.bool)
         name = f"features-{i:05d}.safetensors"
         save_file(tensors, directory / name)
         shards.append({"file": name, "n_responses": 1, "n_tokens": n})
@@ -54,6 +55,7 @@ def make_features(directory: Path, n_tokens: int, width: int, n_shards: int = 4)
         "hidden_state": "post_norm",
         "hidden_size": width,
         "draft_hidden_size": None,
+        "extra_features": None,
         "data_hash": "made-up",
         "options": {},
         "rows": [{"source": "made-up", "prompt": f"{i:016x}", "task_id": None} for i in range(n_rows)],
