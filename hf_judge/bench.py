@@ -18,7 +18,7 @@ import torch
 from transformers import CompileConfig, DynamicCache, PreTrainedModel
 
 from hf_judge.evaluation import Pair
-from hf_judge.floor import measure_floor
+from hf_judge.floor import interleaved_medians, measure_floor
 from hf_judge.speedup import predicted_speedup
 from hf_judge.stats import JudgeStats
 from hf_judge.tasks import Example, Task
@@ -170,13 +170,13 @@ def bench(
     if repeats < 1 or not lengths or min(lengths) < 1:
         raise ValueError(f"bench needs at least one repeat and draft lengths from 1 on, got {repeats} and {lengths}")
     work = [(pair.encode(example.prompt), example) for example in task.examples]
-    on_step("costs of single forwards")
     on_step("upstream's best setting")
     best = _best_upstream(pair, work[:2], lengths, max_new_tokens, quick)
     judged = _judged_ways(pair, lengths, thresholds)
     on_step("the best draft length")
     m = _best_length(pair, judged, work[:2], max_new_tokens)
     strict_m = best[0]
+    on_step("costs of single forwards")
     costs = measure_costs(pair, work[0][0], tuple(sorted({*lengths, strict_m})))
     plain_static = {"judge": False, "cache_implementation": "static"}
     if compile_config is not None:
@@ -243,13 +243,7 @@ def measure_costs(pair: Pair, prompt_ids: torch.LongTensor, lengths: tuple[int, 
     sizes = sorted({1, *(m + 1 for m in lengths)})
     ways = {("target", n): _Forward(pair.target, prompt_ids, n) for n in sizes}
     ways[("draft", 1)] = _Forward(pair.draft, prompt_ids.to(pair.draft.device), 1)
-    seconds = {key: [] for key in ways}
-    for i in range(repeats + 2):
-        for key, forward in ways.items():
-            elapsed = forward()
-            if i >= 2:  # warmed up
-                seconds[key].append(elapsed)
-    median = {key: statistics.median(found) for key, found in seconds.items()}
+    median = interleaved_medians(ways, repeats)
     one = median[("target", 1)]
     return {
         "target_seconds": one,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable, Hashable
 
 import torch
 from transformers import CompileConfig
@@ -46,18 +47,23 @@ def measure_floor(
     ways = {"eager": _Round(pair, prompt_ids, n_drafted, n_rows, None)}
     if compile_config is not None:
         ways["compiled"] = _Round(pair, prompt_ids, n_drafted, n_rows, Compiled(compile_config))
-    seconds = {name: [] for name in ways}
-    for i in range(repeats + 2):
-        for name, run in ways.items():
-            elapsed = run()
-            if i >= 2:  # warmed up
-                seconds[name].append(elapsed)
-    medians = {name: statistics.median(found) for name, found in seconds.items()}
+    medians = interleaved_medians(ways, repeats)
     return {
         "eager_seconds_per_round": medians["eager"],
         "compiled_seconds_per_round": medians.get("compiled"),
         "seconds_per_round": min(medians.values()),
     }
+
+
+def interleaved_medians(ways: dict[Hashable, Callable[[], float]], repeats: int) -> dict[Hashable, float]:
+    """Median seconds of each way, one call of every way after the other; two calls of each warm up."""
+    seconds = {key: [] for key in ways}
+    for i in range(repeats + 2):
+        for key, run in ways.items():
+            elapsed = run()
+            if i >= 2:
+                seconds[key].append(elapsed)
+    return {key: statistics.median(found) for key, found in seconds.items()}
 
 
 class _Round:
