@@ -11,13 +11,14 @@ import logging
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from transformers import CompileConfig, DynamicCache, PreTrainedModel
 
-from hf_judge.evaluation import Pair
+from hf_judge.demo import count_forwards
+from hf_judge.evaluation import Pair, left_padded, up_to_end
 from hf_judge.floor import interleaved_medians, measure_floor
 from hf_judge.speedup import predicted_speedup
 from hf_judge.stats import JudgeStats
@@ -59,19 +60,22 @@ class BenchWay:
     def repeat(self, pair: Pair, work: Work, max_new_tokens: int) -> None:
         """Answer all of the work once."""
         batches = [work[i : i + self.batch_size] for i in range(0, len(work), self.batch_size)]
-        prompts = [left_padded([ids for ids, _ in batch], pair) for batch in batches]
-        counting = self.upstream is not None  # a hook on a compiled model would compile it again
-        with _upstream_settings(pair.draft, self.upstream), _counted(pair.target if counting else None) as count:
+        prompts = [left_padded([ids[0] for ids, _ in batch]) for batch in batches]
+        # a hook on a compiled model would compile it again
+        counting = nullcontext() if self.upstream is None else count_forwards(pair.target)
+        with _upstream_settings(pair.draft, self.upstream), counting as forwards:
             start = time.perf_counter()
             outputs = [
-                pair.target.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, **self.kwargs).tolist()
-                for inputs in prompts
+                pair.target.generate(
+                    ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, **self.kwargs
+                ).tolist()
+                for ids, mask in prompts
             ]
             seconds = time.perf_counter() - start
-        self.forwards = count[0]
+        self.forwards = 0 if forwards is None else forwards.count
         self.answers = [
-            (example, up_to_end(row[inputs["input_ids"].shape[1] :], pair.stop_ids))
-            for inputs, batch, rows in zip(prompts, batches, outputs, strict=True)
+            (example, up_to_end(row[ids.shape[1] :], pair.stop_ids))
+            for (ids, _), batch, rows in zip(prompts, batches, outputs, strict=True)
             for (_, example), row in zip(batch, rows, strict=True)
         ]
         self.rates.append(sum(len(tokens) for _, tokens in self.answers) / seconds)
@@ -385,38 +389,6 @@ def _beside(floor: dict, row: dict) -> dict:
     rate = (row["accepted_per_forward"] + 1) * row["batch_size"] / floor["seconds_per_round"]
     share = floor["seconds_per_round"] / row["seconds_per_round"]
     return floor | {"tokens_per_second": rate, "engine_seconds_per_round": row["seconds_per_round"], "share": share}
-
-
-def left_padded(prompts: list[torch.LongTensor], pair: Pair) -> dict[str, torch.Tensor]:
-    """Prompts, (1, n) long each, as `input_ids` and `attention_mask` of a batch."""
-    width = max(ids.shape[1] for ids in prompts)
-    pad = pair.tokenizer.pad_token_id or 0
-    rows = [torch.nn.functional.pad(ids, (width - ids.shape[1], 0), value=pad) for ids in prompts]
-    masks = [torch.nn.functional.pad(torch.ones_like(ids), (width - ids.shape[1], 0)) for ids in prompts]
-    return {"input_ids": torch.cat(rows), "attention_mask": torch.cat(masks)}
-
-
-def up_to_end(tokens: list[int], stop_ids: set[int]) -> list[int]:
-    """New tokens up to and with the first that ends an answer; padding follows it."""
-    return tokens[: next((i + 1 for i, token in enumerate(tokens) if token in stop_ids), len(tokens))]
-
-
-@contextmanager
-def _counted(model: PreTrainedModel | None):
-    """Counts the model's forwards, if there is one."""
-    count = [0]
-    if model is None:
-        yield count
-        return
-
-    def add(module, args, output):
-        count[0] += 1
-
-    handle = model.register_forward_hook(add)
-    try:
-        yield count
-    finally:
-        handle.remove()
 
 
 @contextmanager

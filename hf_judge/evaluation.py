@@ -214,9 +214,7 @@ class Way:
         pair, prompts = self._pair, [self._pair.encode(example.prompt)[0] for example in examples]
         if self._decoding.temperature > 0:
             torch.manual_seed(hash_seed(self._decoding.seed, examples[0].name))
-        # padded on the left: pad_sequence knows the other side only
-        flipped = [(ids.flip(0), torch.ones_like(ids)) for ids in prompts]
-        ids, mask = (pad_sequence(rows, batch_first=True).flip(1) for rows in zip(*flipped, strict=True))
+        ids, mask = left_padded(prompts)
         with (
             draft_length(pair.draft, self._decoding.num_assistant_tokens),
             count_forwards(pair.target) as forwards,
@@ -254,8 +252,20 @@ class Way:
         if codes is not None:
             n = sum(code != VerdictCode.PADDING for code in codes)
             return tokens[:n], codes[:n]
-        stop = self._pair.stop_ids
-        return tokens[: next((i + 1 for i, token in enumerate(tokens) if token in stop), len(tokens))], None
+        return up_to_end(tokens, self._pair.stop_ids), None
+
+
+def left_padded(prompts: list[torch.LongTensor]) -> tuple[torch.LongTensor, torch.LongTensor]:
+    """Prompts, (n_r,) long each, as the ids and the attention mask of a batch."""
+    # pad_sequence knows the other side only
+    flipped = [(ids.flip(0), torch.ones_like(ids)) for ids in prompts]
+    ids, mask = (pad_sequence(rows, batch_first=True).flip(1) for rows in zip(*flipped, strict=True))
+    return ids, mask
+
+
+def up_to_end(tokens: list[int], stop_ids: set[int]) -> list[int]:
+    """New tokens up to and with the first that ends an answer; padding follows it."""
+    return tokens[: next((i + 1 for i, token in enumerate(tokens) if token in stop_ids), len(tokens))]
 
 
 def _fingerprint(head: JudgeHead) -> str:
