@@ -81,7 +81,7 @@ class RaggedBackend:
         reader.forget()
         if ranks.decides:
             self._drafter.prefill(packed, lengths)
-        self._started = 0.0
+        self._started, self._warm = 0.0, None
 
     def propose(self, answers: list[torch.LongTensor], budgets: list[int]) -> Draft:
         """See [`hf_judge.decoding.Backend`]."""
@@ -161,7 +161,11 @@ class RaggedBackend:
         return [answer[:, pad:] for answer, pad in zip(answers, self._pads, strict=True)]
 
     def _warm_up(self, n_tokens: int) -> None:
-        """Compile for all that is to come at this draft length."""
+        """Compile for all that is to come at this draft length, once for every width, batch and length of the cache."""
+        now = n_tokens, self._target.cache.n_rows, self._target.cache.length, self._drafter.rows.cache.length
+        if now == self._warm:
+            return
+        self._warm = now
         n_keys = min(self._max_length + n_tokens, self._max_position)
         self._drafter.rows.warm_up([1, 2], n_keys, "Compiling the draft")
         more = {"logits_to_keep": n_tokens + 1} | self._reader.request({}, {})

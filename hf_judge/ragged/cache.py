@@ -46,21 +46,18 @@ class RaggedLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
-        """Write (batch, heads, n, head_dim) at the positions of the forward; return all keys and values."""
+        """Write (batch, heads, n, head_dim) at the positions of the forward; return what it attends over."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         positions = self._cache.positions.to(key_states.device)
-        if positions.shape[0] == 1:
-            self.keys.index_copy_(2, positions[0], key_states)
-            self.values.index_copy_(2, positions[0], value_states)
-        else:
-            at = positions[:, None, :, None]
-            self.keys.scatter_(2, at.expand(key_states.shape), key_states)
-            self.values.scatter_(2, at.expand(value_states.shape), value_states)
-        return self.keys, self.values
+        # scatter_ says the same, but inductor copies the whole cache for it, there and back
+        rows = torch.arange(self.keys.shape[0], device=positions.device)[:, None]
+        for cached, states in ((self.keys, key_states), (self.values, value_states)):
+            cached.transpose(1, 2).index_put_((rows, positions), states.transpose(1, 2))
+        return self.keys[:, :, : self._cache.n_seen], self.values[:, :, : self._cache.n_seen]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self._cache.length, 0
+        return self._cache.n_seen, 0
 
     def get_seq_length(self) -> int:
         return 0  # positions and masks are passed to the model, which need not count
@@ -79,31 +76,28 @@ class RaggedCache(Cache):
 
     Attributes:
         positions: (n_rows, n) long, where the tokens of the running forward go.
-        length: keys of every row that there is room for, and that a forward attends over.
+        length: keys of every row that there is room for.
+        n_seen: the first keys of every row, which a forward attends over.
     """
 
     def __init__(self, n_layers: int, n_rows: int, *, coarse: bool = False):
         super().__init__(layers=[RaggedLayer(self) for _ in range(n_layers)])
-        self.n_rows, self.length, self.coarse = n_rows, 0, coarse
+        self.n_rows, self.length, self.n_seen, self.coarse = n_rows, 0, 0, coarse
         self.positions: torch.Tensor | None = None
 
     def reserve(self, n_keys: int) -> None:
-        """Make room for `n_keys` keys per row, layer by layer."""
-        if n_keys <= self.length:
-            return
-        self.length = bucket(n_keys, coarse=self.coarse)
-        for layer in self._filled():
-            room = (0, 0, 0, self.length - layer.keys.shape[2])
-            layer.keys = torch.nn.functional.pad(layer.keys, room)
-            layer.values = torch.nn.functional.pad(layer.values, room)
+        """Make room for `n_keys` keys per row, layer by layer, and let forwards attend over no more than these."""
+        if n_keys > self.length:
+            self._grow(n_keys)
+        self.n_seen = min(-(-n_keys // STEP) * STEP, self.length)
 
     def mask(self, dtype: torch.dtype, *, additive: bool) -> torch.Tensor:
         """Which keys the running forward's tokens attend to: all up to their own position.
 
         Returns:
-            (n_rows, 1, n, length): bool, True where visible; or `dtype`, 0 where visible and the minimum elsewhere.
+            (n_rows, 1, n, n_seen): bool, True where visible; or `dtype`, 0 where visible and the minimum elsewhere.
         """
-        keys = torch.arange(self.length, device=self.positions.device)
+        keys = torch.arange(self.n_seen, device=self.positions.device)
         allowed = self.positions[:, None, :, None] >= keys
         if not additive:
             return allowed
@@ -120,7 +114,7 @@ class RaggedCache(Cache):
     def blank(self, length: int) -> RaggedCache:
         """A cache of the same layers and rows, of another length, for trying a model on."""
         other = RaggedCache(len(self.layers), self.n_rows, coarse=self.coarse)
-        other.length = length
+        other.length = other.n_seen = length
         for mine, layer in zip(self.layers, other.layers, strict=True):
             if mine.is_initialized:
                 layer.lazy_initialization(mine.keys[:, :, :1], mine.values[:, :, :1])
@@ -129,6 +123,13 @@ class RaggedCache(Cache):
     def nbytes(self) -> int:
         """Memory of all keys and values, in bytes."""
         return sum(t.nbytes for layer in self._filled() for t in (layer.keys, layer.values))
+
+    def _grow(self, n_keys: int) -> None:
+        self.length = bucket(n_keys, coarse=self.coarse)
+        for layer in self._filled():
+            room = (0, 0, 0, self.length - layer.keys.shape[2])
+            layer.keys = torch.nn.functional.pad(layer.keys, room)
+            layer.values = torch.nn.functional.pad(layer.values, room)
 
     def _filled(self) -> list[RaggedLayer]:
         return [layer for layer in self.layers if layer.is_initialized]

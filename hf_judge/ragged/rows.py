@@ -46,7 +46,7 @@ def draft_step(model, cache: RaggedCache, ids: torch.LongTensor, first: torch.Lo
 class ModelRows:
     """A model and the cache of its rows.
 
-    Compiled forwards have few shapes: rows that have finished stay, unused, until half of the rows have.
+    Compiled forwards have few shapes: rows that have finished stay, unused, until a quarter of the rows have.
 
     Args:
         model: takes `position_ids`, a 4-D mask and a cache; attends fully.
@@ -87,9 +87,11 @@ class ModelRows:
         n = max(max(lengths) - 1, 1)
         self.cache.reserve(n)
         first = torch.zeros(len(lengths), dtype=torch.long, device=self.device)
+        read = 0
         for chunk in ids[:, :n].to(self.device).split(n if in_one else PREFILL_CHUNK, dim=1):
-            forward_rows(self.model, self.cache, chunk, first, logits_to_keep=1, **more)
-            first = first + chunk.shape[1]
+            self.cache.reserve(read + chunk.shape[1])
+            forward_rows(self.model, self.cache, chunk, first + read, logits_to_keep=1, **more)
+            read += chunk.shape[1]
 
     def idle(self) -> None:
         """A forward that no row sees, for processes that wait for others."""
@@ -104,6 +106,8 @@ class ModelRows:
         if self._spread is not None:
             ids, first = ids[self._spread], first[self._spread]
         step = self._plain_step if eagerly else self._step
+        if self.compiled is not None and not eagerly:
+            self.cache.n_seen = self.cache.length  # one shape, whatever there is to see
         found = step(self.model, self.cache, ids, first, **more)
         return found if self._places is None else _rows_of(found, self._places)
 
@@ -114,7 +118,7 @@ class ModelRows:
     def keep(self, rows: list[int]) -> None:
         """Go on with these of the rows in work."""
         self._live = [self._live[r] for r in rows]
-        room = len(rows) if self.compiled is None else 1 << (len(rows) - 1).bit_length()
+        room = len(rows) if self.compiled is None else _room(len(rows))
         if room < self.cache.n_rows:
             # a compiled shape that is not filled up: its last places repeat a row
             self.cache.keep(self._live + self._live[:1] * (room - len(rows)))
@@ -150,6 +154,12 @@ class ModelRows:
                 cache = self.cache.blank(length)
                 for _ in range(2):  # CUDA graphs are recorded the second time
                     self._step(self.model, cache, ids, first, **more)
+
+
+def _room(n_rows: int) -> int:
+    """Rows that a compiled forward is made for: 1, 2, 4, 6, 8, 12, 16, 24, ..."""
+    octave = 1 << (n_rows - 1).bit_length()
+    return 3 * octave // 4 if octave >= 8 and n_rows <= 3 * octave // 4 else octave
 
 
 def _rows_of(found, places: torch.Tensor):
