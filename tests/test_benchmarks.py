@@ -39,9 +39,23 @@ def test_gpu(tmp_path):
 
 def test_long_context(tmp_path):
     path = tmp_path / "context.json"
-    sizes = ("--contexts", 100, 700, "--layers", 2, "--new-tokens", 20, "--num-assistant-tokens", 8, "--accepted", 5)
+    sizes = (
+        "--contexts",
+        100,
+        700,
+        "--layers",
+        2,
+        "--new-tokens",
+        20,
+        "--num-assistant-tokens",
+        8,
+        "--accepted",
+        5,
+        "--repeats",
+        2,
+    )
     run("long_context.py", *sizes, "--json", path)
     short, long = json.loads(path.read_text())["rows"]
     assert 0 < short["attention_seconds_per_token"] < short["seconds_per_token"]
     # two layers of 4 heads of 64 and two of 2 of 32, keys and values, float32
-    assert long["cache_bytes"] == 768 * 2 * 4 * (2 * 4 * 64 + 2 * 2 * 32)
+    assert long["cache_bytes"] == (700 + 20 + 9) * 2 * 4 * (2 * 4 * 64 + 2 * 2 * 32)

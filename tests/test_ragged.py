@@ -90,8 +90,28 @@ class TestCache:
     def test_buckets_waste_little(self):
         lengths = [bucket(n) for n in range(1, 9000)]
         assert lengths == sorted(lengths)
-        assert len(set(lengths)) < 20
-        assert all(n <= length <= max(STEP + n, 1.5 * n) for n, length in enumerate(lengths, 1))
+        assert len(set(lengths)) < 30
+        assert all(n <= length <= max(STEP + n, 1.25 * n) for n, length in enumerate(lengths, 1))
+
+    def test_no_longer_than_there_will_be_keys(self):
+        cache = RaggedCache(1, 1, limit=1100)
+        cache.reserve(1030)
+        assert cache.length == 1100 < bucket(1030)
+        cache.reserve(1200)  # it was not known better
+        assert cache.length >= 1200
+        coarse = RaggedCache(1, 1, coarse=True, limit=1100)
+        coarse.reserve(1030)
+        assert coarse.length == 2048
+
+    def test_a_forward_attends_over_what_is_filled(self):
+        cache = RaggedCache(1, 1, limit=4096)
+        cache.reserve(4000)
+        for n, seen in ((3, STEP), (STEP, STEP), (STEP + 1, 2 * STEP)):
+            cache.reserve(n)
+            cache.positions = torch.tensor([[n - 1]])
+            keys, values = cache.layers[0].update(torch.ones(1, 2, 1, 8), torch.ones(1, 2, 1, 8))
+            assert keys.shape == values.shape == (1, 2, seen, 8)
+            assert cache.mask(torch.float32, additive=False).shape == (1, 1, 1, seen)
 
 
 class TestSameTokens:

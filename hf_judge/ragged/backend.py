@@ -64,7 +64,9 @@ class RaggedBackend:
         # compiling runs the target, in each process on its own
         may_compile = ranks.alone and not synced_gpus
         self._compiled = compile_for(model, draft, generation_config) if may_compile else None
-        self._target = ModelRows(model, batch, compiled=self._compiled, device=input_ids.device)
+        n_more = self._schedule.next() + 1
+        limit = self._max_length + n_more
+        self._target = ModelRows(model, batch, compiled=self._compiled, device=input_ids.device, limit=limit)
         self._drafter = Drafter(
             draft,
             batch,
@@ -73,14 +75,15 @@ class RaggedBackend:
             end_ids=input_ids.new_zeros(0) if end is None else end,
             confidence=options.assistant_confidence_threshold or 0.0,
             compiled=self._compiled,
+            limit=limit,
         )
         lengths = [input_ids.shape[1] - pad for pad in self._pads]
         packed = torch.stack([torch.roll(ids, -pad) for ids, pad in zip(input_ids, self._pads, strict=True)])
         # asking for the state here too lets upstream get ready for it outside of what is compiled
-        self._target.prefill(packed, lengths, in_one=synced_gpus, **reader.request({}, {}))
+        self._target.prefill(packed, lengths, n_more=n_more, in_one=synced_gpus, **reader.request({}, {}))
         reader.forget()
         if ranks.decides:
-            self._drafter.prefill(packed, lengths)
+            self._drafter.prefill(packed, lengths, n_more=n_more)
         self._started, self._warm = 0.0, None
 
     def propose(self, answers: list[torch.LongTensor], budgets: list[int]) -> Draft:

@@ -7,6 +7,8 @@ takes `position_ids` and a 4-D mask and attends fully (5.19 to 5.23). Knows noth
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
@@ -16,15 +18,14 @@ STEP = 64  # keys; the smallest cache
 def bucket(n: int, *, coarse: bool = False) -> int:
     """The length of a cache that holds `n` keys: a short answer does not pay for a long cache.
 
-    64, 128, 192, 256, then half octaves (384, 512, 768, 1024, ...). `coarse`, where every length is compiled for:
-    256, 512, 1024, ...
+    64, 128, 192, 256, then quarter octaves (320, 384, 448, 512, 640, ...). `coarse`, where every length is compiled
+    for: 256, 512, 1024, ...
     """
     octave = 1 << (n - 1).bit_length()  # the next power of two
     if coarse:
         return max(4 * STEP, octave)
-    if n <= 4 * STEP:
-        return max(STEP, -(-n // STEP) * STEP)
-    return 3 * octave // 4 if n <= 3 * octave // 4 else octave
+    step = max(STEP, octave // 8)
+    return -(-n // step) * step
 
 
 class RaggedLayer(CacheLayerMixin):
@@ -73,6 +74,7 @@ class RaggedCache(Cache):
         n_layers: layers of the model.
         n_rows: rows.
         coarse: few lengths, for compiled models.
+        limit: keys that no row will have more of, as far as is known; a cache that is not coarse gets no longer.
 
     Attributes:
         positions: (n_rows, n) long, where the tokens of the running forward go.
@@ -80,9 +82,10 @@ class RaggedCache(Cache):
         n_seen: the first keys of every row, which a forward attends over.
     """
 
-    def __init__(self, n_layers: int, n_rows: int, *, coarse: bool = False):
+    def __init__(self, n_layers: int, n_rows: int, *, coarse: bool = False, limit: int = sys.maxsize):
         super().__init__(layers=[RaggedLayer(self) for _ in range(n_layers)])
-        self.n_rows, self.length, self.n_seen, self.coarse = n_rows, 0, 0, coarse
+        self.n_rows, self.length, self.n_seen = n_rows, 0, 0
+        self.coarse, self.limit = coarse, limit
         self.positions: torch.Tensor | None = None
 
     def reserve(self, n_keys: int) -> None:
@@ -125,7 +128,8 @@ class RaggedCache(Cache):
         return sum(t.nbytes for layer in self._filled() for t in (layer.keys, layer.values))
 
     def _grow(self, n_keys: int) -> None:
-        self.length = bucket(n_keys, coarse=self.coarse)
+        length = bucket(n_keys, coarse=self.coarse)
+        self.length = length if self.coarse else min(length, max(n_keys, self.limit))
         for layer in self._filled():
             room = (0, 0, 0, self.length - layer.keys.shape[2])
             layer.keys = torch.nn.functional.pad(layer.keys, room)

@@ -5,6 +5,8 @@ Greedy drafts stay on the device until the round's verdict is read. Knows nothin
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from transformers import PreTrainedModel
 
@@ -24,6 +26,7 @@ class Drafter:
         end_ids: (n,) long, tokens that end an answer: nothing behind them is of use.
         confidence: a draft ends before the first token whose probability is below this; 0: never.
         compiled: compiles the draft's step.
+        limit: tokens that no row will have more of, as far as is known.
     """
 
     def __init__(
@@ -36,15 +39,16 @@ class Drafter:
         end_ids: torch.LongTensor,
         confidence: float = 0.0,
         compiled: Compiled | None = None,
+        limit: int = sys.maxsize,
     ):
-        self.rows = ModelRows(draft, n_rows, draft_step, compiled)
+        self.rows = ModelRows(draft, n_rows, draft_step, compiled, limit=limit)
         self._processors, self._do_sample = processors, do_sample
         self._end_ids, self._confidence = end_ids.to(self.rows.device), confidence
         self._n_read = []  # tokens of every row that the cache holds
 
-    def prefill(self, ids: torch.LongTensor, lengths: list[int]) -> None:
+    def prefill(self, ids: torch.LongTensor, lengths: list[int], *, n_more: int = 0) -> None:
         """Read the prompts, (n_rows, n) long, packed to the left; the last token of each waits for the first draft."""
-        self.rows.prefill(ids, lengths)
+        self.rows.prefill(ids, lengths, n_more=n_more)
         self._n_read = [length - 1 for length in lengths]
 
     def propose(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
@@ -10,7 +12,7 @@ from transformers.utils.logging import tqdm
 from hf_judge.ragged.cache import RaggedCache, bucket
 from hf_judge.ragged.compiling import Compiled
 
-PREFILL_CHUNK = 512  # tokens read at once: what a long prompt needs beside the cache stays small
+PREFILL_CHUNK = 256  # tokens read at once: what a long prompt needs beside the cache stays small
 
 
 def forward_rows(model, cache: RaggedCache, ids: torch.LongTensor, first: torch.LongTensor, **more) -> ModelOutput:
@@ -54,6 +56,7 @@ class ModelRows:
         step: what a forward is: `forward_rows` or `draft_step`.
         compiled: compiles `step`; None: it runs as it is.
         device: of the ids, where the model has no place of its own: its embeddings are offloaded.
+        limit: keys that no row will have more of, as far as is known.
     """
 
     def __init__(
@@ -63,29 +66,33 @@ class ModelRows:
         step=forward_rows,
         compiled: Compiled | None = None,
         device: torch.device | None = None,
+        limit: int = sys.maxsize,
     ):
         self.model, self.compiled = model, compiled
         embeddings = model.get_input_embeddings().weight.device
         self.device = device if embeddings.type == "meta" else embeddings
         n_layers = model.config.get_text_config().num_hidden_layers
-        self.cache = RaggedCache(n_layers, n_rows, coarse=compiled is not None)
+        self.cache = RaggedCache(n_layers, n_rows, coarse=compiled is not None, limit=limit)
         self._step = step if compiled is None else compiled.of(step)
         self._plain_step = step
         self._live = list(range(n_rows))  # rows of the cache that are in work
         self._spread: torch.Tensor | None = None  # for each row of the cache the row in work that stands there
         self._places: torch.Tensor | None = None
 
-    def prefill(self, ids: torch.LongTensor, lengths: list[int], *, in_one: bool = False, **more) -> None:
+    def prefill(
+        self, ids: torch.LongTensor, lengths: list[int], *, n_more: int = 0, in_one: bool = False, **more
+    ) -> None:
         """Read all but the last token of every prompt (and a prompt's only token).
 
         Args:
             ids: (n_rows, n) long, packed to the left. What lies behind a row's length is overwritten later.
             lengths: tokens of every row.
+            n_more: tokens that come next, to make room for at once.
             in_one: in a single forward, however long: processes that wait for each other count forwards.
             **more: arguments of the model's forward.
         """
         n = max(max(lengths) - 1, 1)
-        self.cache.reserve(n)
+        self.cache.reserve(n + n_more)
         first = torch.zeros(len(lengths), dtype=torch.long, device=self.device)
         read = 0
         for chunk in ids[:, :n].to(self.device).split(n if in_one else PREFILL_CHUNK, dim=1):
