@@ -39,23 +39,22 @@ def test_gpu(tmp_path):
 
 def test_long_context(tmp_path):
     path = tmp_path / "context.json"
-    sizes = (
-        "--contexts",
-        100,
-        700,
-        "--layers",
-        2,
-        "--new-tokens",
-        20,
-        "--num-assistant-tokens",
-        8,
-        "--accepted",
-        5,
-        "--repeats",
-        2,
-    )
+    sizes = ("--layers", 2, "--new-tokens", 20, "--num-assistant-tokens", 8, "--accepted", 5, "--repeats", 2)
+    sizes = ("--contexts", 100, 700, *sizes)
     run("long_context.py", *sizes, "--json", path)
     short, long = json.loads(path.read_text())["rows"]
     assert 0 < short["attention_seconds_per_token"] < short["seconds_per_token"]
     # two layers of 4 heads of 64 and two of 2 of 32, keys and values, float32
     assert long["cache_bytes"] == (700 + 20 + 9) * 2 * 4 * (2 * 4 * 64 + 2 * 2 * 32)
+
+
+def test_adaptive(tmp_path):
+    path = tmp_path / "adaptive.json"
+    out = run("adaptive.py", "--layers", 4, "--new-tokens", 30, "--repeats", 1, "--drafts", "judged", "wrong",
+              "right and expensive", "--json", path)  # fmt: skip
+    rows = {(row["draft"], row["way"]): row for row in json.loads(path.read_text())["rows"]}
+    assert "| judged | adaptive |" in out
+    assert rows["judged", "M=8"]["accepted_per_forward"] > 4
+    assert rows["wrong", "M=4"]["accepted_per_forward"] < 1
+    assert rows["right and expensive", "M=16"]["accepted_per_forward"] > 10
+    assert all(rows[draft, "plain"]["ratio_to_plain"] == 1 for draft in ("judged", "wrong"))

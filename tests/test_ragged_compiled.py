@@ -38,8 +38,25 @@ class TestCompiled:
                 found.append(ragged(target, batch(lengths), draft, StrictVerifier(), m=m, **TRACED).tolist())
         assert found == [expected[0], *expected]
 
-    def test_rows_retire_in_halves(self, pair):
-        """Rows end at different times by criteria of their own; what is left goes on in caches of half the rows."""
+    @pytest.mark.parametrize("m", [1, 2, 7, 32])
+    def test_same_tokens_as_eager_and_upstream(self, pair, m):
+        """Thresholds x batch mixes, the length limit in the middle of a draft, drafts longer than the room left."""
+        target, draft = pair
+        head = random_head(scale=2.0)
+        for lengths in ([12], [5, 12, 1, 9]):
+            for threshold in (0.0, 0.5, 1.0):
+                inputs, judge = batch(lengths), JudgeCandidateVerifier(head, threshold)
+                found = ragged(target, inputs, draft, judge, m=m, n_new=11, **TRACED)
+                expected = ragged(target, inputs, draft, JudgeCandidateVerifier(head, threshold), m=m, n_new=11)
+                assert found.tolist() == expected.tolist()
+                assert judge.stats.drafted > 0
+            if len(lengths) == 1:
+                upstream = {"judge_engine": "upstream", "m": m, "n_new": 11}
+                other = ragged(target, inputs, draft, JudgeCandidateVerifier(head, 1.0), **upstream)
+                assert found.tolist() == other.tolist()
+
+    def test_finished_rows_retire(self, pair):
+        """Rows end at different times by criteria of their own; what is left goes on in caches of fewer rows."""
         inputs, ends = batch([9, 4, 12, 7, 6, 3]), {}
         target, draft = judged(tiny_model()), noisy_copy(tiny_model())  # two layers: the state of one is not asked for
         judge = JudgeCandidateVerifier(random_head(scale=2.0), 0.9)
