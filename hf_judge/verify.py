@@ -173,6 +173,11 @@ def decide(
     position = torch.arange(k + 1, device=candidates.ids.device)
     drafted = position[:k] < lengths.unsqueeze(1)  # (batch, k): False on padding
     choice = strict_choice(candidates, rows) if choice is None else choice
+    if k == 0:  # a round without a draft: it should cost what plain decoding does
+        following = next_token(candidates, rows, lengths, choice) if tokens is None else tokens[:, 0]
+        codes = torch.full((batch, 1), VerdictCode.BONUS, dtype=torch.int8, device=candidates.ids.device)
+        none = torch.zeros_like(lengths)
+        return Verdict(n_accepted=none, next_token=following, codes=codes, n_refused=none, n_non_finite=none)
     finite = _finite(candidates, rows)
     refused = torch.zeros_like(drafted)
     rescued = wanted = torch.zeros_like(drafted)

@@ -51,10 +51,14 @@ class RaggedLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         positions = self._cache.positions.to(key_states.device)
-        # scatter_ says the same, but inductor copies the whole cache for it, there and back
-        rows = torch.arange(self.keys.shape[0], device=positions.device)[:, None]
-        for cached, states in ((self.keys, key_states), (self.values, value_states)):
-            cached.transpose(1, 2).index_put_((rows, positions), states.transpose(1, 2))
+        if positions.shape[0] == 1:
+            self.keys.index_copy_(2, positions[0], key_states)
+            self.values.index_copy_(2, positions[0], value_states)
+        else:
+            # scatter_ says the same, but inductor copies the whole cache for it, there and back
+            rows = torch.arange(self.keys.shape[0], device=positions.device)[:, None]
+            for cached, states in ((self.keys, key_states), (self.values, value_states)):
+                cached.transpose(1, 2).index_put_((rows, positions), states.transpose(1, 2))
         return self.keys[:, :, : self._cache.n_seen], self.values[:, :, : self._cache.n_seen]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:

@@ -11,9 +11,10 @@ from collections import deque
 ADAPTIVE = "adaptive"
 LENGTHS = (2, 4, 8, 16, 24, 32, 48, 64)  # that an adaptive draft may have
 MAX_LENGTH = 32  # unless told
-LOSS = 0.02  # of plain decoding's time may be lost on finding out whether drafting pays
+LOSS = 0.01  # of plain decoding's time may be lost on finding out whether drafting pays
 MEMORY = 0.9  # what a round's acceptance counts after the next one
 REFRESH = 100  # rounds after which plain decoding is timed again
+CLOSE = 2.0  # times plain decoding's speed: below it, that is timed three times before it is believed
 
 
 class ConstantLength:
@@ -45,7 +46,7 @@ class AdaptiveLength:
     A draft of M tokens gives a (1 - a^M) / (1 - a) + 1 tokens in t(M) seconds, where a is the share of drafted tokens
     that were accepted where they were decided on (2211.17192, section 3.1). t is measured where it was tried, and a
     straight line through what was measured elsewhere. M = 0 is plain decoding. Where nothing pays, drafting stops, and
-    is tried again as soon as a try cannot cost more than 2% of what plain decoding has taken since.
+    is tried again as soon as a try cannot cost more than 1% of what plain decoding has taken since.
 
     Args:
         max_length: of a draft.
@@ -87,10 +88,12 @@ class AdaptiveLength:
     def _choose(self) -> int:
         tried = [n for n in self._times if n]
         if not tried:
-            return min(8, self._lengths[-1])
+            return min(4, self._lengths[-1])  # its cost is not known yet: a wrong guess should be cheap
         if 0 not in self._times or self._since_plain >= REFRESH:
             return 0
         best = max(self._lengths, key=self._rate)
+        if best and len(self._times[0]) < 3 and self._rate(best) < CLOSE * self._rate(0):
+            return 0
         if best:
             return best
         probe = min(tried)
