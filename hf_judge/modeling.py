@@ -11,6 +11,7 @@ import inspect
 import logging
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 _DRAFTING_OPTIONS = ("num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold")
 ENGINES = ("auto", "ragged", "upstream")
+_PUSH_OPTIONS = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr", "tags")
 _STATIC_CACHES = ("static", "offloaded_static", "hybrid", "sliding_window", "hybrid_chunked")
 
 
@@ -161,9 +163,15 @@ class JudgeGenerationMixin:
         The head of a default judge goes to the folder `judge/` beside it, where the Judge classes find it again. A
         model with adapters saves those alone, as upstream does.
         """
+        # upstream would push before the judge is there
+        push = self.default_judge is not None and kwargs.pop("push_to_hub", False)
+        options = {key: kwargs.pop(key) for key in _PUSH_OPTIONS if key in kwargs} if push else {}
         saved = shared_view(self, _upstream_class(type(self))).save_pretrained(save_directory, *args, **kwargs)
         if self.default_judge is not None:
             save_judge(self.resolve_judge(self.default_judge), save_directory)
+        if push:
+            repo_id = options.pop("repo_id", Path(save_directory).name)
+            self.push_to_hub(repo_id, token=kwargs.get("token"), **options)
         return saved
 
     def load_adapter(self, peft_model_id=None, *args, load_config=None, adapter_kwargs=None, **kwargs):

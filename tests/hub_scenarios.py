@@ -263,6 +263,23 @@ def a_saved_judge_model_comes_back_from_the_hub(world, repo):
 
 
 @scenario
+def a_pushed_judge_model_keeps_its_judge(world, repo):
+    for i, push in enumerate((
+        lambda model, name, folder: model.push_to_hub(name),
+        lambda model, name, folder: model.save_pretrained(
+            folder, push_to_hub=True, repo_id=name, commit_message="with its judge"
+        ),
+    )):  # fmt: skip
+        model, name = AutoJudgeModelForCausalLM.from_pretrained("alice/base", judge=head()), f"{repo}-{i}"
+        with tempfile.TemporaryDirectory() as folder:
+            push(model, name, folder)
+        assert {"judge/adapter_config.json", "judge/adapter_model.safetensors"} < set(world.hub.tree(name))
+        again = AutoJudgeModelForCausalLM.from_pretrained(name)
+        assert world.tokens(None, again) == world.tokens(head())
+    assert "with its judge" in world.hub.repos[name].titles.values()
+
+
+@scenario
 def pipelines_take_a_repository(world, repo):
     world.place(repo, head())
     tokenizer = AutoTokenizer.from_pretrained("alice/base")
