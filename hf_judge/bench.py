@@ -19,7 +19,7 @@ from transformers import CompileConfig, DynamicCache, PreTrainedModel
 
 from hf_judge.demo import count_forwards
 from hf_judge.evaluation import Pair, left_padded, up_to_end
-from hf_judge.floor import interleaved_medians, measure_floor
+from hf_judge.floor import Floor, interleaved_medians
 from hf_judge.speedup import predicted_speedup
 from hf_judge.stats import JudgeStats
 from hf_judge.tasks import Example, Task
@@ -49,6 +49,7 @@ class BenchWay:
     batch_size: int = 1
     rates: list[float] = field(default_factory=list)  # tokens per second of every repeat
     seconds: list[float] = field(default_factory=list)  # per answer
+    round_seconds: list[float] = field(default_factory=list)  # of the engine
     answers: list[tuple[Example, list[int]]] = field(default_factory=list)  # new tokens, of the last repeat
     forwards: int = 0  # of the target, where upstream tells nothing of acceptance
 
@@ -61,6 +62,7 @@ class BenchWay:
         """Answer all of the work once."""
         batches = [work[i : i + self.batch_size] for i in range(0, len(work), self.batch_size)]
         prompts = [left_padded([ids[0] for ids, _ in batch]) for batch in batches]
+        before = None if self.verifier is None else self.verifier.stats
         # a hook on a compiled model would compile it again
         counting = nullcontext() if self.upstream is None else count_forwards(pair.target)
         with _upstream_settings(pair.draft, self.upstream), counting as forwards:
@@ -80,6 +82,9 @@ class BenchWay:
         ]
         self.rates.append(sum(len(tokens) for _, tokens in self.answers) / seconds)
         self.seconds.append(seconds / len(work))
+        if self.verifier is not None:
+            stats = self.verifier.stats
+            self.round_seconds.append((stats.seconds - before.seconds) / (stats.rounds - before.rounds))
 
     def accuracy(self, pair: Pair) -> float:
         """Share of right answers in the last repeat."""
@@ -97,6 +102,7 @@ class BenchWay:
         """Start measuring: what warmed up does not count."""
         self.rates.clear()
         self.seconds.clear()
+        self.round_seconds.clear()
         if self.verifier is not None:
             self.verifier.stats = JudgeStats()
 
@@ -204,12 +210,17 @@ def bench(
                 raise
             unsupported[way.name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
             ways.remove(way)
-    on_step("the floor")
     floors = {}
-    for n_rows, length in ((1, m), (1, strict_m), (batch_size, m)):
-        floors[n_rows, length] = measure_floor(
-            pair, work[0][0], length, n_rows=n_rows, compile_config=compile_config, repeats=3 if quick else 9
-        )
+    for way in ways:
+        if way.key in ("judged_ragged", "strict_ragged", f"judged_ragged_batch{batch_size}"):
+            on_step(f"the floor: {way.name}")
+            floors[way.key] = Floor(
+                pair,
+                work[0][0],
+                way.num_assistant_tokens,
+                n_rows=way.batch_size,
+                compile_config=compile_config,
+            )
     for way in ways:  # once more: the last batch's shapes are all there now
         way.repeat(pair, work[: way.batch_size], max_new_tokens)
         way.forget()
@@ -217,15 +228,20 @@ def bench(
         for way in ways[i % len(ways) :] + ways[: i % len(ways)]:
             on_step(f"repeat {i + 1} of {repeats}: {way.name}")
             way.repeat(pair, work, max_new_tokens)
+            if way.key in floors:
+                floors[way.key].measure()
     rows = [way.figures(pair, ways[0], costs) for way in ways]
     by_key = {way.key: row for way, row in zip(ways, rows, strict=True) if way.key is not None}
+    single = ("judged_ragged", "strict_ragged")  # where both have one length, judged's floor stands
+    beside = {
+        way.key: _with_rate(floors[way.key].beside(way.round_seconds), by_key[way.key])
+        for way in ways
+        if way.key in floors
+    }
     return {
         **by_key,
-        "floor": {
-            str(m): _beside(floors[1, m], by_key["judged_ragged"]),
-            **({str(strict_m): _beside(floors[1, strict_m], by_key["strict_ragged"])} if strict_m != m else {}),
-        },
-        "floor_batch8": _beside(floors[batch_size, m], by_key["judged_ragged_batch8"]),
+        "floor": {str(way.num_assistant_tokens): beside[way.key] for way in reversed(ways) if way.key in single},
+        "floor_batch8": beside[f"judged_ragged_batch{batch_size}"],
         "ways": rows,
         "costs": costs,
         "upstream_setting": dict(zip(("num_assistant_tokens", "schedule", "confidence"), best, strict=True)),
@@ -384,11 +400,10 @@ def _best_length(pair: Pair, judged: list[BenchWay], work: Work, max_new_tokens:
     return max(ways, key=lambda way: max(way.rates)).num_assistant_tokens
 
 
-def _beside(floor: dict, row: dict) -> dict:
-    """A floor, and how near the engine's own rounds came to it."""
-    rate = (row["accepted_per_forward"] + 1) * row["batch_size"] / floor["seconds_per_round"]
-    share = floor["seconds_per_round"] / row["seconds_per_round"]
-    return floor | {"tokens_per_second": rate, "engine_seconds_per_round": row["seconds_per_round"], "share": share}
+def _with_rate(floor: dict, row: dict) -> dict:
+    """A floor, and the tokens per second that its rounds would bring."""
+    tokens = (row["accepted_per_forward"] + 1) * row["batch_size"]
+    return floor | {"tokens_per_second": tokens / floor["seconds_per_round"]}
 
 
 @contextmanager

@@ -20,17 +20,8 @@ from hf_judge.states import StateReader
 BEHIND_PROMPT = 64  # tokens: about the middle of an answer of the embedded pair
 
 
-@torch.no_grad()
-def measure_floor(
-    pair: Pair,
-    prompt_ids: torch.LongTensor,
-    n_drafted: int,
-    *,
-    n_rows: int = 1,
-    compile_config: CompileConfig | None = None,
-    repeats: int = 9,
-) -> dict:
-    """Time `n_drafted` bare forwards of the draft and one bare forward of the target over `n_drafted` + 1 tokens.
+class Floor:
+    """Times `n_drafted` bare forwards of the draft and one bare forward of the target over `n_drafted` + 1 tokens.
 
     Args:
         pair: the models.
@@ -38,21 +29,51 @@ def measure_floor(
         n_drafted: M, drafted tokens per round.
         n_rows: rows of a batch.
         compile_config: also measure compiled forwards; None: eager ones alone.
-        repeats: of every measurement, interleaved.
-
-    Returns:
-        {"eager_seconds_per_round", "compiled_seconds_per_round" (None where it was not asked for or does not work),
-        "seconds_per_round": the smaller one}.
     """
-    ways = {"eager": _Round(pair, prompt_ids, n_drafted, n_rows, None)}
-    if compile_config is not None:
-        ways["compiled"] = _Round(pair, prompt_ids, n_drafted, n_rows, Compiled(compile_config))
-    medians = interleaved_medians(ways, repeats)
-    return {
-        "eager_seconds_per_round": medians["eager"],
-        "compiled_seconds_per_round": medians.get("compiled"),
-        "seconds_per_round": min(medians.values()),
-    }
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        pair: Pair,
+        prompt_ids: torch.LongTensor,
+        n_drafted: int,
+        *,
+        n_rows: int = 1,
+        compile_config: CompileConfig | None = None,
+    ):
+        self._ways = {"eager": _Round(pair, prompt_ids, n_drafted, n_rows, None)}
+        if compile_config is not None:
+            self._ways["compiled"] = _Round(pair, prompt_ids, n_drafted, n_rows, Compiled(compile_config))
+        self._seconds: dict[str, list[float]] = {key: [] for key in self._ways}
+
+    @torch.no_grad()
+    def measure(self, n_rounds: int = 5) -> None:
+        """Once more: the median of some rounds, after two that warm up."""
+        for key, seconds in interleaved_medians(self._ways, n_rounds).items():
+            self._seconds[key].append(seconds)
+
+    def beside(self, round_seconds: list[float]) -> dict:
+        """JSON values.
+
+        Args:
+            round_seconds: of the engine, measured in turn with `measure`.
+
+        Returns:
+            Medians {"eager_seconds_per_round", "compiled_seconds_per_round" (None where it was not asked for),
+            "seconds_per_round" (of the faster one), "engine_seconds_per_round", "share": the floor over the engine,
+            each measurement with its neighbour, "share_spread"}.
+        """
+        medians = {key: statistics.median(seconds) for key, seconds in self._seconds.items()}
+        fastest = min(medians, key=medians.get)
+        shares = [floor / mine for floor, mine in zip(self._seconds[fastest], round_seconds, strict=True)]
+        return {
+            "eager_seconds_per_round": medians["eager"],
+            "compiled_seconds_per_round": medians.get("compiled"),
+            "seconds_per_round": medians[fastest],
+            "engine_seconds_per_round": statistics.median(round_seconds),
+            "share": statistics.median(shares),
+            "share_spread": [min(shares), max(shares)],
+        }
 
 
 def interleaved_medians(ways: dict[Hashable, Callable[[], float]], repeats: int) -> dict[Hashable, float]:

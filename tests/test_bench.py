@@ -100,7 +100,7 @@ class TestBench:
                 predicted_speedup(way["accepted_per_forward"], way["drafted_per_round"], found["costs"]["cost_ratio"])
             )
         assert found["upstream_setting"].keys() == {"num_assistant_tokens", "schedule", "confidence"}
-        assert len(steps) == 4 + 9 + 2 * 9
+        assert len(steps) == 3 + 9 + 3 + 2 * 9
         assert pair.draft.generation_config.to_dict() == before
         json.dumps(found, allow_nan=False)
 
