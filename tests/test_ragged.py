@@ -165,6 +165,13 @@ class TestSameTokens:
         assert ragged(target, inputs, draft, head, judge_engine="auto").tolist() == forced.tolist()
 
 
+def test_a_draft_far_longer_than_the_room_left_reserves_no_more_than_that(target, draft, monkeypatch):
+    reserve, asked = RaggedCache.reserve, []
+    monkeypatch.setattr(RaggedCache, "reserve", lambda cache, n: (asked.append(n), reserve(cache, n))[1])
+    ragged(target, {"input_ids": prompt(0, 9)}, draft, StrictVerifier(), m=10_000, n_new=10)
+    assert max(asked) <= 9 + 10
+
+
 class TestOptions:
     def test_processors_and_criteria_see_their_own_row(self, target, draft, head):
         """Ids, positions and rows are plain generate's: processors that count, a prefix function, stop criteria."""

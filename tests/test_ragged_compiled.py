@@ -15,6 +15,7 @@ from test_ragged import answers, batch, ragged
 from transformers import CompileConfig
 
 from hf_judge import JudgeCandidateVerifier, StrictVerifier, judged
+from hf_judge.ragged.drafting import Drafter
 from hf_judge.ragged.schedule import AdaptiveLength, ConstantLength, HeuristicLength, length_schedule
 
 # the tracer alone, without a code generator: what is compiled when, and what it computes, is the same
@@ -54,6 +55,20 @@ class TestCompiled:
                 upstream = {"judge_engine": "upstream", "m": m, "n_new": 11}
                 other = ragged(target, inputs, draft, JudgeCandidateVerifier(head, 1.0), **upstream)
                 assert found.tolist() == other.tolist()
+
+    @pytest.mark.parametrize(("schedule", "n_drafted"), [("constant", 5), ("heuristic", 6)])
+    def test_a_constant_length_is_compiled_as_it_is(self, pair, schedule, n_drafted, monkeypatch):
+        target, draft = pair
+        propose, widths = Drafter.propose, []
+
+        def watched(drafter, answers, texts, n_tokens, **kwargs):
+            widths.append(n_tokens)
+            return propose(drafter, answers, texts, n_tokens, **kwargs)
+
+        monkeypatch.setattr(Drafter, "propose", watched)
+        more = TRACED | {"num_assistant_tokens_schedule": schedule}
+        ragged(target, {"input_ids": prompt(0, 9)}, draft, StrictVerifier(), m=5, n_new=6, **more)
+        assert widths[0] == n_drafted
 
     def test_finished_rows_retire(self, pair):
         """Rows end at different times by criteria of their own; what is left goes on in caches of fewer rows."""

@@ -64,7 +64,7 @@ class RaggedBackend:
         # compiling runs the target, in each process on its own
         may_compile = ranks.alone and not synced_gpus
         self._compiled = compile_for(model, draft, generation_config) if may_compile else None
-        n_more = self._schedule.next() + 1
+        n_more = min(self._schedule.next(), max(self._max_length - input_ids.shape[1], 0)) + 1
         limit = self._max_length + n_more
         self._target = ModelRows(model, batch, compiled=self._compiled, device=input_ids.device, limit=limit)
         self._drafter = Drafter(
@@ -95,7 +95,7 @@ class RaggedBackend:
             none = answers[0].new_zeros(len(answers), 0)
             return Draft(none, none.new_zeros(len(answers)), None)
         texts = self._texts(answers)
-        n_wanted, width = n_tokens, _width(scheduled)
+        n_wanted, width = n_tokens, _width(scheduled) if self._schedule.compiled_lengths_round_up else scheduled
         # a compiled width is kept to the end, as long as there are positions for it
         self._eagerly = self._compiled is None or max(t.shape[1] for t in texts) + width > self._max_position
         if not self._eagerly:

@@ -20,6 +20,8 @@ CLOSE = 2.0  # times plain decoding's speed: below it, that is timed three times
 class ConstantLength:
     """Always the same."""
 
+    compiled_lengths_round_up = False  # few lengths of its own: each can be compiled for
+
     def __init__(self, n_tokens: int):
         self.n_tokens = n_tokens
 
@@ -33,6 +35,8 @@ class ConstantLength:
 
 class HeuristicLength(ConstantLength):
     """Upstream's rule: two more after a wholly accepted draft, one fewer otherwise."""
+
+    compiled_lengths_round_up = True  # any length may come
 
     def observe(self, drafted: list[int], accepted: list[int], seconds: float) -> None:
         """See [`ConstantLength`]."""
@@ -51,6 +55,8 @@ class AdaptiveLength:
     Args:
         max_length: of a draft.
     """
+
+    compiled_lengths_round_up = False
 
     def __init__(self, max_length: int = MAX_LENGTH):
         self._lengths = [0, *(n for n in LENGTHS if n < max_length), max_length]
