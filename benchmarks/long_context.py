@@ -152,7 +152,7 @@ def plot(rows: list[dict], path: Path) -> None:
     ):
         axes.plot(contexts, [1000 * row[key] for row in rows], marker="o", label=label)
     axes.set(xlabel="context (tokens)", ylabel="ms per token", ylim=(0, None))
-    axes.set_xticks(contexts, [f"{n // 1024}k" for n in contexts])
+    axes.set_xticks(contexts, [f"{n / 1024:g}k" for n in contexts])
     axes.legend(frameon=False)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import ModelOutput
 
 from hf_judge.constraints import RowProcessor
+from hf_judge.devices import sent
 from hf_judge.ranks import Ranks
 from hf_judge.record import Record, merged
 from hf_judge.stats import JudgeStats, VerdictCode
@@ -168,8 +169,8 @@ def judged_decoding(
             logits=draft.logits,
             forbidden=forbidden,
             stop=torch.isin(draft.ids, stop.token_ids),
-            n_generated=draft.lengths.new_tensor([len(answer.codes) for answer in active]),
-            n_rescued=draft.lengths.new_tensor([answer.n_rescued for answer in active]),
+            n_generated=sent([len(answer.codes) for answer in active], draft.lengths.device),
+            n_rescued=sent([answer.n_rescued for answer in active], draft.lengths.device),
             raw_logits=draft.raw_logits,
         )
         decision = None

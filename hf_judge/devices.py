@@ -1,4 +1,4 @@
-"""Where a model takes its inputs: a model may be spread over devices, or lie on disk."""
+"""Devices: where a model takes its inputs (it may be spread over several, or lie on disk), and how small things get there."""
 
 from __future__ import annotations
 
@@ -13,3 +13,10 @@ def input_device(model: PreTrainedModel) -> torch.device:
     outputs back.
     """
     return torch.device("cpu") if model.device.type == "meta" else model.device
+
+
+def sent(values: list[int], device: torch.device) -> torch.LongTensor:
+    """A list as a tensor on the device, without waiting for what the device is doing."""
+    values = torch.tensor(values, dtype=torch.long)
+    # a copy from memory that the system may move would wait for all work launched before
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import collections
+import functools
 import logging
 
 import pytest
 import torch
 from conftest import EOS, VOCAB, always_head, noisy_copy, prompt, random_head, tiny_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from naive import NaiveModel, naive_judged
+from torch.overrides import TorchFunctionMode
 from transformers import DynamicCache, StoppingCriteria, pipeline
 
 from hf_judge import JudgeCandidateVerifier, JudgeHead, StrictVerifier, judged
@@ -18,7 +23,6 @@ from hf_judge.tiny.world import problems
 
 SCHEDULE = {"num_assistant_tokens_schedule": "constant", "assistant_confidence_threshold": 0.0}
 FULL_ATTENTION = ("llama", "qwen2", "qwen3", "gpt2", "gpt_neox", "phi3", "olmo2", "mixtral", "cohere", "granite")
-NEAR_TIE = 1e-4
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +36,12 @@ def batch(lengths: list[int]) -> dict[str, torch.Tensor]:
     for row, length in enumerate(lengths):
         ids[row, max(lengths) - length :] = prompt(row, length)[0]
     return {"input_ids": ids, "attention_mask": (ids != 0).long()}
+
+
+@functools.cache
+def model_pair(architecture: str):
+    stock = tiny_model(architecture)
+    return judged(stock), noisy_copy(stock)
 
 
 def answers(sequences: torch.Tensor, width: int, end: int | None = EOS) -> list[list[int]]:
@@ -152,11 +162,36 @@ class TestSameTokens:
 
     @pytest.mark.parametrize("architecture", FULL_ATTENTION)
     def test_architectures(self, architecture):
-        stock = tiny_model(architecture)
-        model, draft = judged(stock), noisy_copy(stock)
+        model, draft = model_pair(architecture)
         inputs = batch([9, 4, 12])
-        plain = stock.generate(**inputs, max_new_tokens=16, do_sample=False, pad_token_id=0)
+        plain = model.generate(**inputs, max_new_tokens=16, do_sample=False, pad_token_id=0)
         assert ragged(model, inputs, draft, StrictVerifier(), n_new=16).tolist() == plain.tolist()
+
+    @settings(max_examples=25, deadline=None)
+    @given(data=st.data())
+    def test_any_mix_is_each_prompt_alone_on_upstreams_caches(self, data):
+        """Architectures x thresholds x mixes x draft lengths x answer lengths x options that look at a row's past."""
+        architecture = data.draw(st.sampled_from(FULL_ATTENTION))
+        lengths = data.draw(st.lists(st.integers(1, 70), min_size=1, max_size=5))
+        m, n_new = data.draw(st.sampled_from([1, 2, 7, 32])), data.draw(st.integers(1, 40))
+        more = data.draw(
+            st.sampled_from(
+                [{}, {"repetition_penalty": 1.3}, {"no_repeat_ngram_size": 2}, {"min_new_tokens": 3},
+                 {"num_assistant_tokens_schedule": "heuristic"}, {"assistant_confidence_threshold": 0.02}]
+            )
+        )  # fmt: skip
+        # the heuristic looks at the whole batch: drafts of other lengths than alone, which only strict ones do not show
+        thresholds = [1.0] if "num_assistant_tokens_schedule" in more else [0.0, 0.3, 0.5, 0.9, 1.0]
+        threshold = data.draw(st.sampled_from(thresholds))
+        (target, draft), head = model_pair(architecture), random_head(scale=2.0)
+        judge = JudgeCandidateVerifier(head, threshold)
+        rows = answers(ragged(target, batch(lengths), draft, judge, m=m, n_new=n_new, **more), max(lengths))
+        for row, length in enumerate(lengths):
+            alone = ragged(
+                target, {"input_ids": prompt(row, length)}, draft, JudgeCandidateVerifier(head, threshold),
+                m=m, n_new=n_new, judge_engine="upstream", **more,
+            )  # fmt: skip
+            assert answers(alone, length)[0] == rows[row], row
 
     def test_chosen_by_itself(self, target, draft, head):
         """Without judge_engine an assistant is served by the ragged engine, a batch too."""
@@ -267,6 +302,34 @@ def test_strict_sampling_keeps_the_targets_distribution():
         expected = torch.cat([expected[common], expected[~common].sum(0, keepdim=True)])
         statistic = ((seen - expected) ** 2 / expected).sum().item()
         assert statistic < chi2.isf(1e-6, len(seen) - 1), row
+
+
+class Reads(TorchFunctionMode):
+    """Counts the calls that bring a tensor's values to the host, which wait for the device."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = collections.Counter()
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        name = getattr(function, "__name__", "")
+        if name in ("item", "tolist", "numpy", "nonzero", "cpu", "__bool__", "__int__", "__float__", "__index__"):
+            self.counts[name] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_round_reads_from_the_device_once(target, draft, head):
+    """However many tokens are drafted: the verdict is all that is read. The float is the host's own clock."""
+    found = []
+    for m, n_new in ((4, 8), (4, 40), (16, 40)):
+        judge = JudgeCandidateVerifier(head, 0.5)
+        with Reads() as reads:
+            ragged(target, batch([12, 5]), draft, judge, m=m, n_new=n_new, eos_token_id=None)
+        rounds = judge.stats.rounds
+        found.append(reads.counts - collections.Counter({"tolist": rounds, "__float__": rounds}))
+        assert rounds > 1
+        assert reads.counts["tolist"] >= rounds
+    assert found[0] == found[1] == found[2]  # what a call reads before its first round
 
 
 class TestRefused:

@@ -34,10 +34,14 @@ class TestCompiled:
         mixes = ([12, 5, 1, 9, 3], [7, 7, 2, 16, 1])
         expected = [ragged(target, batch(lengths), draft, StrictVerifier(), m=m).tolist() for lengths in mixes]
         found = [ragged(target, batch(mixes[0]), draft, StrictVerifier(), m=m, **TRACED).tolist()]
+        stats = torch._dynamo.utils.counters["stats"]
+        n_graphs = stats["unique_graphs"]
+        assert n_graphs > 0
         with torch.compiler.set_stance("fail_on_recompile"):
             for lengths in mixes:
                 found.append(ragged(target, batch(lengths), draft, StrictVerifier(), m=m, **TRACED).tolist())
         assert found == [expected[0], *expected]
+        assert stats["unique_graphs"] == n_graphs
 
     @pytest.mark.parametrize("m", [1, 2, 7, 32])
     def test_same_tokens_as_eager_and_upstream(self, pair, m):

@@ -11,6 +11,7 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, Pr
 
 from hf_judge.constraints import RowProcessor
 from hf_judge.decoding import Draft, Forward
+from hf_judge.devices import sent
 from hf_judge.ragged.compiling import compile_for
 from hf_judge.ragged.drafting import Drafter
 from hf_judge.ragged.rows import ModelRows
@@ -103,7 +104,7 @@ class RaggedBackend:
             self._warm_up(n_tokens)
         if self._ranks.decides:
             ids, lengths, *logits = self._drafter.propose(answers, texts, n_tokens, eagerly=self._eagerly)
-            lengths = lengths.clamp(max=lengths.new_tensor(budgets).clamp(max=n_wanted))
+            lengths = lengths.clamp(max=sent([min(budget, n_wanted) for budget in budgets], lengths.device))
         else:
             ids, lengths = (answers[0].new_zeros(shape) for shape in ((len(answers), n_tokens), len(answers)))
             logits = (None, None)
@@ -115,7 +116,7 @@ class RaggedBackend:
         """See [`hf_judge.decoding.Backend`]."""
         texts, n_rows = self._texts(answers), draft.ids.shape[1] + 1
         ids = torch.cat([torch.cat([text[:, -1:] for text in texts]), draft.ids], dim=1).to(self._target.device)
-        first = torch.tensor([text.shape[1] - 1 for text in texts], device=self._target.device)
+        first = sent([text.shape[1] - 1 for text in texts], self._target.device)
         self._target.cache.reserve(max(text.shape[1] for text in texts) + draft.ids.shape[1])
         eagerly = n_rows == 1 or self._eagerly
         outputs = self._target.run(ids, first, eagerly=eagerly, logits_to_keep=n_rows, **self._reader.request({}, {}))

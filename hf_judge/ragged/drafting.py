@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_judge.constraints import RowProcessor
+from hf_judge.devices import sent
 from hf_judge.ragged.compiling import Compiled
 from hf_judge.ragged.rows import ModelRows, draft_step
 
@@ -72,7 +73,7 @@ class Drafter:
         self._catch_up(texts, lengths)
         tails = [text[:, -2:] if text.shape[1] > 1 else text[:, [-1, -1]] for text in texts]
         step = torch.cat(tails).to(self.rows.device)
-        first = torch.tensor([length - 2 for length in lengths], device=self.rows.device)
+        first = sent([length - 2 for length in lengths], self.rows.device)
         ids, scores, raw, confidences = [], [], [], []
         for i in range(n_tokens):
             logits, token = self.rows.run(step, first, eagerly=eagerly)
@@ -116,7 +117,7 @@ class Drafter:
         ids = [
             torch.nn.functional.pad(t[:, s : s + gap], (0, gap))[:, :gap] for t, s in zip(texts, starts, strict=True)
         ]
-        first = torch.tensor(starts, device=self.rows.device)
+        first = sent(starts, self.rows.device)
         self.rows.run(torch.cat(ids).to(self.rows.device), first, eagerly=True)
 
     def _process(self, answers, ids: list[torch.LongTensor], logits: torch.Tensor) -> torch.Tensor:
