@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from replay import ReplayedJudge, constant_trace, random_llama
 
-from hf_judge.ragged.cache import RaggedCache
+from hf_judge.ragged.rows import ModelRows
 
 CONTEXTS = (1024, 2048, 4096, 8192)
 TARGET = {
@@ -72,13 +72,13 @@ def measure(target, draft, n: int, args, device: str) -> dict:
     m = args.num_assistant_tokens
     judge = ReplayedJudge(target.config.hidden_size, constant_trace(args.accepted, m), device)
     ids = torch.randint(10, 400, (1, n), generator=torch.Generator().manual_seed(0)).to(device)
-    kept, keep = [], RaggedCache.__init__
+    sizes, close = [], ModelRows.close
 
-    def remember(cache, *arguments, **options):
-        keep(cache, *arguments, **options)
-        kept.append(cache)
+    def remember(rows):
+        sizes.append(rows.cache.nbytes())
+        close(rows)
 
-    RaggedCache.__init__ = remember
+    ModelRows.close = remember
     before = reset_peak(device)
     try:
         target.generate(
@@ -87,7 +87,7 @@ def measure(target, draft, n: int, args, device: str) -> dict:
             max_new_tokens=args.new_tokens, do_sample=False, prefill_chunk_size=None,
         )  # fmt: skip
     finally:
-        RaggedCache.__init__ = keep
+        ModelRows.close = close
     peak, stats = peak_bytes(device) - before, judge.stats
     n_keys = n + args.new_tokens // 2
     attention = attention_seconds(target, m + 1, n_keys, device) + m * attention_seconds(draft, 1, n_keys, device)
@@ -95,7 +95,7 @@ def measure(target, draft, n: int, args, device: str) -> dict:
         "context": n,
         "seconds_per_token": stats.seconds / max(stats.accepted + stats.row_forwards, 1),
         "attention_seconds_per_token": attention / (stats.accepted_per_forward + 1),
-        "cache_bytes": sum(cache.nbytes() for cache in kept),
+        "cache_bytes": sum(sizes),
         "weight_bytes": sum(p.nbytes for model in (target, draft) for p in model.parameters()),
         "peak_bytes": peak,
     }

@@ -92,6 +92,9 @@ class CroppingBackend:
         """The target's cache, for a later turn."""
         return self._kwargs.get("past_key_values")
 
+    def close(self) -> None:
+        """See [`hf_judge.decoding.Backend`]: the cache is the caller's."""
+
     def _round_inputs(self, input_ids: torch.LongTensor, candidate_ids: torch.LongTensor) -> dict:
         """The target's forward arguments: what the cache lacks of the sequence, then the draft."""
         k = candidate_ids.shape[1]

@@ -93,6 +93,9 @@ class Backend(Protocol):
     def cache(self):
         """What goes out as `past_key_values`, or None."""
 
+    def close(self) -> None:
+        """The call has ended, well or not: let go of its memory."""
+
 
 @dataclass
 class _Answer:

@@ -1,4 +1,4 @@
-"""Devices: where a model takes its inputs (it may be spread over several, or lie on disk), and how small things get there."""
+"""Devices: where a model takes its inputs (it may be spread over several, or lie on disk), and how lists get there."""
 
 from __future__ import annotations
 

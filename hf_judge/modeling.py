@@ -276,17 +276,22 @@ class JudgeGenerationMixin:
                 assistant_tokenizer=assistant_tokenizer,
                 inputs_tensor=inputs_tensor,
             )
-            return judged_decoding(
-                backend,
-                input_ids,
-                verifier=verifier,
-                logits_processor=logits_processor,
-                stopping_criteria=stopping_criteria,
-                generation_config=generation_config,
-                has_unfinished=lambda done: self._has_unfinished_sequences(done, synced_gpus, device=input_ids.device),
-                ranks=ranks,
-                streamer=streamer,
-            )
+            try:
+                return judged_decoding(
+                    backend,
+                    input_ids,
+                    verifier=verifier,
+                    logits_processor=logits_processor,
+                    stopping_criteria=stopping_criteria,
+                    generation_config=generation_config,
+                    has_unfinished=lambda done: self._has_unfinished_sequences(
+                        done, synced_gpus, device=input_ids.device
+                    ),
+                    ranks=ranks,
+                    streamer=streamer,
+                )
+            finally:
+                backend.close()
 
     def _judge_backend(
         self,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import shutil
+import weakref
 
 import pytest
 import torch
@@ -12,9 +14,12 @@ from conftest import noisy_copy, prompt, random_head, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_ragged import answers, batch, ragged
-from transformers import CompileConfig
+from torch._inductor import compile_fx
+from transformers import CompileConfig, StoppingCriteria
 
 from hf_judge import JudgeCandidateVerifier, StrictVerifier, judged
+from hf_judge.ragged.cache import Buffers, RaggedLayer
+from hf_judge.ragged.compiling import _buffers
 from hf_judge.ragged.drafting import Drafter
 from hf_judge.ragged.schedule import AdaptiveLength, ConstantLength, HeuristicLength, length_schedule
 
@@ -136,6 +141,99 @@ class TestCompiled:
         config = CompileConfig(mode=None)
         found = ragged(target, batch([9, 4]), draft, JudgeCandidateVerifier(head, 0.5), compile_config=config)
         assert found.tolist() == expected.tolist()
+
+
+class TestCachesOfCompiledCalls:
+    """A CUDA graph reads and writes at fixed addresses: what torch asks of a forward before it records one."""
+
+    def test_what_a_forward_writes_to_is_told_to_stay_where_it_is(self):
+        seen = []
+
+        def look(graph, inputs, **options):
+            places = [node for node in graph.graph.nodes if node.op == "placeholder"]
+            copies = [node for node in graph.graph.nodes if node.target is torch.ops.aten.copy_.default]
+            seen.append(({places.index(node.args[0]) for node in copies}, set(options["static_input_idxs"])))
+            return graph.forward
+
+        def backend(graph, inputs):
+            return compile_fx.compile_fx(graph, inputs, inner_compile=look)
+
+        target, draft = judged(tiny_model()), noisy_copy(tiny_model())
+        config = CompileConfig(backend=backend, mode=None)
+        ragged(target, batch([9]), draft, StrictVerifier(), n_new=8, compile_config=config)
+        assert len(seen) == 3  # two widths of the draft, one of the target
+        for written, told in seen:
+            assert len(written) == 2 * 2  # keys and values of two layers
+            assert written <= told
+
+    def test_they_stay_where_they_are(self, pair, monkeypatch):
+        """From call to call, for fewer rows, after rows have retired, and after a call that failed."""
+        target, draft = pair
+        places, hold = [], RaggedLayer._hold
+
+        def watched(layer, keys, values):
+            hold(layer, keys, values)
+            if layer._cache.coarse:
+                places.append((keys.data_ptr(), values.data_ptr()))
+
+        ragged(target, batch([12, 4, 9, 7]), draft, StrictVerifier(), **TRACED)
+        monkeypatch.setattr(RaggedLayer, "_hold", watched)
+        ragged(target, batch([5]), draft, StrictVerifier(), **TRACED)
+        with monkeypatch.context() as patch:
+            patch.setattr(StrictVerifier, "verify", lambda *args: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                ragged(target, batch([5, 6]), draft, StrictVerifier(), **TRACED)
+        ragged(target, batch([3, 11, 6, 2]), draft, StrictVerifier(), n_new=60, **TRACED)
+        assert len(places) > 3 * 2
+        assert len(set(places)) == 2  # one layer of the target, one of the draft
+
+    def test_a_call_within_a_call_and_later_ones_do_not_touch_it(self, pair):
+        """A model may be its own draft, and a stopping criterion may generate: each call has memory of its own."""
+        target, _ = pair
+        inputs = {"input_ids": prompt(0, 9)}
+        options = {"m": 4, "eos_token_id": None} | TRACED
+        expected = ragged(target, inputs, target, StrictVerifier(), m=4, eos_token_id=None)
+
+        class Asks(StoppingCriteria):
+            def __call__(self, input_ids, scores, **kwargs):
+                ragged(target, {"input_ids": prompt(1, 30)}, target, StrictVerifier(), **options)
+                return torch.zeros(1, dtype=torch.bool)
+
+        found = ragged(target, inputs, target, StrictVerifier(), stopping_criteria=[Asks()], **options)
+        assert found.tolist() == expected.tolist()
+
+        first = ragged(target, inputs, target, StrictVerifier(), return_dict_in_generate=True, **options)
+        kept = [layer.keys.clone() for layer in first.past_key_values.layers]
+        ragged(target, {"input_ids": prompt(2, 30)}, target, StrictVerifier(), **options)
+        for layer, keys in zip(first.past_key_values.layers, kept, strict=True):
+            assert torch.equal(layer.keys, keys)
+
+    def test_what_a_call_leaves_behind_does_not_matter(self, pair):
+        """Not even NaN."""
+        target, draft = pair
+        expected = ragged(target, batch([9, 4]), draft, StrictVerifier(), **TRACED)
+        for buffers in _buffers[target].values():
+            for memory in buffers._flat.values():
+                memory.fill_(float("nan"))
+        assert ragged(target, batch([9, 4]), draft, StrictVerifier(), **TRACED).tolist() == expected.tolist()
+
+    def test_eager_calls_leave_nothing(self, target, draft):
+        """At once, without waiting for the garbage collector."""
+        held, take = [], Buffers.take
+
+        def watched(buffers, *args):
+            held.append(weakref.ref(buffers))
+            return take(buffers, *args)
+
+        gc.disable()
+        try:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(Buffers, "take", watched)
+                ragged(target, batch([9, 4]), draft, StrictVerifier())
+            assert held
+            assert not any(buffers() is not None for buffers in held)
+        finally:
+            gc.enable()
 
 
 class World:

@@ -160,6 +160,11 @@ class RaggedBackend:
             cache.update(layer.keys[:, :, : self._n_cached], layer.values[:, :, : self._n_cached], i)
         return cache
 
+    def close(self) -> None:
+        """See [`hf_judge.decoding.Backend`]."""
+        self._target.close()
+        self._drafter.rows.close()
+
     def _texts(self, answers: list[torch.LongTensor]) -> list[torch.LongTensor]:
         """The rows without their padding, (1, t_r) long each."""
         return [answer[:, pad:] for answer, pad in zip(answers, self._pads, strict=True)]

@@ -7,9 +7,13 @@ takes `position_ids` and a 4-D mask and attends fully (5.19 to 5.23). Knows noth
 
 from __future__ import annotations
 
+import math
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+import torch._dynamo
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 STEP = 64  # keys; the smallest cache
@@ -28,23 +32,65 @@ def bucket(n: int, *, coarse: bool = False) -> int:
     return -(-n // step) * step
 
 
+class Buffers:
+    """Memory for the keys and values of one cache at a time.
+
+    Handed from call to call, it stays where it is: a CUDA graph reads and writes at fixed addresses. What was there
+    before is zeroed, for not even a masked key may be NaN.
+    """
+
+    def __init__(self):
+        self._flat: dict[tuple[int, str], torch.Tensor] = {}
+
+    def take(self, layer: int, name: str, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+        """Zeros of this shape, for the `name` of a layer: at its old place, where they fit there."""
+        n, flat = math.prod(shape), self._flat.get((layer, name))
+        if flat is None or flat.numel() < n or (flat.dtype, flat.device) != (like.dtype, like.device):
+            self._flat[layer, name] = flat = like.new_zeros(n)
+        else:
+            flat[:n].zero_()
+        return flat[:n].view(shape)
+
+
 class RaggedLayer(CacheLayerMixin):
     """One layer's keys and values, (batch, heads, length, head_dim)."""
 
     is_compileable = True
     is_sliding = False
 
-    def __init__(self, cache: RaggedCache):
+    def __init__(self, cache: RaggedCache, index: int):
         super().__init__()
-        self._cache = cache
+        self._cache, self._index = cache, index
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
-        self.keys, self.values = (
-            states.new_zeros(*states.shape[:2], self._cache.length, states.shape[3])
-            for states in (key_states, value_states)
-        )
+        self._hold(self._room("keys", key_states), self._room("values", value_states))
         self.is_initialized = True
+
+    def grow(self) -> None:
+        """Go over to the length that the cache has now."""
+        grown = []
+        for name, old in (("keys", self.keys), ("values", self.values)):
+            saved = old.clone()  # the new place may begin where the old one does
+            grown.append(self._room(name, old))
+            grown[-1][:, :, : old.shape[2]] = saved
+        self._hold(*grown)
+
+    def keep(self, rows: torch.Tensor, first: int, n_rows: int) -> None:
+        """Hold `n_rows` rows only, from the place `first` on the given ones."""
+        for tensor in (self.keys, self.values):
+            tensor[first : first + len(rows)] = tensor[rows.to(tensor.device)]
+        self._hold(self.keys[:n_rows], self.values[:n_rows])
+
+    def _room(self, name: str, like: torch.Tensor) -> torch.Tensor:
+        shape = (*like.shape[:2], self._cache.length, like.shape[3])
+        return self._cache.buffers.take(self._index, name, shape, like)
+
+    def _hold(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        self.keys, self.values = keys, values
+        for tensor in (keys, values):
+            # without it torch makes no CUDA graph of a forward that writes to them
+            torch._dynamo.mark_static_address(tensor, guard=False)
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
         """Write (batch, heads, n, head_dim) at the positions of the forward; return what it attends over."""
@@ -79,6 +125,7 @@ class RaggedCache(Cache):
         n_rows: rows.
         coarse: few lengths, for compiled models.
         limit: keys that no row will have more of, as far as is known; a cache that is not coarse gets no longer.
+        buffers: where keys and values lie; None: in memory of their own.
 
     Attributes:
         positions: (n_rows, n) long, where the tokens of the running forward go.
@@ -86,8 +133,17 @@ class RaggedCache(Cache):
         n_seen: the first keys of every row, which a forward attends over.
     """
 
-    def __init__(self, n_layers: int, n_rows: int, *, coarse: bool = False, limit: int = sys.maxsize):
-        super().__init__(layers=[RaggedLayer(self) for _ in range(n_layers)])
+    def __init__(
+        self,
+        n_layers: int,
+        n_rows: int,
+        *,
+        coarse: bool = False,
+        limit: int = sys.maxsize,
+        buffers: Buffers | None = None,
+    ):
+        super().__init__(layers=[RaggedLayer(self, i) for i in range(n_layers)])
+        self.buffers = Buffers() if buffers is None else buffers
         self.n_rows, self.length, self.n_seen = n_rows, 0, 0
         self.coarse, self.limit = coarse, limit
         self.positions: torch.Tensor | None = None
@@ -111,12 +167,21 @@ class RaggedCache(Cache):
         hidden = torch.finfo(dtype).min
         return torch.zeros(allowed.shape, dtype=dtype, device=keys.device).masked_fill(~allowed, hidden)
 
-    def keep(self, rows: list[int]) -> None:
-        """Hold these rows only, in this order; a row may be named twice."""
-        self.n_rows = len(rows)
+    def keep(self, rows: list[int], n_rows: int) -> None:
+        """Hold these rows, named in ascending order, in the first of `n_rows` places."""
+        at_home = next((place for place, row in enumerate(rows) if row != place), len(rows))
         for layer in self._filled():
-            index = torch.tensor(rows, device=layer.keys.device)
-            layer.keys, layer.values = layer.keys.index_select(0, index), layer.values.index_select(0, index)
+            layer.keep(torch.tensor(rows[at_home:], dtype=torch.long), at_home, n_rows)
+        self.n_rows = n_rows
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Undo what forwards write meanwhile."""
+        saved = [(layer, layer.keys.clone(), layer.values.clone()) for layer in self._filled()]
+        yield
+        for layer, keys, values in saved:
+            layer.keys.copy_(keys)
+            layer.values.copy_(values)
 
     def blank(self, length: int) -> RaggedCache:
         """A cache of the same layers and rows, of another length, for trying a model on."""
@@ -135,9 +200,7 @@ class RaggedCache(Cache):
         length = bucket(n_keys, coarse=self.coarse)
         self.length = length if self.coarse else min(length, max(n_keys, self.limit))
         for layer in self._filled():
-            room = (0, 0, 0, self.length - layer.keys.shape[2])
-            layer.keys = torch.nn.functional.pad(layer.keys, room)
-            layer.values = torch.nn.functional.pad(layer.values, room)
+            layer.grow()
 
     def _filled(self) -> list[RaggedLayer]:
         return [layer for layer in self.layers if layer.is_initialized]

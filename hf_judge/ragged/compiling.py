@@ -13,10 +13,24 @@ import torch._dynamo
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation import CompileConfig
 
+from hf_judge.ragged.cache import Buffers
+
 N_SHAPES = 512  # that one function may be compiled for; torch gives up at 8 otherwise
 
 # model -> shapes that it was compiled for in this process
 _ready: weakref.WeakKeyDictionary[PreTrainedModel, set] = weakref.WeakKeyDictionary()
+# model -> memory of its caches between calls, by the function that uses it
+_buffers: weakref.WeakKeyDictionary[PreTrainedModel, dict[str, Buffers]] = weakref.WeakKeyDictionary()
+
+
+def taken_buffers(model: PreTrainedModel, name: str) -> Buffers:
+    """The memory that the last call left, or new memory where there is none or another call uses it."""
+    return _buffers.setdefault(model, {}).pop(name, None) or Buffers()
+
+
+def give_back(model: PreTrainedModel, name: str, buffers: Buffers) -> None:
+    """Leave memory for the next call."""
+    _buffers.setdefault(model, {})[name] = buffers
 
 
 class Compiled:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 
 import torch
 from transformers import PreTrainedModel
@@ -10,7 +11,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.logging import tqdm
 
 from hf_judge.ragged.cache import RaggedCache, bucket
-from hf_judge.ragged.compiling import Compiled
+from hf_judge.ragged.compiling import Compiled, give_back, taken_buffers
 
 PREFILL_CHUNK = 256  # tokens read at once: what a long prompt needs beside the cache stays small
 
@@ -29,7 +30,7 @@ def forward_rows(model, cache: RaggedCache, ids: torch.LongTensor, first: torch.
     cache.positions = (first[:, None] + torch.arange(ids.shape[1], device=ids.device)).clamp(min=0)
     # eager attention adds the mask to the scores; sdpa takes a bool, which says the same
     mask = cache.mask(model.dtype, additive=model.config._attn_implementation == "eager")
-    return model(
+    outputs = model(
         input_ids=ids,
         position_ids=cache.positions,
         attention_mask=mask,
@@ -37,6 +38,8 @@ def forward_rows(model, cache: RaggedCache, ids: torch.LongTensor, first: torch.
         use_cache=True,
         **more,
     )
+    cache.positions = None  # a CUDA graph's memory must not be held on to
+    return outputs
 
 
 def draft_step(model, cache: RaggedCache, ids: torch.LongTensor, first: torch.LongTensor):
@@ -72,7 +75,9 @@ class ModelRows:
         embeddings = model.get_input_embeddings().weight.device
         self.device = device if embeddings.type == "meta" else embeddings
         n_layers = model.config.get_text_config().num_hidden_layers
-        self.cache = RaggedCache(n_layers, n_rows, coarse=compiled is not None, limit=limit)
+        self._place = (model, step.__name__)
+        buffers = None if compiled is None else taken_buffers(*self._place)
+        self.cache = RaggedCache(n_layers, n_rows, coarse=compiled is not None, limit=limit, buffers=buffers)
         self._step = step if compiled is None else compiled.of(step)
         self._plain_step = step
         self._live = list(range(n_rows))  # rows of the cache that are in work
@@ -127,14 +132,19 @@ class ModelRows:
         self._live = [self._live[r] for r in rows]
         room = len(rows) if self.compiled is None else _room(len(rows))
         if room < self.cache.n_rows:
-            # a compiled shape that is not filled up: its last places repeat a row
-            self.cache.keep(self._live + self._live[:1] * (room - len(rows)))
+            self.cache.keep(self._live, room)
             self._live = list(range(len(rows)))
         self._spread = self._places = None
         if len(self._live) < self.cache.n_rows:
             at = {place: r for r, place in enumerate(self._live)}
             self._spread = torch.tensor([at.get(place, 0) for place in range(self.cache.n_rows)], device=self.device)
             self._places = torch.tensor(self._live, device=self.device)
+
+    def close(self) -> None:
+        """Forget all rows; a compiled model's next call goes on in the same memory."""
+        if self.compiled is not None:
+            give_back(*self._place, self.cache.buffers)
+        self.cache.layers.clear()
 
     def warm_up(self, widths: list[int], n_keys: int, desc: str, **more) -> None:
         """Compile for forwards of these widths on every length of cache between now and `n_keys` keys.
@@ -158,9 +168,13 @@ class ModelRows:
             for length, width in bar:
                 ids = torch.zeros(self.cache.n_rows, width, dtype=torch.long, device=self.device)
                 first = torch.zeros(self.cache.n_rows, dtype=torch.long, device=self.device)
-                cache = self.cache.blank(length)
-                for _ in range(2):  # CUDA graphs are recorded the second time
-                    self._step(self.model, cache, ids, first, **more)
+                cache, undone = self.cache, self.cache.unchanged()
+                if length > self.cache.length:
+                    cache, undone = self.cache.blank(length), nullcontext()
+                cache.n_seen = length
+                with undone:
+                    for _ in range(2):  # CUDA graphs are recorded the second time
+                        self._step(self.model, cache, ids, first, **more)
 
 
 def _room(n_rows: int) -> int:
