@@ -1,6 +1,7 @@
 """Adaptive draft lengths against constant ones, for drafts that pay and drafts that do not.
 
     python benchmarks/adaptive.py --json out/adaptive.json    # ten minutes on 2 cores
+    python benchmarks/adaptive.py --new-tokens 1500 --no-constant --drafts wrong "right and expensive"
 
 The embedded target writes long texts (it is not told to stop) with its own draft, judged and strict; with a draft of
 the same cost that is never right; with one that is never right and as expensive as the target; and with a copy of
@@ -39,11 +40,14 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=400)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--layers", type=int, default=24, help="of the target")
+    parser.add_argument("--no-constant", action="store_true", help="adaptive lengths and plain decoding only")
     parser.add_argument("--compile", action="store_true", help="minutes more")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.manual_seed(0)
     pair = load_pair(args.layers)
+    for model in (pair.target, pair.draft):  # longer texts than they were trained on: they need only take their time
+        model.config.max_position_embeddings = max(model.config.max_position_embeddings, args.new_tokens + 200)
     pair.target.generation_config.eos_token_id = pair.draft.generation_config.eos_token_id = None
     rows = []
     print("| draft | way | tokens/s | to plain | accepted per forward |\n|---|---|---|---|---|")
@@ -69,7 +73,8 @@ def measure(pair: TinyPair, name: str, args) -> list[dict]:
         drafted["compile_config"] = CompileConfig()
     schedule = "num_assistant_tokens_schedule"
     ways = {"plain": common | {"judge": False}}
-    ways |= {f"M={m}": drafted | {"num_assistant_tokens": m, schedule: "constant"} for m in DRAFTS[name]}
+    lengths = () if args.no_constant else DRAFTS[name]
+    ways |= {f"M={m}": drafted | {"num_assistant_tokens": m, schedule: "constant"} for m in lengths}
     ways["adaptive"] = drafted | {schedule: "adaptive"}
     rates, accepted = {way: [] for way in ways}, {}
     questions = [problem.question for problem in problems(args.repeats + 1, seed=0)]

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 SCHEDULES = ("constant", "heuristic_transient")
 CONFIDENCES = (0.4, 0.0)  # upstream's default, and off
+MIN_SECONDS = 2.0  # a repeat answers its work again until then: what is short is at the mercy of a busy machine
 AS_FAST = 0.03  # a stricter threshold is preferred where it costs no more than this share of the speed
 
 
@@ -51,37 +52,39 @@ class BenchWay:
     seconds: list[float] = field(default_factory=list)  # per answer
     round_seconds: list[float] = field(default_factory=list)  # of the engine
     answers: list[tuple[Example, list[int]]] = field(default_factory=list)  # new tokens, of the last repeat
-    forwards: int = 0  # of the target, where upstream tells nothing of acceptance
+    forwards: float = 0.0  # of the target, for all of the work, where upstream tells nothing of acceptance
 
     @property
     def compares_engines(self) -> bool:
         """Whether it is about an engine, not about a setting to choose."""
         return "judge_engine" in self.kwargs
 
-    def repeat(self, pair: Pair, work: Work, max_new_tokens: int) -> None:
-        """Answer all of the work once."""
+    def repeat(self, pair: Pair, work: Work, max_new_tokens: int, min_seconds: float = 0.0) -> None:
+        """Answer all of the work, once or until some time has passed."""
         batches = [work[i : i + self.batch_size] for i in range(0, len(work), self.batch_size)]
         prompts = [left_padded([ids[0] for ids, _ in batch]) for batch in batches]
         before = None if self.verifier is None else self.verifier.stats
         # a hook on a compiled model would compile it again
         counting = nullcontext() if self.upstream is None else count_forwards(pair.target)
+        times, seconds = 0, 0.0
         with _upstream_settings(pair.draft, self.upstream), counting as forwards:
             start = time.perf_counter()
-            outputs = [
-                pair.target.generate(
-                    ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, **self.kwargs
-                ).tolist()
-                for ids, mask in prompts
-            ]
-            seconds = time.perf_counter() - start
-        self.forwards = 0 if forwards is None else forwards.count
+            while not times or seconds < min_seconds:
+                outputs = [
+                    pair.target.generate(
+                        ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, **self.kwargs
+                    ).tolist()
+                    for ids, mask in prompts
+                ]
+                times, seconds = times + 1, time.perf_counter() - start
+        self.forwards = 0.0 if forwards is None else forwards.count / times
         self.answers = [
             (example, up_to_end(row[ids.shape[1] :], pair.stop_ids))
             for (ids, _), batch, rows in zip(prompts, batches, outputs, strict=True)
             for (_, example), row in zip(batch, rows, strict=True)
         ]
-        self.rates.append(sum(len(tokens) for _, tokens in self.answers) / seconds)
-        self.seconds.append(seconds / len(work))
+        self.rates.append(times * sum(len(tokens) for _, tokens in self.answers) / seconds)
+        self.seconds.append(seconds / (times * len(work)))
         if self.verifier is not None:
             stats = self.verifier.stats
             self.round_seconds.append((stats.seconds - before.seconds) / (stats.rounds - before.rounds))
@@ -227,7 +230,7 @@ def bench(
     for i in range(repeats):
         for way in ways[i % len(ways) :] + ways[: i % len(ways)]:
             on_step(f"repeat {i + 1} of {repeats}: {way.name}")
-            way.repeat(pair, work, max_new_tokens)
+            way.repeat(pair, work, max_new_tokens, 0.0 if quick else MIN_SECONDS)
             if way.key in floors:
                 floors[way.key].measure()
     rows = [way.figures(pair, ways[0], costs) for way in ways]

@@ -47,7 +47,7 @@ class Floor:
         self._seconds: dict[str, list[float]] = {key: [] for key in self._ways}
 
     @torch.no_grad()
-    def measure(self, n_rounds: int = 5) -> None:
+    def measure(self, n_rounds: int = 12) -> None:
         """Once more: the median of some rounds, after two that warm up."""
         for key, seconds in interleaved_medians(self._ways, n_rounds).items():
             self._seconds[key].append(seconds)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import measured_pair
 import pytest
 
 from hf_judge import cli, cli_bench
-from hf_judge.bench import bench, measure_costs, recommend
+from hf_judge.bench import BenchWay, bench, measure_costs, recommend
 from hf_judge.speedup import (
     acceptance_rate,
     expected_accepted,
@@ -103,6 +104,19 @@ class TestBench:
         assert len(steps) == 3 + 9 + 3 + 2 * 9
         assert pair.draft.generation_config.to_dict() == before
         json.dumps(found, allow_nan=False)
+
+    def test_short_work_is_repeated(self, pair, monkeypatch):
+        """A clock that shows a second more whenever it is read: rates and forwards are of one time through the work."""
+        seconds = itertools.count(1.0)
+        monkeypatch.setattr("hf_judge.bench.time.perf_counter", lambda: next(seconds))
+        work = [(pair.encode("Hello there"), example) for example in measured_pair.task(1).examples]
+        found = []
+        for min_seconds in (0.0, 3.0):
+            way = BenchWay("assisted", {"judge": False, "assistant_model": pair.draft}, upstream=(4, "constant", 0.0))
+            way.repeat(pair, work, 8, min_seconds)
+            found.append((way.rates, way.seconds, way.answers, way.forwards))
+        assert found[0] == found[1]
+        assert next(seconds) == 1 + (1 + 1) + (1 + 3)
 
     def test_advice(self, pair):
         def row(way, rate, m=None, threshold=None):

@@ -121,7 +121,7 @@ class TestCache:
             cache.positions = torch.tensor([[n - 1]])
             keys, values = cache.layers[0].update(torch.ones(1, 2, 1, 8), torch.ones(1, 2, 1, 8))
             assert keys.shape == values.shape == (1, 2, seen, 8)
-            assert cache.mask(torch.float32, additive=False).shape == (1, 1, 1, seen)
+            assert cache.mask(torch.float32).shape == (1, 1, 1, seen)
 
 
 class TestSameTokens:

@@ -154,18 +154,16 @@ class RaggedCache(Cache):
             self._grow(n_keys)
         self.n_seen = min(-(-n_keys // STEP) * STEP, self.length)
 
-    def mask(self, dtype: torch.dtype, *, additive: bool) -> torch.Tensor:
+    def mask(self, dtype: torch.dtype) -> torch.Tensor:
         """Which keys the running forward's tokens attend to: all up to their own position.
 
         Returns:
-            (n_rows, 1, n, n_seen): bool, True where visible; or `dtype`, 0 where visible and the minimum elsewhere.
+            (n_rows, 1, n, n_seen) `dtype`, 0 where visible and the minimum elsewhere: to be added to the scores. (sdpa
+            takes bool too, and converts it in every layer.)
         """
         keys = torch.arange(self.n_seen, device=self.positions.device)
-        allowed = self.positions[:, None, :, None] >= keys
-        if not additive:
-            return allowed
-        hidden = torch.finfo(dtype).min
-        return torch.zeros(allowed.shape, dtype=dtype, device=keys.device).masked_fill(~allowed, hidden)
+        hidden = self.positions[:, None, :, None] < keys
+        return torch.zeros(hidden.shape, dtype=dtype, device=keys.device).masked_fill(hidden, torch.finfo(dtype).min)
 
     def keep(self, rows: list[int], n_rows: int) -> None:
         """Hold these rows, named in ascending order, in the first of `n_rows` places."""

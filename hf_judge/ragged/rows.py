@@ -28,12 +28,10 @@ def forward_rows(model, cache: RaggedCache, ids: torch.LongTensor, first: torch.
         **more: arguments of the model's forward.
     """
     cache.positions = (first[:, None] + torch.arange(ids.shape[1], device=ids.device)).clamp(min=0)
-    # eager attention adds the mask to the scores; sdpa takes a bool, which says the same
-    mask = cache.mask(model.dtype, additive=model.config._attn_implementation == "eager")
     outputs = model(
         input_ids=ids,
         position_ids=cache.positions,
-        attention_mask=mask,
+        attention_mask=cache.mask(model.dtype),
         past_key_values=cache,
         use_cache=True,
         **more,
