@@ -258,6 +258,11 @@ class JudgeGenerationMixin:
                 tokenizer=tokenizer,
                 **model_kwargs,
             )
+        if streamer is not None and input_ids.shape[0] > 1:
+            raise ValueError(
+                f"a streamer shows one row (batch size 1), got {input_ids.shape[0]}: call generate() per prompt, or "
+                "drop streamer="
+            )
         verifier = judge_call.verifier
         ranks = Ranks.of(self, draft_alone=_drafts_alone(assistant_model, generation_config))
         state = getattr(verifier, "hidden_state", "post_norm")

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive import NaiveModel, naive_judged
 from torch.overrides import TorchFunctionMode
-from transformers import DynamicCache, StoppingCriteria, pipeline
+from transformers import DynamicCache, StoppingCriteria, TextStreamer, pipeline
+from transformers.generation.streamers import BaseStreamer
 
 from hf_judge import JudgeCandidateVerifier, JudgeHead, StrictVerifier, judged
 from hf_judge.ragged.cache import STEP, RaggedCache, bucket
@@ -36,6 +37,13 @@ def batch(lengths: list[int]) -> dict[str, torch.Tensor]:
     for row, length in enumerate(lengths):
         ids[row, max(lengths) - length :] = prompt(row, length)[0]
     return {"input_ids": ids, "attention_mask": (ids != 0).long()}
+
+
+def with_attention(name: str):
+    """A model that says so: what it computes with is not there on every machine."""
+    model = tiny_model()
+    model.config._attn_implementation = name
+    return model
 
 
 @functools.cache
@@ -341,6 +349,8 @@ class TestRefused:
                 {"output_attentions": True, "return_dict_in_generate": True},
                 "attentions or hidden states were asked for",
             ),
+            ({"attention_mask": torch.tensor([[1] * 5 + [0] + [1] * 6])}, "hides more than padding on the left"),
+            ({"assistant_model": with_attention("flash_attention_2")}, "the assistant uses flash_attention_2, which"),
         ],
     )
     def test_forced_where_it_cannot_serve(self, target, draft, head, kwargs, reason):
@@ -359,6 +369,22 @@ class TestRefused:
         with caplog.at_level(logging.INFO, logger="hf_judge"):
             ragged(model, {"input_ids": prompt(0)}, draft, StrictVerifier(), judge_engine="auto")
         assert [reason in r.message for r in caplog.records if r.name == "hf_judge.modeling"] == [True]
+
+    def test_streamers_and_returned_sequences_keep_upstreams_rules(self, target, draft, head):
+        class Prints(BaseStreamer):
+            """Does not look at what it gets."""
+
+            def put(self, value):
+                pass
+
+            def end(self):
+                pass
+
+        for streamer in (TextStreamer(None), Prints()):
+            with pytest.raises(ValueError, match="batch size 1"):
+                ragged(target, batch([9, 4]), draft, head, streamer=streamer)
+        with pytest.raises(ValueError, match="num_return_sequences"):
+            ragged(target, batch([9, 4]), draft, head, num_return_sequences=2)
 
     def test_unknown_engine(self, target, draft, head):
         with pytest.raises(ValueError, match="judge_engine must be one of"):
