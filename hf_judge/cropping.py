@@ -92,7 +92,7 @@ class CroppingBackend:
         """The target's cache, for a later turn."""
         return self._kwargs.get("past_key_values")
 
-    def close(self) -> None:
+    def close(self, *, failed: bool = False) -> None:
         """See [`hf_judge.decoding.Backend`]: the cache is the caller's."""
 
     def _round_inputs(self, input_ids: torch.LongTensor, candidate_ids: torch.LongTensor) -> dict:

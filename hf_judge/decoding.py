@@ -93,8 +93,8 @@ class Backend(Protocol):
     def cache(self):
         """What goes out as `past_key_values`, or None."""
 
-    def close(self) -> None:
-        """The call has ended, well or not: let go of its memory."""
+    def close(self, *, failed: bool = False) -> None:
+        """The call has ended: let go of its memory. After a failure nothing is kept for the next call either."""
 
 
 @dataclass

@@ -282,7 +282,7 @@ class JudgeGenerationMixin:
                 inputs_tensor=inputs_tensor,
             )
             try:
-                return judged_decoding(
+                output = judged_decoding(
                     backend,
                     input_ids,
                     verifier=verifier,
@@ -295,8 +295,11 @@ class JudgeGenerationMixin:
                     ranks=ranks,
                     streamer=streamer,
                 )
-            finally:
-                backend.close()
+            except BaseException:
+                backend.close(failed=True)  # it may have failed for want of memory
+                raise
+            backend.close()
+            return output
 
     def _judge_backend(
         self,

@@ -9,8 +9,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny models gain nothing from threads, and workers share the cores
 
+import accelerate
 import pytest
 import torch
+from packaging.version import Version
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from hf_judge import JudgeConfig, JudgeHead, judged
@@ -20,6 +22,10 @@ torch.set_num_threads(1)
 VOCAB = 64
 WIDTH = 32
 EOS = 3
+
+WHOLLY_OFFLOADED = pytest.mark.skipif(
+    Version(accelerate.__version__) < Version("1.15"), reason="this accelerate puts no whole model on disk"
+)
 
 # what an architecture needs beside the common sizes
 ARCHITECTURES = {

@@ -8,12 +8,20 @@ import pickle
 import subprocess
 import sys
 
-import accelerate
 import pytest
 import torch
-from conftest import ARCHITECTURES, EOS, WIDTH, always_head, noisy_copy, prompt, random_head, tiny_model
+from conftest import (
+    ARCHITECTURES,
+    EOS,
+    WHOLLY_OFFLOADED,
+    WIDTH,
+    always_head,
+    noisy_copy,
+    prompt,
+    random_head,
+    tiny_model,
+)
 from naive import NaiveModel, naive_judged
-from packaging.version import Version
 from transformers import (
     AutoModelForCausalLM,
     LlamaForCausalLM,
@@ -397,11 +405,6 @@ class OwnJudgeLlama(JudgeLlamaForCausalLM):
 
     def own(self):
         return "own"
-
-
-WHOLLY_OFFLOADED = pytest.mark.skipif(
-    Version(accelerate.__version__) < Version("1.15"), reason="this accelerate puts no whole model on disk"
-)
 
 
 class TestOffloading:

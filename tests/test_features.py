@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from conftest import WHOLLY_OFFLOADED
 from safetensors.torch import load_file
 from test_data import TOKENIZER
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
@@ -122,6 +123,7 @@ def test_draft_features_stand_beside(tmp_path):
     assert torch.allclose(both[:, 16:], all_features(store), atol=0)
 
 
+@WHOLLY_OFFLOADED
 def test_an_offloaded_target(tmp_path):
     """Its first weights are on disk: the model has no device of its own."""
     MODEL.save_pretrained(tmp_path / "model")

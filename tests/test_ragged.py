@@ -193,13 +193,15 @@ class TestSameTokens:
         threshold = data.draw(st.sampled_from(thresholds))
         (target, draft), head = model_pair(architecture), random_head(scale=2.0)
         judge = JudgeCandidateVerifier(head, threshold)
-        rows = answers(ragged(target, batch(lengths), draft, judge, m=m, n_new=n_new, **more), max(lengths))
-        for row, length in enumerate(lengths):
+        inputs, width = batch(lengths), max(lengths)
+        rows = answers(ragged(target, inputs, draft, judge, m=m, n_new=n_new, **more), width)
+        for row in range(len(lengths)):
+            # with its padding, which some processors look at
             alone = ragged(
-                target, {"input_ids": prompt(row, length)}, draft, JudgeCandidateVerifier(head, threshold),
-                m=m, n_new=n_new, judge_engine="upstream", **more,
+                target, {name: tensor[row : row + 1] for name, tensor in inputs.items()}, draft,
+                JudgeCandidateVerifier(head, threshold), m=m, n_new=n_new, judge_engine="upstream", **more,
             )  # fmt: skip
-            assert answers(alone, length)[0] == rows[row], row
+            assert answers(alone, width)[0] == rows[row], row
 
     def test_chosen_by_itself(self, target, draft, head):
         """Without judge_engine an assistant is served by the ragged engine, a batch too."""

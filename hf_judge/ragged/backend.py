@@ -80,12 +80,16 @@ class RaggedBackend:
         )
         lengths = [input_ids.shape[1] - pad for pad in self._pads]
         packed = torch.stack([torch.roll(ids, -pad) for ids, pad in zip(input_ids, self._pads, strict=True)])
-        # asking for the state here too lets upstream get ready for it outside of what is compiled
-        self._target.prefill(packed, lengths, n_more=n_more, in_one=synced_gpus, **reader.request({}, {}))
-        reader.forget()
-        if ranks.decides:
-            self._drafter.prefill(packed, lengths, n_more=n_more)
         self._started, self._warm = 0.0, None
+        try:
+            # asking for the state here too lets upstream get ready for it outside of what is compiled
+            self._target.prefill(packed, lengths, n_more=n_more, in_one=synced_gpus, **reader.request({}, {}))
+            reader.forget()
+            if ranks.decides:
+                self._drafter.prefill(packed, lengths, n_more=n_more)
+        except BaseException:
+            self.close(failed=True)
+            raise
 
     def propose(self, answers: list[torch.LongTensor], budgets: list[int]) -> Draft:
         """See [`hf_judge.decoding.Backend`]."""
@@ -160,10 +164,10 @@ class RaggedBackend:
             cache.update(layer.keys[:, :, : self._n_cached], layer.values[:, :, : self._n_cached], i)
         return cache
 
-    def close(self) -> None:
+    def close(self, *, failed: bool = False) -> None:
         """See [`hf_judge.decoding.Backend`]."""
-        self._target.close()
-        self._drafter.rows.close()
+        self._target.close(failed=failed)
+        self._drafter.rows.close(failed=failed)
 
     def _texts(self, answers: list[torch.LongTensor]) -> list[torch.LongTensor]:
         """The rows without their padding, (1, t_r) long each."""

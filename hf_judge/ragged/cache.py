@@ -16,6 +16,8 @@ import torch
 import torch._dynamo
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from hf_judge.devices import sent
+
 STEP = 64  # keys; the smallest cache
 
 
@@ -46,7 +48,8 @@ class Buffers:
         """Zeros of this shape, for the `name` of a layer: at its old place, where they fit there."""
         n, flat = math.prod(shape), self._flat.get((layer, name))
         if flat is None or flat.numel() < n or (flat.dtype, flat.device) != (like.dtype, like.device):
-            self._flat[layer, name] = flat = like.new_zeros(n)
+            with torch.inference_mode(False):  # else no later call could write to it outside of that mode
+                self._flat[layer, name] = flat = like.new_zeros(n)
         else:
             flat[:n].zero_()
         return flat[:n].view(shape)
@@ -76,10 +79,11 @@ class RaggedLayer(CacheLayerMixin):
             grown[-1][:, :, : old.shape[2]] = saved
         self._hold(*grown)
 
-    def keep(self, rows: torch.Tensor, first: int, n_rows: int) -> None:
+    def keep(self, rows: list[int], first: int, n_rows: int) -> None:
         """Hold `n_rows` rows only, from the place `first` on the given ones."""
+        index = sent(rows, self.keys.device)
         for tensor in (self.keys, self.values):
-            tensor[first : first + len(rows)] = tensor[rows.to(tensor.device)]
+            tensor[first : first + len(rows)] = tensor[index]
         self._hold(self.keys[:n_rows], self.values[:n_rows])
 
     def _room(self, name: str, like: torch.Tensor) -> torch.Tensor:
@@ -169,17 +173,17 @@ class RaggedCache(Cache):
         """Hold these rows, named in ascending order, in the first of `n_rows` places."""
         at_home = next((place for place, row in enumerate(rows) if row != place), len(rows))
         for layer in self._filled():
-            layer.keep(torch.tensor(rows[at_home:], dtype=torch.long), at_home, n_rows)
+            layer.keep(rows[at_home:], at_home, n_rows)
         self.n_rows = n_rows
 
     @contextmanager
-    def unchanged(self) -> Iterator[None]:
-        """Undo what forwards write meanwhile."""
-        saved = [(layer, layer.keys.clone(), layer.values.clone()) for layer in self._filled()]
+    def unchanged(self, n_keys: int) -> Iterator[None]:
+        """Undo what forwards write meanwhile over the first keys of every row."""
+        places = [tensor[:, :, :n_keys] for layer in self._filled() for tensor in (layer.keys, layer.values)]
+        saved = [place.clone() for place in places]
         yield
-        for layer, keys, values in saved:
-            layer.keys.copy_(keys)
-            layer.values.copy_(values)
+        for place, tensor in zip(places, saved, strict=True):
+            place.copy_(tensor)
 
     def blank(self, length: int) -> RaggedCache:
         """A cache of the same layers and rows, of another length, for trying a model on."""

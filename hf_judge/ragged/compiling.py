@@ -19,18 +19,23 @@ N_SHAPES = 512  # that one function may be compiled for; torch gives up at 8 oth
 
 # model -> shapes that it was compiled for in this process
 _ready: weakref.WeakKeyDictionary[PreTrainedModel, set] = weakref.WeakKeyDictionary()
-# model -> memory of its caches between calls, by the function that uses it
-_buffers: weakref.WeakKeyDictionary[PreTrainedModel, dict[str, Buffers]] = weakref.WeakKeyDictionary()
+# model -> memory of its caches between calls, by the function that uses it: as many as calls ran at a time
+_buffers: weakref.WeakKeyDictionary[PreTrainedModel, dict[str, list[Buffers]]] = weakref.WeakKeyDictionary()
 
 
 def taken_buffers(model: PreTrainedModel, name: str) -> Buffers:
     """The memory that the last call left, or new memory where there is none or another call uses it."""
-    return _buffers.setdefault(model, {}).pop(name, None) or Buffers()
+    left = _free(model, name)
+    return left.pop() if left else Buffers()
 
 
 def give_back(model: PreTrainedModel, name: str, buffers: Buffers) -> None:
     """Leave memory for the next call."""
-    _buffers.setdefault(model, {})[name] = buffers
+    _free(model, name).append(buffers)
+
+
+def _free(model: PreTrainedModel, name: str) -> list[Buffers]:
+    return _buffers.setdefault(model, {}).setdefault(name, [])
 
 
 class Compiled:

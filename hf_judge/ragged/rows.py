@@ -138,9 +138,9 @@ class ModelRows:
             self._spread = torch.tensor([at.get(place, 0) for place in range(self.cache.n_rows)], device=self.device)
             self._places = torch.tensor(self._live, device=self.device)
 
-    def close(self) -> None:
-        """Forget all rows; a compiled model's next call goes on in the same memory."""
-        if self.compiled is not None:
+    def close(self, *, failed: bool = False) -> None:
+        """Forget all rows; a compiled model's next call goes on in the same memory, unless this one has failed."""
+        if self.compiled is not None and not failed:
             give_back(*self._place, self.cache.buffers)
         self.cache.layers.clear()
 
@@ -166,7 +166,7 @@ class ModelRows:
             for length, width in bar:
                 ids = torch.zeros(self.cache.n_rows, width, dtype=torch.long, device=self.device)
                 first = torch.zeros(self.cache.n_rows, dtype=torch.long, device=self.device)
-                cache, undone = self.cache, self.cache.unchanged()
+                cache, undone = self.cache, self.cache.unchanged(width)
                 if length > self.cache.length:
                     cache, undone = self.cache.blank(length), nullcontext()
                 cache.n_seen = length
