@@ -74,9 +74,9 @@ def measure(target, draft, n: int, args, device: str) -> dict:
     ids = torch.randint(10, 400, (1, n), generator=torch.Generator().manual_seed(0)).to(device)
     sizes, close = [], ModelRows.close
 
-    def remember(rows):
+    def remember(rows, **options):
         sizes.append(rows.cache.nbytes())
-        close(rows)
+        close(rows, **options)
 
     ModelRows.close = remember
     before = reset_peak(device)
