@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -90,7 +91,9 @@ def launched(directory):
     script = directory / "script.py"
     script.write_text(textwrap.dedent(SCRIPT.format(tests=str(Path(__file__).parent), directory=str(directory))))
     options = {"--num_processes": "2", "--num_machines": "1", "--mixed_precision": "no", "--dynamo_backend": "no"}
-    options |= {"--main_process_port": "0"}
+    with socket.socket() as free:  # accelerate 1.1 waits for ever where told to find a port itself
+        free.bind(("127.0.0.1", 0))
+        options |= {"--main_process_port": str(free.getsockname()[1])}
     # without --multi_gpu, accelerate (1.15) starts a single process on a machine without GPUs
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", *sum(options.items(), ()), script]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
