@@ -167,7 +167,7 @@ class RaggedCache(Cache):
         """
         keys = torch.arange(self.n_seen, device=self.positions.device)
         hidden = self.positions[:, None, :, None] < keys
-        return torch.zeros(hidden.shape, dtype=dtype, device=keys.device).masked_fill(hidden, torch.finfo(dtype).min)
+        return torch.zeros(hidden.shape, dtype=dtype, device=keys.device).masked_fill_(hidden, torch.finfo(dtype).min)
 
     def keep(self, rows: list[int], n_rows: int) -> None:
         """Hold these rows, named in ascending order, in the first of `n_rows` places."""
