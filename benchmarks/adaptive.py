@@ -1,7 +1,7 @@
 """Adaptive draft lengths against constant ones, for drafts that pay and drafts that do not.
 
     python benchmarks/adaptive.py --json out/adaptive.json    # ten minutes on 2 cores
-    python benchmarks/adaptive.py --new-tokens 1500 --no-constant --drafts wrong "right and expensive"
+    python benchmarks/adaptive.py --new-tokens 1000 --no-constant --drafts wrong "right and expensive"
 
 The embedded target writes long texts (it is not told to stop) with its own draft, judged and strict; with a draft of
 the same cost that is never right; with one that is never right and as expensive as the target; and with a copy of

@@ -23,19 +23,19 @@ _ready: weakref.WeakKeyDictionary[PreTrainedModel, set] = weakref.WeakKeyDiction
 _buffers: weakref.WeakKeyDictionary[PreTrainedModel, dict[str, list[Buffers]]] = weakref.WeakKeyDictionary()
 
 
-def taken_buffers(model: PreTrainedModel, name: str) -> Buffers:
+def taken_buffers(model: PreTrainedModel, function: Callable) -> Buffers:
     """The memory that the last call left, or new memory where there is none or another call uses it."""
-    left = _free(model, name)
+    left = _free(model, function)
     return left.pop() if left else Buffers()
 
 
-def give_back(model: PreTrainedModel, name: str, buffers: Buffers) -> None:
+def give_back(model: PreTrainedModel, function: Callable, buffers: Buffers) -> None:
     """Leave memory for the next call."""
-    _free(model, name).append(buffers)
+    _free(model, function).append(buffers)
 
 
-def _free(model: PreTrainedModel, name: str) -> list[Buffers]:
-    return _buffers.setdefault(model, {}).setdefault(name, [])
+def _free(model: PreTrainedModel, function: Callable) -> list[Buffers]:
+    return _buffers.setdefault(model, {}).setdefault(function.__name__, [])
 
 
 class Compiled:

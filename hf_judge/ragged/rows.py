@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 from transformers.utils.logging import tqdm
 
+from hf_judge.devices import sent
 from hf_judge.ragged.cache import RaggedCache, bucket
 from hf_judge.ragged.compiling import Compiled, give_back, taken_buffers
 
@@ -73,8 +74,7 @@ class ModelRows:
         embeddings = model.get_input_embeddings().weight.device
         self.device = device if embeddings.type == "meta" else embeddings
         n_layers = model.config.get_text_config().num_hidden_layers
-        self._place = (model, step.__name__)
-        buffers = None if compiled is None else taken_buffers(*self._place)
+        buffers = None if compiled is None else taken_buffers(model, step)
         self.cache = RaggedCache(n_layers, n_rows, coarse=compiled is not None, limit=limit, buffers=buffers)
         self._step = step if compiled is None else compiled.of(step)
         self._plain_step = step
@@ -135,13 +135,13 @@ class ModelRows:
         self._spread = self._places = None
         if len(self._live) < self.cache.n_rows:
             at = {place: r for r, place in enumerate(self._live)}
-            self._spread = torch.tensor([at.get(place, 0) for place in range(self.cache.n_rows)], device=self.device)
-            self._places = torch.tensor(self._live, device=self.device)
+            self._spread = sent([at.get(place, 0) for place in range(self.cache.n_rows)], self.device)
+            self._places = sent(self._live, self.device)
 
     def close(self, *, failed: bool = False) -> None:
         """Forget all rows; a compiled model's next call goes on in the same memory, unless this one has failed."""
         if self.compiled is not None and not failed:
-            give_back(*self._place, self.cache.buffers)
+            give_back(self.model, self._plain_step, self.cache.buffers)
         self.cache.layers.clear()
 
     def warm_up(self, widths: list[int], n_keys: int, desc: str, **more) -> None:
@@ -166,10 +166,11 @@ class ModelRows:
             for length, width in bar:
                 ids = torch.zeros(self.cache.n_rows, width, dtype=torch.long, device=self.device)
                 first = torch.zeros(self.cache.n_rows, dtype=torch.long, device=self.device)
-                cache, undone = self.cache, self.cache.unchanged(width)
                 if length > self.cache.length:
                     cache, undone = self.cache.blank(length), nullcontext()
-                cache.n_seen = length
+                else:
+                    cache, undone = self.cache, self.cache.unchanged(width)
+                    cache.n_seen = length
                 with undone:
                     for _ in range(2):  # CUDA graphs are recorded the second time
                         self._step(self.model, cache, ids, first, **more)
