@@ -13,11 +13,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import tqdm
 
 from hf_judge.checkers import Checker
-from hf_judge.devices import input_device
 from hf_judge.greedy import greedy
 from hf_judge.labelling import encode_prompt
 from hf_judge.modeling import judged
 from hf_judge.stats import JudgeStats
+from hf_judge.upstream.devices import input_device
 from hf_judge.verify import CandidateVerifier
 
 

@@ -11,10 +11,11 @@ import logging
 import os
 
 from hf_judge.adapter import read_adapter
-from hf_judge.config import HUB_OPTIONS, require_peft
+from hf_judge.config import HUB_OPTIONS
 from hf_judge.files import CONFIG_NAME, WEIGHTS_NAME, is_judge_adapter
 from hf_judge.head import JudgeHead
 from hf_judge.hub import holds, locate
+from hf_judge.upstream.versions import require_peft
 from hf_judge.verify import CandidateVerifier, JudgeCandidateVerifier
 
 logger = logging.getLogger(__name__)

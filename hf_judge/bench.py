@@ -23,6 +23,7 @@ from hf_judge.floor import Floor, interleaved_medians
 from hf_judge.speedup import predicted_speedup
 from hf_judge.stats import JudgeStats
 from hf_judge.tasks import Example, Task
+from hf_judge.upstream.forward import compiling_everywhere, with_cache
 from hf_judge.verify import JudgeCandidateVerifier, StrictVerifier
 
 logger = logging.getLogger(__name__)
@@ -193,9 +194,7 @@ def bench(
     costs = measure_costs(pair, work[0][0], tuple(sorted({*lengths, strict_m})))
     plain_static = {"judge": False, "cache_implementation": "static"}
     if compile_config is not None:
-        everywhere = copy.copy(compile_config)
-        everywhere._compile_all_devices = True  # upstream compiles on a CPU only when told so
-        plain_static["compile_config"] = everywhere
+        plain_static["compile_config"] = compiling_everywhere(copy.copy(compile_config))
     ways = [
         BenchWay("plain", {"judge": False}, key="plain"),
         BenchWay("plain, static cache", plain_static, key="plain_static"),
@@ -326,12 +325,12 @@ class _Forward:
         self._model, self._n = model, n
         self._ids = prompt_ids[:, -1:].expand(1, n)
         self._cache = DynamicCache(config=model.config)
-        model(input_ids=prompt_ids, past_key_values=self._cache, use_cache=True)
+        model(input_ids=prompt_ids, use_cache=True, **with_cache(self._cache))
         self._prompt_length = prompt_ids.shape[1]
 
     def __call__(self) -> float:
         start = time.perf_counter()
-        outputs = self._model(input_ids=self._ids, past_key_values=self._cache, use_cache=True)
+        outputs = self._model(input_ids=self._ids, use_cache=True, **with_cache(self._cache))
         outputs.logits[0, -1].argmax().item()  # the one synchronisation that decoding has as well
         seconds = time.perf_counter() - start
         self._cache.crop(-self._n)

@@ -12,6 +12,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from hf_judge.head import JudgeHead
+from hf_judge.upstream.forward import commit_of
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ def check_fit(head: JudgeHead, model: PreTrainedModel) -> None:
             "this head reads the draft's state beside the target's, which generate() does not pass on: train one "
             "without draft features"
         )
-    name, commit = model.config.name_or_path, getattr(model.config, "_commit_hash", None)
+    name, commit = model.config.name_or_path, commit_of(model.config)
     check_target(head, model.config.get_text_config().hidden_size, name, commit)
     _check_quantization(head, model)
 

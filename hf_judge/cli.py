@@ -16,9 +16,9 @@ from hf_judge.cli_bench import add_bench
 from hf_judge.cli_evaluate import add_evaluate
 from hf_judge.cli_train import add_training_commands
 from hf_judge.decoding import VerdictStreamer
-from hf_judge.devices import input_device
 from hf_judge.stats import JudgeStats, VerdictCode
 from hf_judge.terminal import printable, table
+from hf_judge.upstream.devices import input_device
 
 # how a token of each verdict is marked, with and without colour
 MARKS = {

@@ -5,13 +5,10 @@ Knows nothing about models. Section numbers refer to Judge Decoding, arXiv 2501.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import logging
 import os
 from dataclasses import dataclass, field, fields
-
-from packaging.version import Version
 
 from hf_judge.distributions import EXTRA_FEATURES
 from hf_judge.files import CONFIG_NAME, PEFT_TYPE, WEIGHTS_NAME, read_values, read_weights
@@ -42,7 +39,6 @@ except ImportError:  # a head can be read and used without peft; only the PEFT c
 
 logger = logging.getLogger(__name__)
 
-PEFT_FLOOR, PEFT_CEILING = "0.20", "0.22"  # supported: PEFT_FLOOR <= peft < PEFT_CEILING
 FORMAT_VERSION = 1
 HUB_OPTIONS = ("revision", "cache_dir", "force_download", "local_files_only", "token")
 HIDDEN_STATES = ("post_norm", "pre_norm")
@@ -191,29 +187,6 @@ class JudgeConfig(PeftConfig):
             raise TypeError(f"provenance must hold JSON values only: {error}") from None
         if size > MAX_PROVENANCE:
             raise ValueError(f"provenance takes {size} characters as JSON, at most {MAX_PROVENANCE} are allowed")
-
-
-def peft_problem() -> str | None:
-    """Why PEFT cannot serve judge heads here, with the remedy; None where it can."""
-    remedy = f"pip install 'peft>={PEFT_FLOOR},<{PEFT_CEILING}'. JudgeHead and generate(judge=) work without it"
-    try:
-        installed = importlib.metadata.version("peft")
-    except importlib.metadata.PackageNotFoundError:
-        return f"peft is not installed: {remedy}"
-    if not Version(PEFT_FLOOR) <= Version(Version(installed).base_version) < Version(PEFT_CEILING):
-        return f"peft {installed} is not supported by this hf_judge: {remedy}"
-    return None
-
-
-def require_peft() -> None:
-    """Refuse to go on where PEFT cannot serve judge heads.
-
-    Raises:
-        ImportError: peft is missing or outside the supported range.
-    """
-    problem = peft_problem()
-    if problem is not None:
-        raise ImportError(problem)
 
 
 def check_threshold(threshold: float) -> float:

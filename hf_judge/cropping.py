@@ -1,23 +1,19 @@
 """The backend that works everywhere: one prompt, upstream's dynamic cache and crop, any architecture and candidate
 source.
 
-Upstream facts are those of transformers 5.19 to 5.23.
+Upstream facts are those of transformers 5.19 to 5.24.
 """
 
 from __future__ import annotations
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
-from transformers.generation.candidate_generator import (
-    _prepare_attention_mask,
-    _prepare_position_ids,
-    _prepare_token_type_ids,
-)
 
 from hf_judge.decoding import Draft, Forward
-from hf_judge.ranks import Ranks
-from hf_judge.sources import CandidateSource
-from hf_judge.states import StateReader
+from hf_judge.upstream.candidates import CandidateSource
+from hf_judge.upstream.forward import cache_of, known_length, lengthened, updated_kwargs
+from hf_judge.upstream.processes import Ranks
+from hf_judge.upstream.states import StateReader
 
 
 class CroppingBackend:
@@ -74,12 +70,10 @@ class CroppingBackend:
         (n_new, self._n_accepted), self._last_ids = grown[0], answers[0]
         # The last new token was not fed yet: the cache keeps the rows before it. crop(0) matters too, it lets
         # sliding-window layers shrink back to their window.
-        self._outputs.past_key_values.crop(-(scores.shape[1] - n_new))
+        cache_of(self._outputs).crop(-(scores.shape[1] - n_new))
         if self._ranks.decides:
             self._source.update(answers[0], scores, self._n_accepted)
-        self._kwargs = self._model._update_model_kwargs_for_generation(
-            self._outputs, self._kwargs, num_new_tokens=n_new
-        )
+        self._kwargs = updated_kwargs(self._model, self._outputs, self._kwargs, n_new)
 
     def keep(self, rows: list[int]) -> None:
         """See [`hf_judge.decoding.Backend`]: a single row is never dropped."""
@@ -90,7 +84,7 @@ class CroppingBackend:
 
     def cache(self):
         """The target's cache, for a later turn."""
-        return self._kwargs.get("past_key_values")
+        return cache_of(self._kwargs)
 
     def close(self, *, failed: bool = False) -> None:
         """See [`hf_judge.decoding.Backend`]: the cache is the caller's."""
@@ -98,25 +92,19 @@ class CroppingBackend:
     def _round_inputs(self, input_ids: torch.LongTensor, candidate_ids: torch.LongTensor) -> dict:
         """The target's forward arguments: what the cache lacks of the sequence, then the draft."""
         k = candidate_ids.shape[1]
-        kwargs, is_first = dict(self._kwargs), self._outputs is None
-        total = self._known_length(input_ids)
+        kwargs, is_first = lengthened(self._kwargs, k), self._outputs is None
         # Lengths are counted from what is there, not from input_ids: an earlier turn may live in the cache alone.
-        if kwargs.get("attention_mask") is not None:
-            kwargs = _prepare_attention_mask(kwargs, kwargs["attention_mask"].shape[1] + k, False)
-        if kwargs.get("position_ids") is not None:
-            kwargs = _prepare_position_ids(kwargs, kwargs["position_ids"].shape[-1] + k, False)
-        if kwargs.get("token_type_ids") is not None:
-            kwargs = _prepare_token_type_ids(kwargs, kwargs["token_type_ids"].shape[1] + k)
+        total = known_length(self._kwargs, self._config, input_ids)
         n_next = k + 1
         if is_first:
-            cached = kwargs["past_key_values"].get_seq_length()
+            cached = cache_of(kwargs).get_seq_length()
             if kwargs.get("inputs_embeds") is not None:
                 n_next = kwargs["inputs_embeds"].shape[1] - cached
             else:
                 # either the whole sequence was passed again, or only what the cache does not hold yet
                 if total == input_ids.shape[1] <= cached:
                     raise ValueError(
-                        f"past_key_values holds {cached} tokens, but input_ids and attention_mask have {total}: "
+                        f"the cache holds {cached} tokens, but input_ids and attention_mask have {total}: "
                         "pass the ids of the whole sequence, or only the new ids with the attention_mask of all"
                     )
                 n_next = k + (input_ids.shape[1] - cached if total == input_ids.shape[1] else input_ids.shape[1])
@@ -129,12 +117,3 @@ class CroppingBackend:
         if "logits_to_keep" in inputs:
             inputs["logits_to_keep"] = k + 1
         return inputs
-
-    def _known_length(self, input_ids: torch.LongTensor) -> int:
-        """Length of the sequence so far, tokens that only the cache holds included."""
-        if self._kwargs.get("attention_mask") is not None:
-            return self._kwargs["attention_mask"].shape[1]
-        if self._kwargs.get("position_ids") is not None:
-            return self._kwargs["position_ids"].shape[-1]
-        # upstream drops a mask of ones and leaves its length here (5.19 on)
-        return getattr(self._config, "_mask_length", input_ids.shape[1])

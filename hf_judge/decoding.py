@@ -1,7 +1,7 @@
 """The decoding loop: propose, forward, process, verify, commit, stop.
 
 It stands in the place of upstream's assisted loop: inputs, processors, criteria and caches were prepared by
-``GenerationMixin.generate`` (transformers 5.19 to 5.23). Where drafts come from and how the target runs is a backend's
+``GenerationMixin.generate`` (transformers 5.19 to 5.24). Where drafts come from and how the target runs is a backend's
 affair (`cropping.py`, `ragged/`); how a rule decides is `verify.py`'s.
 """
 
@@ -14,17 +14,21 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import torch
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
-from transformers.generation import GenerateDecoderOnlyOutput
-from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
-from transformers.generation.streamers import BaseStreamer
-from transformers.utils import ModelOutput
+from transformers import (
+    EosTokenCriteria,
+    GenerationConfig,
+    LogitsProcessorList,
+    MaxLengthCriteria,
+    StoppingCriteriaList,
+)
 
-from hf_judge.constraints import RowProcessor
-from hf_judge.devices import sent
-from hf_judge.ranks import Ranks
 from hf_judge.record import Record, merged
 from hf_judge.stats import JudgeStats, VerdictCode
+from hf_judge.upstream.devices import sent
+from hf_judge.upstream.forward import pad_token, stop_tokens, with_cache
+from hf_judge.upstream.names import BaseStreamer, GenerateDecoderOnlyOutput, ModelOutput
+from hf_judge.upstream.processes import Ranks
+from hf_judge.upstream.processors import RowProcessor
 from hf_judge.verify import Candidates, CandidateVerifier, Rows, Verdict
 
 _stats_lock = threading.Lock()
@@ -91,7 +95,7 @@ class Backend(Protocol):
         """A forward that changes nothing, for ranks that wait for others."""
 
     def cache(self):
-        """What goes out as `past_key_values`, or None."""
+        """The target's cache to return to the caller, or None for a batch."""
 
     def close(self, *, failed: bool = False) -> None:
         """The call has ended: let go of its memory. After a failure nothing is kept for the next call either."""
@@ -260,15 +264,14 @@ def _count(stats: JudgeStats, block: _Block, codes: list[int]) -> None:
 
 
 def _output(answers: list[_Answer], config: GenerationConfig, stats: JudgeStats, backend: Backend):
-    pad = 0 if config._pad_token_tensor is None else int(config._pad_token_tensor)
-    sequences = _padded([answer.ids for answer in answers], pad)
+    sequences = _padded([answer.ids for answer in answers], pad_token(config))
     if not config.return_dict_in_generate:
         return sequences
     codes = [torch.tensor([answer.codes], dtype=torch.int8, device=sequences.device) for answer in answers]
     return JudgeDecoderOnlyOutput(
         sequences=sequences,
         **merged([answer.record for answer in answers]),
-        past_key_values=backend.cache(),
+        **with_cache(backend.cache()),
         judge_stats=stats,
         verdicts=_padded(codes, int(VerdictCode.PADDING)),
     )
@@ -312,10 +315,9 @@ class _Stop:
         for criterion in criteria:
             if type(criterion) is EosTokenCriteria:
                 self._ends.update(criterion.eos_token_id.flatten().tolist())
-        stop_tokens = set(self._ends)
-        if generation_config._eos_token_tensor is not None:
-            stop_tokens.update(generation_config._eos_token_tensor.flatten().tolist())
-        self.token_ids = torch.tensor(sorted(stop_tokens), dtype=torch.long, device=device)
+        configured = stop_tokens(generation_config)
+        ends = self._ends | set([] if configured is None else configured.tolist())
+        self.token_ids = torch.tensor(sorted(ends), dtype=torch.long, device=device)
         self._others = StoppingCriteriaList(c for c in criteria if type(c) not in (MaxLengthCriteria, EosTokenCriteria))
 
     def cut(self, answer: _Answer, tokens: list[int], logits: torch.Tensor, scores: torch.Tensor) -> tuple[int, bool]:

@@ -19,13 +19,13 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_judge.demo import count_forwards, draft_length
-from hf_judge.devices import input_device
 from hf_judge.head import JudgeHead
 from hf_judge.journal import Journal
 from hf_judge.modeling import judged
 from hf_judge.settings import Setting, make_verifier
 from hf_judge.stats import VerdictCode
 from hf_judge.tasks import Example, Task
+from hf_judge.upstream.devices import input_device
 
 logger = logging.getLogger(__name__)
 

@@ -25,11 +25,11 @@ from transformers.utils.logging import tqdm
 from hf_judge.binding import quantization_of
 from hf_judge.config import HIDDEN_STATES, check_extra_features
 from hf_judge.data import LabelledResponse, data_hash
-from hf_judge.devices import input_device
 from hf_judge.distributions import DRAFT_FEATURES, extra_features
 from hf_judge.jobs import processes
 from hf_judge.labelling import IGNORED, LabelReport, TokenLabels, label_rows
-from hf_judge.states import StateReader
+from hf_judge.upstream.devices import input_device
+from hf_judge.upstream.states import StateReader
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from transformers import CompileConfig
 from hf_judge.evaluation import Pair
 from hf_judge.ragged.compiling import Compiled
 from hf_judge.ragged.rows import ModelRows, draft_step
-from hf_judge.states import StateReader
+from hf_judge.upstream.states import StateReader
 
 BEHIND_PROMPT = 64  # tokens: about the middle of an answer of the embedded pair
 

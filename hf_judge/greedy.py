@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_judge.devices import input_device
+from hf_judge.upstream.devices import input_device
 
 PASS_VALUES = 1 << 28  # logits held at once by a pass over whole texts
 

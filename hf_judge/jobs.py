@@ -20,8 +20,8 @@ from transformers import PreTrainedModel
 from transformers.utils.logging import tqdm
 
 from hf_judge.data import LabelledResponse, row_from_dict, write_jsonl
-from hf_judge.devices import input_device
 from hf_judge.journal import Journal
+from hf_judge.upstream.devices import input_device
 
 PATIENCE = timedelta(days=30)  # for processes that finish early; torch's own default is 10 or 30 minutes
 NEAR_TIE = 1e-4  # logits this close may change places with the batch size

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hf_judge
@@ -26,6 +25,7 @@ from hf_judge.scoring import read_text, score_curves, score_texts, token_details
 from hf_judge.settings import Setting
 from hf_judge.tasks import Task
 from hf_judge.tiny import load_pair
+from hf_judge.upstream import versions
 
 DEPTH = 24  # of the embedded target, unless asked for another
 N_SAMPLES = 3  # answers in the token view, under the best setting of every rule
@@ -174,7 +174,7 @@ def setup(pair: Pair, command: str) -> dict:
         "machine": f"{machine}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
         "dtype": str(pair.target.dtype).removeprefix("torch."),
         "hf_judge": hf_judge.__version__,
-        "transformers": transformers.__version__,
+        "transformers": str(versions.INSTALLED),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "date": time.strftime("%Y-%m-%d"),

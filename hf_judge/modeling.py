@@ -7,19 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 import logging
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
-import transformers
-from transformers import AutoModelForCausalLM, GenerationMixin, LlamaForCausalLM, PreTrainedModel
-from transformers.generation import GenerationMode
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.pipelines.base import SUPPORTED_PEFT_TASKS
+from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin, LlamaForCausalLM, PreTrainedModel
 
 from hf_judge.attached import checked_adapter, save_judge, saved_head
 from hf_judge.binding import check_fit
@@ -30,28 +23,21 @@ from hf_judge.files import LAYER_NAME
 from hf_judge.head import JudgeHead, shared_head
 from hf_judge.hub import cached_commit
 from hf_judge.ragged.backend import RaggedBackend, why_not_ragged
-from hf_judge.ranks import Ranks, is_sharded
-from hf_judge.sources import CandidateSource, DraftingOptions
-from hf_judge.states import StateReader
+from hf_judge.upstream.candidates import CandidateSource, DraftingOptions
+from hf_judge.upstream.forward import cache_of, commit_of, is_stateful, remember_commit, takes_cache
+from hf_judge.upstream.generation import STATIC_CACHES, Call, PreparedCall
+from hf_judge.upstream.names import causal_lm_class, let_pipelines_take
+from hf_judge.upstream.processes import Ranks, is_sharded
+from hf_judge.upstream.states import StateReader
+from hf_judge.upstream.versions import warn_if_untested
+from hf_judge.upstream.views import shared_view
 from hf_judge.verify import CandidateVerifier, JudgeCandidateVerifier
-from hf_judge.views import shared_view
 
 logger = logging.getLogger(__name__)
 
 _DRAFTING_OPTIONS = ("num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold")
 ENGINES = ("auto", "ragged", "upstream")
 _PUSH_OPTIONS = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr", "tags")
-_STATIC_CACHES = ("static", "offloaded_static", "hybrid", "sliding_window", "hybrid_chunked")
-
-
-@dataclass(frozen=True)
-class _JudgeCall:
-    """What one judged call carries from `generate` to the loop."""
-
-    verifier: CandidateVerifier
-    options: DraftingOptions
-    engine: str  # "auto", "ragged" or "upstream"
-    is_default: bool  # the model's own judge, not the caller's: it steps aside where nothing is drafted
 
 
 class JudgeGenerationMixin:
@@ -64,9 +50,7 @@ class JudgeGenerationMixin:
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
-        # pipeline() compares class names with a list and logs an error of 4 kB about any other; this is the list's one
-        # part that is not generated from upstream's own classes (transformers 5.17 to 5.23)
-        SUPPORTED_PEFT_TASKS["text-generation"].append(cls.__name__)
+        let_pipelines_take(cls.__name__)
 
     @torch.no_grad()
     def generate(self, *args, judge=None, judge_threshold: float | None = None, judge_engine: str = "auto", **kwargs):
@@ -96,12 +80,16 @@ class JudgeGenerationMixin:
         verifier = self.resolve_judge(judge, judge_threshold)
         if verifier is None:
             return super().generate(*args, **kwargs)
-        config = kwargs.get("generation_config", args[1] if len(args) > 1 else None)
-        given = {name: kwargs.get(name, getattr(config, name, None)) for name in _DRAFTING_OPTIONS}
         if judge_engine not in ENGINES:
             raise ValueError(f"judge_engine must be one of {ENGINES}, got {judge_engine!r}")
-        call = _JudgeCall(verifier, DraftingOptions(**given), engine=judge_engine, is_default=judge is None)
-        return super().generate(*args, _judge_call=call, **kwargs)
+        call = Call(self, super().generate, args, kwargs)
+        settings = call.settings()
+        if judge is None and (call.custom_generate is not None or not call.drafts(settings)):
+            return super().generate(*args, **kwargs)  # the model's own judge serves the calls that it can
+        _check_call(call, settings)
+        warn_if_untested()
+        options = DraftingOptions(**{name: call.given(name) for name in _DRAFTING_OPTIONS})
+        return call.run(lambda prepared: _decode(prepared, verifier, options, judge_engine), settings)
 
     def resolve_judge(self, judge, threshold: float | None = None) -> CandidateVerifier | None:
         """The acceptance rule that `generate(judge=judge, judge_threshold=threshold)` uses, or None for upstream's
@@ -126,8 +114,7 @@ class JudgeGenerationMixin:
         elif isinstance(judge, type) or not isinstance(judge, CandidateVerifier):
             raise TypeError(
                 "judge must be a Hub id or directory (str), a JudgeHead, a CandidateVerifier (an object with `verify` "
-                "and "
-                f"`stats`), None or False; got {judge!r:.80}"
+                f"and `stats`), None or False; got {judge!r:.80}"
             )
         elif threshold is not None:
             raise ValueError(f"judge_threshold is for judge heads; {judge!r} has settings of its own")
@@ -141,7 +128,7 @@ class JudgeGenerationMixin:
         Raises:
             ValueError: several heads are active.
         """
-        layer = self._modules.get(LAYER_NAME)  # hung there by hf_judge.peft_method
+        layer = dict(self.named_children()).get(LAYER_NAME)  # hung there by hf_judge.peft_method
         return None if layer is None else layer.active_head()
 
     @classmethod
@@ -199,165 +186,9 @@ class JudgeGenerationMixin:
     def delete_adapter(self, adapter_names):
         """Delete adapters as upstream does; with the last head, a class that a JUDGE adapter gave is given back."""
         super().delete_adapter(adapter_names)
-        layer = self._modules.get(LAYER_NAME)
+        layer = dict(self.named_children()).get(LAYER_NAME)
         if layer is not None:
             layer.leave_if_empty(self)
-
-    def _extract_generation_mode_kwargs(self, custom_generate, kwargs, synced_gpus, assistant_model, streamer):
-        call = kwargs.pop("_judge_call", None)
-        if call is not None and synced_gpus is None and is_sharded(self):
-            # upstream (5.19 to 5.23) knows of the models that it sharded itself, not of torch's own fully_shard
-            synced_gpus = dist.get_world_size() > 1
-        mode_kwargs = super()._extract_generation_mode_kwargs(
-            custom_generate, kwargs, synced_gpus, assistant_model, streamer
-        )
-        if call is not None:
-            mode_kwargs["judge_call"] = call
-        return mode_kwargs
-
-    def _validate_generation_mode(self, generation_mode, generation_config, generation_mode_kwargs):
-        call = generation_mode_kwargs.get("judge_call")
-        if call is not None:
-            if generation_mode != GenerationMode.ASSISTED_GENERATION and call.is_default:
-                del generation_mode_kwargs["judge_call"]
-            else:
-                _check_judged_call(generation_mode, generation_config)
-        n_sequences = generation_config.num_return_sequences
-        if "judge_call" in generation_mode_kwargs:
-            # upstream's assisted loop cannot give several answers; the ragged engine can
-            generation_config.num_return_sequences = 1
-        super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
-        generation_config.num_return_sequences = n_sequences
-
-    def _assisted_decoding(
-        self,
-        input_ids,
-        logits_processor,
-        stopping_criteria,
-        generation_config,
-        synced_gpus=False,
-        streamer=None,
-        inputs_tensor=None,
-        assistant_model=None,
-        assistant_tokenizer=None,
-        tokenizer=None,
-        judge_call: _JudgeCall | None = None,
-        **model_kwargs,
-    ):
-        if judge_call is None:
-            return super()._assisted_decoding(
-                input_ids,
-                logits_processor=logits_processor,
-                stopping_criteria=stopping_criteria,
-                generation_config=generation_config,
-                synced_gpus=synced_gpus,
-                streamer=streamer,
-                inputs_tensor=inputs_tensor,
-                assistant_model=assistant_model,
-                assistant_tokenizer=assistant_tokenizer,
-                tokenizer=tokenizer,
-                **model_kwargs,
-            )
-        if streamer is not None and input_ids.shape[0] > 1:
-            raise ValueError(
-                f"a streamer shows one row (batch size 1), got {input_ids.shape[0]}: call generate() per prompt, or "
-                "drop streamer="
-            )
-        verifier = judge_call.verifier
-        ranks = Ranks.of(self, draft_alone=_drafts_alone(assistant_model, generation_config))
-        state = getattr(verifier, "hidden_state", "post_norm")
-        with StateReader(self, state) as reader, ranks.one_random_stream():
-            backend = self._judge_backend(
-                judge_call,
-                reader,
-                ranks,
-                input_ids,
-                generation_config=generation_config,
-                logits_processor=logits_processor,
-                model_kwargs=model_kwargs,
-                synced_gpus=synced_gpus,
-                assistant_model=assistant_model,
-                target_tokenizer=tokenizer,
-                assistant_tokenizer=assistant_tokenizer,
-                inputs_tensor=inputs_tensor,
-            )
-            try:
-                output = judged_decoding(
-                    backend,
-                    input_ids,
-                    verifier=verifier,
-                    logits_processor=logits_processor,
-                    stopping_criteria=stopping_criteria,
-                    generation_config=generation_config,
-                    has_unfinished=lambda done: self._has_unfinished_sequences(
-                        done, synced_gpus, device=input_ids.device
-                    ),
-                    ranks=ranks,
-                    streamer=streamer,
-                )
-            except BaseException:
-                backend.close(failed=True)  # it may have failed for want of memory
-                raise
-            backend.close()
-            return output
-
-    def _judge_backend(
-        self,
-        call: _JudgeCall,
-        reader: StateReader,
-        ranks: Ranks,
-        input_ids,
-        *,
-        generation_config,
-        model_kwargs,
-        synced_gpus,
-        **more,
-    ):
-        """The backend that serves this call: the ragged engine where it can, upstream's caches elsewhere."""
-        draft = more["assistant_model"]
-        if synced_gpus:
-            _check_drafts_whole(draft, generation_config)
-        reason = why_not_ragged(
-            self,
-            draft,
-            input_ids,
-            generation_config,
-            model_kwargs,
-            other_tokenizer=more["assistant_tokenizer"] is not None,
-        )
-        if call.engine == "ragged" and reason is not None:
-            raise ValueError(
-                f"judge_engine='ragged' cannot serve this call: {reason}; use judge_engine='auto', which takes the "
-                "'upstream' engine then"
-            )
-        if call.engine != "upstream" and reason is None:
-            return RaggedBackend(
-                self,
-                draft,
-                input_ids,
-                attention_mask=model_kwargs.get("attention_mask"),
-                reader=reader,
-                generation_config=generation_config,
-                logits_processor=more["logits_processor"],
-                options=call.options,
-                ranks=ranks,
-                synced_gpus=synced_gpus,
-            )
-        if call.engine == "auto":
-            logger.info("judge_engine: upstream's caches, because %s", reason)
-        _check_cache_and_batch(input_ids, generation_config, model_kwargs, reason)
-        # upstream 5.19 on: sliding-window and linear layers keep what a rollback needs
-        model_kwargs["past_key_values"].activate_past_recording()
-        source = CandidateSource(
-            self,
-            input_ids,
-            generation_config=generation_config,
-            model_kwargs=model_kwargs,
-            options=call.options,
-            raw_logits=getattr(call.verifier, "reads_draft_logits", False),
-            **more,
-        )
-        return CroppingBackend(self, source, reader, generation_config, model_kwargs, ranks)
 
     def __reduce__(self):
         # a class made at run time is found again through the upstream class it extends, a user's own by its name
@@ -376,11 +207,11 @@ def _set_default_judge(model: PreTrainedModel, judge, kwargs: dict) -> None:
     Args:
         kwargs: what the model was loaded with.
     """
-    name, commit = model.config.name_or_path, getattr(model.config, "_commit_hash", None)
+    name, commit = model.config.name_or_path, commit_of(model.config)
     if commit is None and not os.path.isdir(name):
         # upstream (5.23) no longer notes it; check_fit compares it with that of the head
         commit = cached_commit(name, kwargs.get("revision"), kwargs.get("cache_dir"))
-        model.config._commit_hash = commit
+        remember_commit(model.config, commit)
     if judge is None:
         options = {key: kwargs[key] for key in ("cache_dir", "token", "local_files_only") if key in kwargs}
         judge = saved_head(name, commit, options)
@@ -443,8 +274,7 @@ def judged(model: torch.nn.Module) -> PreTrainedModel:
     if type(model).__name__ == "OptimizedModule":
         raise TypeError(
             "judged() got a torch.compile'd wrapper, whose generate() would bypass the compiled code: compile the "
-            "judged "
-            "model's forward instead: model = judged(model); model.forward = torch.compile(model.forward)"
+            "judged model's forward instead: model = judged(model); model.forward = torch.compile(model.forward)"
         )
     if type(model).__module__.partition(".")[0] == "peft":
         model = _peft_base(model)
@@ -472,8 +302,9 @@ def judge_class(upstream_class: type) -> type:
 
 def __getattr__(name: str) -> type:
     """`Judge<Arch>ForCausalLM` for every architecture of transformers, so that pickled classes are found."""
-    if name.startswith("Judge") and name.removeprefix("Judge") in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
-        return judge_class(getattr(transformers, name.removeprefix("Judge")))
+    found = causal_lm_class(name.removeprefix("Judge")) if name.startswith("Judge") else None
+    if found is not None:
+        return judge_class(found)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -493,8 +324,7 @@ def _peft_base(model) -> PreTrainedModel:
     if model.active_peft_config.is_prompt_learning:
         raise ValueError(
             f"judged() cannot serve {model.active_peft_config.peft_type}: prompt learning lives in the PeftModel, not "
-            "in "
-            "its base model; use an adapter that changes the layers (LoRA and its kin)"
+            "in its base model; use an adapter that changes the layers (LoRA and its kin)"
         )
     return model.get_base_model()
 
@@ -507,13 +337,21 @@ def _check_model(model: PreTrainedModel) -> None:
         raise ValueError(
             f"{name} is an encoder-decoder model: judge decoding reads decoder-only causal language models"
         )
-    if model._is_stateful:
+    if is_stateful(model):
         raise ValueError(f"{name} is stateful: its state cannot be rolled back when a drafted token is rejected")
-    if "past_key_values" not in inspect.signature(type(model).forward).parameters:
-        raise ValueError(f"{name} keeps no key-value cache (past_key_values), which verifying drafts needs")
+    if not takes_cache(model):
+        raise ValueError(f"{name} keeps no key-value cache of transformers, which verifying drafts needs")
 
 
-def _check_judged_call(mode: GenerationMode, config) -> None:
+def _check_call(call: Call, config: GenerationConfig) -> None:
+    """Refuse a call that no engine can serve.
+
+    Args:
+        call: the call.
+        config: its settings.
+    """
+    if call.custom_generate is not None:
+        raise ValueError("judge= and custom_generate= are two ways to decode: pass one of them")
     if config.num_beams is not None and config.num_beams > 1:
         raise ValueError(
             f"judge= does not work with beam search (num_beams={config.num_beams}): set num_beams=1 or judge=False"
@@ -523,12 +361,18 @@ def _check_judged_call(mode: GenerationMode, config) -> None:
             f"judge= gives the same answer every time without sampling, got num_return_sequences="
             f"{config.num_return_sequences}: set do_sample=True or num_return_sequences=1"
         )
-    if mode != GenerationMode.ASSISTED_GENERATION:
+    if not call.drafts(config):
         raise ValueError(
             "judge= needs something that drafts tokens: pass assistant_model=, prompt_lookup_num_tokens= or another "
-            "candidate "
-            "source of generate()"
+            "candidate source of generate()"
         )
+    if config.num_return_sequences is not None and config.num_return_sequences > 1 and call.drafts_by_itself(config):
+        raise ValueError(
+            f"judge= serves one prompt at a time, got a batch of {config.num_return_sequences} "
+            "(num_return_sequences; a batch needs an assistant_model): set num_return_sequences=1 and call generate() "
+            "again for each answer"
+        )
+    call.check_assistant(config)
     if config.guidance_scale is not None and config.guidance_scale != 1:
         raise ValueError("judge= does not work with guidance_scale: a head reads the plain forward, not the guided one")
     if config.assistant_ensemble_weight is not None:
@@ -536,6 +380,108 @@ def _check_judged_call(mode: GenerationMode, config) -> None:
             "judge= and assistant_ensemble_weight are two acceptance rules: pass one of them (the ensemble could "
             "override a verdict)"
         )
+    if config.token_healing:
+        raise ValueError(
+            "judge= does not work with token_healing=True: heal the prompt first, input_ids = "
+            "model.heal_tokens(input_ids, tokenizer), and leave token_healing out"
+        )
+
+
+def _decode(prepared: PreparedCall, verifier: CandidateVerifier, options: DraftingOptions, engine: str):
+    """Make the output of a judged call.
+
+    Args:
+        prepared: the call, after upstream's preparation.
+        verifier: the acceptance rule.
+        options: drafting settings of this call.
+        engine: "auto", "ragged" or "upstream".
+    """
+    model, input_ids, config = prepared.model, prepared.input_ids, prepared.generation_config
+    if prepared.streamer is not None and input_ids.shape[0] > 1:
+        raise ValueError(
+            f"a streamer shows one row (batch size 1), got {input_ids.shape[0]}: call generate() per prompt, or "
+            "drop streamer="
+        )
+    ranks = Ranks.of(model, draft_alone=_drafts_alone(prepared.assistant_model, config))
+    state = getattr(verifier, "hidden_state", "post_norm")
+    with StateReader(model, state) as reader, ranks.one_random_stream():
+        backend = _backend(prepared, verifier, options, engine, reader, ranks)
+        try:
+            output = judged_decoding(
+                backend,
+                input_ids,
+                verifier=verifier,
+                logits_processor=prepared.logits_processor,
+                stopping_criteria=prepared.stopping_criteria,
+                generation_config=config,
+                has_unfinished=prepared.has_unfinished,
+                ranks=ranks,
+                streamer=prepared.streamer,
+            )
+        except BaseException:
+            backend.close(failed=True)  # probably out of memory: free everything
+            raise
+        backend.close()
+        return output
+
+
+def _backend(
+    prepared: PreparedCall,
+    verifier: CandidateVerifier,
+    options: DraftingOptions,
+    engine: str,
+    reader: StateReader,
+    ranks: Ranks,
+) -> RaggedBackend | CroppingBackend:
+    """The backend that serves this call: the ragged engine where it can, upstream's caches elsewhere."""
+    model, draft, config = prepared.model, prepared.assistant_model, prepared.generation_config
+    if prepared.synced_gpus:
+        _check_drafts_whole(draft, config)
+    reason = why_not_ragged(
+        model,
+        draft,
+        prepared.input_ids,
+        config,
+        prepared.model_kwargs,
+        other_tokenizer=prepared.assistant_tokenizer is not None,
+    )
+    if engine == "ragged" and reason is not None:
+        raise ValueError(
+            f"judge_engine='ragged' cannot serve this call: {reason}; use judge_engine='auto', which takes the "
+            "'upstream' engine then"
+        )
+    if engine != "upstream" and reason is None:
+        return RaggedBackend(
+            model,
+            draft,
+            prepared.input_ids,
+            attention_mask=prepared.model_kwargs.get("attention_mask"),
+            reader=reader,
+            generation_config=config,
+            logits_processor=prepared.logits_processor,
+            options=options,
+            ranks=ranks,
+            synced_gpus=prepared.synced_gpus,
+        )
+    if engine == "auto":
+        logger.info("judge_engine: upstream's caches, because %s", reason)
+    _check_cache_and_batch(prepared, reason)
+    # sliding-window and linear layers keep what a rollback needs
+    cache_of(prepared.model_kwargs).activate_past_recording()
+    source = CandidateSource(
+        model,
+        prepared.input_ids,
+        generation_config=config,
+        logits_processor=prepared.logits_processor,
+        model_kwargs=prepared.model_kwargs,
+        options=options,
+        raw_logits=getattr(verifier, "reads_draft_logits", False),
+        assistant_model=draft,
+        target_tokenizer=prepared.tokenizer,
+        assistant_tokenizer=prepared.assistant_tokenizer,
+        inputs_tensor=prepared.inputs_tensor,
+    )
+    return CroppingBackend(model, source, reader, config, prepared.model_kwargs, ranks)
 
 
 def _drafts_alone(draft: PreTrainedModel | None, config) -> bool:
@@ -553,20 +499,23 @@ def _check_drafts_whole(draft: PreTrainedModel | None, config) -> None:
         raise ValueError(f"judge= cannot draft with the sharded target itself {remedy}, or draft by prompt lookup")
 
 
-def _check_cache_and_batch(input_ids: torch.Tensor, config, model_kwargs: dict, reason: str | None) -> None:
-    if input_ids.shape[0] > 1:
+def _check_cache_and_batch(prepared: PreparedCall, reason: str | None) -> None:
+    n_prompts, implementation = prepared.input_ids.shape[0], prepared.generation_config.cache_implementation
+    if n_prompts > 1:
         raise ValueError(
-            f"judge= serves one prompt at a time, got a batch of {input_ids.shape[0]} "
+            f"judge= serves one prompt at a time, got a batch of {n_prompts} "
             f"(a batch needs the ragged engine; {reason or 'judge_engine=upstream was asked for'}): "
             "call generate() per prompt"
         )
-    if not model_kwargs.get("use_cache", True):
+    if not prepared.model_kwargs.get("use_cache", True):
         raise ValueError("judge= needs the key-value cache to verify drafts: pass use_cache=True")
-    cache = model_kwargs.get("past_key_values")
-    if config.cache_implementation in _STATIC_CACHES or (cache is not None and cache.is_compileable):
+    cache = cache_of(prepared.model_kwargs)
+    if implementation in STATIC_CACHES or (cache is not None and cache.is_compileable):
         raise ValueError(
-            f"judge= needs a dynamic cache, got {config.cache_implementation or type(cache).__name__}: drop "
-            "cache_implementation"
+            f"judge= needs a dynamic cache, got {implementation or type(cache).__name__}: drop cache_implementation"
         )
     if cache is None:
-        raise ValueError("judge= needs a model that takes past_key_values: this one keeps its cache elsewhere")
+        raise ValueError(
+            f"judge= needs a key-value cache that generate() prepares, and it prepares none for "
+            f"{type(prepared.model).__name__}: generate without judge"
+        )

@@ -1,13 +1,12 @@
 """JUDGE as PEFT knows a method: heads hang on the target as adapters, an active one is the default of ``generate()``.
 
 Nothing of the target is replaced or wrapped, so its logits stay the same to the bit. The head is a child of the target
-itself and not of PEFT's tuner, because transformers' `load_adapter` drops the tuner. Needs peft; upstream facts are
-those of 0.20 and 0.21.
+itself and not of PEFT's tuner, because transformers' `load_adapter` drops the tuner. Needs peft.
 """
 
 from __future__ import annotations
 
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -16,11 +15,12 @@ from hf_judge.config import JudgeConfig
 from hf_judge.files import HEADS_NAME, LAYER_NAME, check_finite
 from hf_judge.head import JudgeHead
 from hf_judge.modeling import JudgeGenerationMixin, become_judge
+from hf_judge.upstream.adapters import SideLayer, SideModel
 
 PREFIX = "judge_"  # PEFT finds adapter tensors by it: HEADS_NAME starts with it, LAYER_NAME must not contain it
 
 
-class JudgeLayer(nn.Module, BaseTunerLayer):
+class JudgeLayer(SideLayer):
     """The heads that hang on a target, by adapter name.
 
     Args:
@@ -28,21 +28,11 @@ class JudgeLayer(nn.Module, BaseTunerLayer):
     """
 
     adapter_layer_names = (HEADS_NAME,)
-    other_param_names = ()
-    # properties of BaseTunerLayer that look for a wrapped layer: there is none
-    weight = None
-    bias = None
 
     def __init__(self, given_class: type | None):
         super().__init__()
         self.given_class = given_class
         self.judge_head = nn.ModuleDict()
-        self._disable_adapters = False
-        self._active_adapter = []
-        self.merged_adapters = []
-
-    def get_base_layer(self) -> JudgeLayer:
-        return self
 
     def active_head(self) -> JudgeHead | None:
         """The active head, or None: none is active, or adapters are disabled.
@@ -64,22 +54,12 @@ class JudgeLayer(nn.Module, BaseTunerLayer):
             if self.given_class is not None:
                 model.__class__ = self.given_class
 
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        raise ValueError("a judge head cannot be merged: it changes no weight of the target")
 
-    def unmerge(self) -> None:
-        """Nothing is ever merged."""
-
-    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device=None) -> None:
-        """The head is made where it belongs."""
-
-
-class JudgeModel(BaseTuner):
+class JudgeModel(SideModel):
     """PEFT's handle on a target with heads; made by `get_peft_model` and its kin."""
 
     prefix = PREFIX
     tuner_layer_cls = JudgeLayer
-    target_module_mapping = {}
 
     def inject_adapter(
         self,
@@ -97,7 +77,7 @@ class JudgeModel(BaseTuner):
             TypeError: the target is no transformers model that generates.
         """
         config = self.peft_config[adapter_name]
-        self._check_new_adapter_config(config)
+        self.check_config(config)
         if not isinstance(config, JudgeConfig):
             raise TypeError(f"a judge head needs a JudgeConfig, got {type(config).__name__}")
         given_class = None if isinstance(model, JudgeGenerationMixin) else type(model)
@@ -114,7 +94,7 @@ class JudgeModel(BaseTuner):
             self.targeted_module_names.append(LAYER_NAME)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
         if is_first:
-            self._mark_only_adapters_as_trainable(model)
+            self.freeze_all_but_adapters(model)
         elif adapter_name not in self.active_adapters:
             head.requires_grad_(False)
 
@@ -125,7 +105,7 @@ class JudgeModel(BaseTuner):
 
     def unload(self) -> PreTrainedModel:
         """The target without heads, as it was."""
-        layer = self.model._modules.get(LAYER_NAME)
+        layer = dict(self.model.named_children()).get(LAYER_NAME)
         if layer is not None:
             layer.judge_head.clear()
             layer.leave_if_empty(self.model)
@@ -146,37 +126,27 @@ class JudgeModel(BaseTuner):
 
     @staticmethod
     def _layer(model: PreTrainedModel, given_class: type | None) -> JudgeLayer:
-        if LAYER_NAME not in model._modules:
+        layer = dict(model.named_children()).get(LAYER_NAME)
+        if layer is None:
             layer = JudgeLayer(given_class)
             layer.train(model.training)
             model.add_module(LAYER_NAME, layer)
-        layer = model._modules[LAYER_NAME]
         if not isinstance(layer, JudgeLayer):
             raise ValueError(f"the target has a module of its own called '{LAYER_NAME}': a judge cannot hang there")
         return layer
 
     @classmethod
-    def _remap_adapter_state_dict_for_load(cls, model, config, adapter_name, state_dict):
-        # Called by peft 0.21 with the tensors it read, before any reaches the model: a second belt behind
-        # JudgeConfig.from_pretrained, should the file change between the two.
-        state_dict = super()._remap_adapter_state_dict_for_load(
-            model=model, config=config, adapter_name=adapter_name, state_dict=state_dict
-        )
+    def check_tensors(cls, model: nn.Module, adapter_name: str, tensors: dict[str, torch.Tensor]) -> None:
+        """Check once more what `JudgeConfig.from_pretrained` has checked: the file may have changed since.
+
+        Raises:
+            ValueError: the tensors are not those of a judge head.
+        """
         expected = {key: p for key, p in model.state_dict().items() if f"{HEADS_NAME}.{adapter_name}." in key}
-        if state_dict.keys() != expected.keys():
-            wrong = sorted(state_dict.keys() ^ expected.keys())
+        if tensors.keys() != expected.keys():
+            wrong = sorted(tensors.keys() ^ expected.keys())
             raise ValueError(f"not a judge head: tensors missing or not allowed: {[key[:120] for key in wrong[:5]]}")
-        for key, value in state_dict.items():
+        for key, value in tensors.items():
             if value.shape != expected[key].shape:
                 raise ValueError(f"not a judge head: tensor '{key}' has shape {tuple(value.shape)}")
-        check_finite(state_dict, "the judge adapter")
-        return state_dict
-
-    def _prepare_adapter_config(self, peft_config, model_config):
-        return peft_config
-
-    def _check_merge_allowed(self) -> None:
-        raise ValueError("a judge head cannot be merged: it changes no weight of the target. Use unload()")
-
-    def _create_and_replace(self, *args, **kwargs) -> None:
-        raise NotImplementedError("a judge replaces no module of the target")
+        check_finite(tensors, "the judge adapter")

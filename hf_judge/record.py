@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import torch
 from transformers import GenerationConfig
-from transformers.utils import ModelOutput
+
+from hf_judge.upstream.forward import cache_of
+from hf_judge.upstream.names import ModelOutput
 
 
 class Record:
@@ -31,7 +33,7 @@ class Record:
         # some models run sdpa only and return None for their attentions
         if self._attentions is not None and outputs.attentions and outputs.attentions[0] is not None:
             self._attentions += _attentions_per_token(
-                outputs.attentions, _windows(outputs.past_key_values, len(outputs.attentions)), k, n_new, self._is_first
+                outputs.attentions, _windows(cache_of(outputs), len(outputs.attentions)), k, n_new, self._is_first
             )
         if self._hidden_states is not None:
             self._hidden_states += _states_per_token(outputs.hidden_states, k, n_new, self._is_first)

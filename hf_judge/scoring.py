@@ -15,9 +15,9 @@ from hf_judge.distributions import entropy
 from hf_judge.evaluation import Decoding, Pair
 from hf_judge.head import JudgeHead
 from hf_judge.settings import Setting, make_verifier
-from hf_judge.states import StateReader
 from hf_judge.stats import VerdictCode
 from hf_judge.tasks import Task
+from hf_judge.upstream.states import StateReader
 from hf_judge.verify import Candidates, CandidateVerifier, Rows, head_features
 
 CHUNK = 256  # tokens verified at once: keeps memory and the work after a rejection bounded

@@ -19,7 +19,7 @@ from transformers import (
 from transformers.generation.logits_process import MinPLogitsWarper
 
 from hf_judge import JudgeCandidateVerifier, VerdictCode, judged
-from hf_judge.constraints import RowProcessor
+from hf_judge.upstream.processors import RowProcessor
 
 N_NEW = 16
 
@@ -153,7 +153,7 @@ class TestForbidden:
         def propose(source, input_ids, *, budget, **kwargs):
             return torch.tensor([[FIRST, THIRD, SECOND][:budget]], dtype=torch.long), None, None
 
-        monkeypatch.setattr("hf_judge.sources.CandidateSource.propose", propose)
+        monkeypatch.setattr("hf_judge.upstream.candidates.CandidateSource.propose", propose)
         ended = generate(target, eos_token_id=THIRD)
         assert ended.sequences[0, IDS.shape[1] :].tolist() == [FIRST, THIRD]
         out = generate(target, eos_token_id=THIRD, **constraint)

@@ -15,7 +15,7 @@ from hf_judge.features import INDEX_NAME, FeatureStore, extract_features
 from hf_judge.greedy import greedy
 from hf_judge.jobs import decode_exactly
 from hf_judge.labelling import label_rows
-from hf_judge.states import StateReader
+from hf_judge.upstream.states import StateReader
 
 
 def llama(seed=0, width=32):
@@ -100,7 +100,7 @@ def test_a_feature_is_what_the_judge_reads_at_that_token():
 
 def test_states_read_at_the_lm_head_are_complete(tmp_path, monkeypatch):
     """Where the state is taken at the LM head, leaving logits out would leave states out."""
-    monkeypatch.setattr("hf_judge.states._last_state_index", lambda model: None)
+    monkeypatch.setattr("hf_judge.upstream.states._last_state_index", lambda model: None)
     store, _ = extract_features(MODEL, TOKENIZER, rows(), tmp_path)
     assert torch.allclose(all_features(store), naive(MODEL, "post_norm", rows())[0], atol=1e-5)
 

@@ -26,10 +26,10 @@ from peft import (
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, LlamaModel, pipeline
 
-import hf_judge.config
 import hf_judge.peft_method
 from hf_judge import JudgeConfig, JudgeHead, JudgeLlamaForCausalLM, StrictVerifier, judged
 from hf_judge.peft_method import register
+from hf_judge.upstream import versions
 
 
 @pytest.fixture(scope="module")
@@ -99,18 +99,24 @@ def test_registration_is_idempotent_and_complete():
 def test_other_peft_versions_are_named_with_the_remedy(monkeypatch, version, message):
     def installed(name):
         if version is None:
-            raise hf_judge.config.importlib.metadata.PackageNotFoundError(name)
+            raise versions.importlib.metadata.PackageNotFoundError(name)
         return version
 
-    monkeypatch.setattr(hf_judge.config.importlib.metadata, "version", installed)
+    monkeypatch.setattr(versions.importlib.metadata, "version", installed)
     with pytest.raises(ImportError, match=rf"{message}.*pip install 'peft>="):
-        hf_judge.config.require_peft()
+        versions.require_peft()
 
 
 @pytest.mark.parametrize("version", ["0.20.0", "0.21.2", "0.21.3.dev0"])
 def test_supported_peft_versions(monkeypatch, version):
-    monkeypatch.setattr(hf_judge.config.importlib.metadata, "version", lambda name: version)
-    assert hf_judge.config.peft_problem() is None
+    monkeypatch.setattr(versions.importlib.metadata, "version", lambda name: version)
+    assert versions.peft_problem() is None
+
+
+def test_a_newer_peft_is_tried_with_a_warning(monkeypatch, caplog):
+    monkeypatch.setattr(versions.importlib.metadata, "version", lambda name: "0.77.1")
+    assert versions.peft_problem() is None
+    assert "peft 0.77.1 is installed, hf_judge was tested with 0.20 <= peft < 0.22" in caplog.text
 
 
 def test_another_peft_is_warned_about_on_import(monkeypatch, caplog):

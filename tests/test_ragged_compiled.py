@@ -344,7 +344,7 @@ def test_adaptive_lengths_on_upstreams_caches_are_constant(pair, caplog):
     target, draft = pair
     inputs = {"input_ids": prompt(0, 9)}
     options = {"judge_engine": "upstream", "m": 4, "num_assistant_tokens_schedule": "adaptive"}
-    with caplog.at_level("INFO", logger="hf_judge.sources"):
+    with caplog.at_level("INFO", logger="hf_judge.upstream.candidates"):
         judge = StrictVerifier()
         found = ragged(target, inputs, draft, judge, **options)
     assert "'adaptive' is the ragged engine's" in caplog.text

@@ -372,7 +372,7 @@ EXCEPTIONS |= {
     (source, "past_new_ids"): r"holds 17 tokens, but input_ids and attention_mask have 10" for source in SOURCES
 }
 EXCEPTIONS |= {
-    (source, option): r"draft from the target's states of the whole prompt, but past_key_values already holds"
+    (source, option): r"draft from the target's states of the whole prompt, but the cache already holds"
     for source in ("dflash", "mtp")
     for option in ("past_full_ids", "past_new_ids", "past_new_ids_and_mask", "past_left_padded")
 }

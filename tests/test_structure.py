@@ -11,7 +11,7 @@ import hf_judge
 
 PACKAGE = Path(hf_judge.__file__).parent
 ROWS = (
-    ("files", "stats", "views", "metrics", "checkers", "journal", "significance", "terminal", "ranks", "devices"),
+    ("files", "stats", "metrics", "checkers", "journal", "significance", "terminal", "upstream"),
     ("distributions", "greedy"),
     ("hub",),
     ("config",),
@@ -21,7 +21,7 @@ ROWS = (
     ("verify", "binding"),
     ("rules",),
     ("settings",),
-    ("constraints", "states", "sources", "record", "attached"),
+    ("record", "attached"),
     ("features",),
     ("solvers", "calibration", "autojudge"),
     ("training",),

@@ -21,6 +21,7 @@ from packaging.version import Version
 from hf_judge.binding import check_target
 from hf_judge.config import check_threshold
 from hf_judge.head import JudgeHead
+from hf_judge.upstream.forward import commit_of
 from hf_judge.verify import JudgeCandidateVerifier
 
 logger = logging.getLogger("vllm.hf_judge")  # below vLLM's logger, which has the handlers
@@ -158,7 +159,7 @@ def checked_verifier(vllm_config) -> JudgeCandidateVerifier | None:
             "raw_logprobs or raw_logits"
         )
     verifier = load_verifier(settings)
-    commit = getattr(model.hf_config, "_commit_hash", None)
+    commit = commit_of(model.hf_config)
     check_target(verifier.head, model.get_hidden_size(), model.model, commit)
     return verifier
 

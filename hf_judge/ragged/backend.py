@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 import time
 
 import torch
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, PreTrainedModel
 
-from hf_judge.constraints import RowProcessor
 from hf_judge.decoding import Draft, Forward
-from hf_judge.devices import sent
 from hf_judge.ragged.compiling import compile_for
 from hf_judge.ragged.drafting import Drafter
 from hf_judge.ragged.rows import ModelRows
 from hf_judge.ragged.schedule import length_schedule
-from hf_judge.ranks import Ranks
-from hf_judge.sources import DraftingOptions
-from hf_judge.states import StateReader
+from hf_judge.upstream.candidates import DraftingOptions
+from hf_judge.upstream.devices import sent
+from hf_judge.upstream.forward import attention_of, cache_of, forward_parameters, is_stateful, stop_tokens
+from hf_judge.upstream.processes import Ranks
+from hf_judge.upstream.processors import RowProcessor
+from hf_judge.upstream.states import StateReader
+from hf_judge.upstream.versions import CACHE
 
 DEFAULT_TOKENS = 20  # upstream's default draft length
 
@@ -53,7 +54,7 @@ class RaggedBackend:
         ranks: Ranks,
         synced_gpus: bool,
     ):
-        batch, end = input_ids.shape[0], generation_config._eos_token_tensor
+        batch, end = input_ids.shape[0], stop_tokens(generation_config)
         own = draft.generation_config
         n_tokens = options.num_assistant_tokens or own.num_assistant_tokens or DEFAULT_TOKENS
         schedule = options.num_assistant_tokens_schedule or own.num_assistant_tokens_schedule or "constant"
@@ -230,9 +231,9 @@ def why_not_ragged(
         return "the assistant's first weights are offloaded"
     if input_ids.shape[1] == 0 or model_kwargs.get("inputs_embeds") is not None:
         return "the prompt is given as embeddings"
-    cache = model_kwargs.get("past_key_values")
+    cache = cache_of(model_kwargs)
     if cache is not None and cache.get_seq_length() > 0:
-        return "past_key_values holds an earlier turn"
+        return "the cache holds an earlier turn"
     if config.return_dict_in_generate and (config.output_attentions or config.output_hidden_states):
         return "attentions or hidden states were asked for"
     if unknown := sorted(key for key, value in model_kwargs.items() if value is not None and key not in _KNOWN_KWARGS):
@@ -244,7 +245,7 @@ def why_not_ragged(
 
 
 # what generate() prepares for a plain decoder; the engine makes its own of each
-_KNOWN_KWARGS = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
+_KNOWN_KWARGS = {"attention_mask", "position_ids", CACHE, "use_cache", "logits_to_keep"}
 
 
 def _text(model: PreTrainedModel):
@@ -255,11 +256,11 @@ def _unfit(model: PreTrainedModel) -> str | None:
     if not isinstance(model, PreTrainedModel):
         return f"is a {type(model).__name__}, not a transformers model"
     config = _text(model)
-    if model.config.is_encoder_decoder or model._is_stateful:
+    if model.config.is_encoder_decoder or is_stateful(model):
         return "is not a decoder whose cache can be rolled back"
-    if config._attn_implementation not in ("eager", "sdpa"):
-        return f"uses {config._attn_implementation}, which takes no 4-D mask"
-    parameters = inspect.signature(type(model).forward).parameters  # the object's own may be accelerate's
+    if attention_of(config) not in ("eager", "sdpa"):
+        return f"uses {attention_of(config)}, which takes no 4-D mask"
+    parameters = forward_parameters(model)
     if "position_ids" not in parameters or "logits_to_keep" not in parameters:
         return "takes no position_ids or no logits_to_keep"
     layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])

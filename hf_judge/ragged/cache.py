@@ -2,7 +2,7 @@
 
 New keys are scattered at each row's own offset and a 4-D mask hides what lies behind it, so that rolling back rejected
 tokens is nothing but a smaller start the next time: no copies, no crop, no holes. Under any model of transformers that
-takes `position_ids` and a 4-D mask and attends fully (5.19 to 5.23). Knows nothing about drafts or rules.
+takes `position_ids` and a 4-D mask and attends fully (5.19 to 5.24). Knows nothing about drafts or rules.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from contextlib import contextmanager
 
 import torch
 import torch._dynamo
-from transformers.cache_utils import Cache, CacheLayerMixin
 
-from hf_judge.devices import sent
+from hf_judge.upstream.devices import sent
+from hf_judge.upstream.names import Cache, CacheLayerMixin
 
 STEP = 64  # keys; the smallest cache
 

@@ -10,8 +10,7 @@ from contextlib import contextmanager
 
 import torch
 import torch._dynamo
-from transformers import GenerationConfig, PreTrainedModel
-from transformers.generation import CompileConfig
+from transformers import CompileConfig, GenerationConfig, PreTrainedModel
 
 from hf_judge.ragged.cache import Buffers
 

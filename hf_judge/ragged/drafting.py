@@ -10,10 +10,10 @@ import sys
 import torch
 from transformers import PreTrainedModel
 
-from hf_judge.constraints import RowProcessor
-from hf_judge.devices import sent
 from hf_judge.ragged.compiling import Compiled
 from hf_judge.ragged.rows import ModelRows, draft_step
+from hf_judge.upstream.devices import sent
+from hf_judge.upstream.processors import RowProcessor
 
 
 class Drafter:

@@ -7,12 +7,13 @@ from contextlib import nullcontext
 
 import torch
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
 from transformers.utils.logging import tqdm
 
-from hf_judge.devices import sent
 from hf_judge.ragged.cache import RaggedCache, bucket
 from hf_judge.ragged.compiling import Compiled, give_back, taken_buffers
+from hf_judge.upstream.devices import sent
+from hf_judge.upstream.forward import with_cache
+from hf_judge.upstream.names import ModelOutput
 
 PREFILL_CHUNK = 256  # tokens read at once: what a long prompt needs beside the cache stays small
 
@@ -33,8 +34,8 @@ def forward_rows(model, cache: RaggedCache, ids: torch.LongTensor, first: torch.
         input_ids=ids,
         position_ids=cache.positions,
         attention_mask=cache.mask(model.dtype),
-        past_key_values=cache,
         use_cache=True,
+        **with_cache(cache),
         **more,
     )
     cache.positions = None  # a CUDA graph's memory must not be held on to

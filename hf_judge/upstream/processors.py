@@ -9,8 +9,10 @@ from __future__ import annotations
 import copy
 
 import torch
+import transformers as upstream
 from transformers import LogitsProcessorList
-from transformers.generation import logits_process as upstream
+
+from hf_judge.upstream.versions import private
 
 # They shape the distribution to sample from. The exact type counts: a user's subclass may well forbid tokens.
 WARPERS = frozenset(
@@ -95,8 +97,8 @@ class RowProcessor:
 def _for_row(processor, row: int):
     """A processor that is told of a whole batch, for one row of it."""
     if row and type(processor) is upstream.PrefixConstrainedLogitsProcessor:
-        allowed = processor._prefix_allowed_tokens_fn
-        return upstream.PrefixConstrainedLogitsProcessor(lambda _, ids: allowed(row, ids), processor._num_beams)
+        allowed = private(processor, "_prefix_allowed_tokens_fn")
+        return upstream.PrefixConstrainedLogitsProcessor(lambda _, ids: allowed(row, ids), 1)
     if type(processor) is upstream.EncoderRepetitionPenaltyLogitsProcessor:
         processor = copy.copy(processor)
         processor.encoder_input_ids = processor.encoder_input_ids[row : row + 1]

@@ -8,12 +8,11 @@ from __future__ import annotations
 import threading
 
 import torch
-import transformers
-from packaging.version import Version
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
 
-_COUNTS_EMBEDDINGS = Version(transformers.__version__) >= Version("5.23.0")
+from hf_judge.upstream.forward import records_hidden_states
+from hf_judge.upstream.names import ModelOutput
+from hf_judge.upstream.versions import HIDDEN_STATES_COUNT_EMBEDDINGS
 
 # the attribute of the decoder that holds the norm after the last layer
 FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f")
@@ -115,13 +114,12 @@ def _union(wanted: list) -> bool | list[int]:
 def _last_state_index(model: PreTrainedModel) -> int | None:
     """Index of the last hidden state, where the decoder records its layers and ties the last to the LM head."""
     decoder = model.get_decoder()
-    if decoder is model or "hidden_states" not in (decoder._can_record_outputs or {}):
+    if decoder is model or not records_hidden_states(decoder):
         return None
     if model.get_output_embeddings() is None:
         raise ValueError(f"{type(model).__name__} has no LM head to read the hidden state of")
-    # up to 5.22 a selection counts layers; since then it counts hidden states, the embeddings being the first
     n_layers = decoder.config.get_text_config().num_hidden_layers
-    return n_layers if _COUNTS_EMBEDDINGS else n_layers - 1
+    return n_layers if HIDDEN_STATES_COUNT_EMBEDDINGS else n_layers - 1
 
 
 def _final_norm(model: PreTrainedModel) -> torch.nn.Module:

@@ -14,6 +14,9 @@ import torch.distributed as dist
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from transformers import PreTrainedModel
 
+from hf_judge.upstream.names import is_deepspeed_zero3_enabled, is_fsdp_managed_module
+from hf_judge.upstream.versions import private
+
 
 class Ranks:
     """The processes of one tensor-parallel group; the first of them decides.
@@ -47,10 +50,10 @@ class Ranks:
 
     @classmethod
     def of(cls, model: PreTrainedModel, *, draft_alone: bool) -> Ranks:
-        """The processes that hold the shards of `model`, as `from_pretrained` split it (transformers 5.19 to 5.23)."""
+        """The processes that hold the shards of `model`, as `from_pretrained` split it (transformers 5.19 to 5.24)."""
         if (model.tp_size or 1) == 1:
             return cls()
-        mesh = model._device_mesh["tp"]
+        mesh = private(model, "_device_mesh")["tp"]
         return cls(mesh.get_group(), model.get_input_embeddings().weight.device, draft_alone=draft_alone)
 
     def agree(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -95,3 +98,16 @@ class Ranks:
 def is_sharded(model: torch.nn.Module) -> bool:
     """Whether processes with prompts of their own gather this model's weights for each forward (FSDP 1 and 2)."""
     return any(isinstance(module, (FSDPModule, FullyShardedDataParallel)) for module in model.modules())
+
+
+def waits_for_others(model: PreTrainedModel, synced_gpus: bool | None) -> bool:
+    """Whether other processes wait for each forward of this model.
+
+    Args:
+        synced_gpus: what the caller of `generate()` said; None: found out as upstream does (5.19 to 5.24), and also for
+            torch's own `fully_shard`, which upstream does not look for.
+    """
+    if synced_gpus is not None:
+        return synced_gpus
+    shared = is_deepspeed_zero3_enabled() or is_fsdp_managed_module(model) or is_sharded(model)
+    return shared and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

@@ -1,7 +1,7 @@
 """Candidates from every generator that upstream has, without upstream's side effects on the user's models.
 
 Knows how each of transformers' candidate generators is built and called; knows nothing about verification.
-Upstream facts are those of transformers 5.19 to 5.23.
+Upstream facts are those of transformers 5.19 to 5.24.
 """
 
 from __future__ import annotations
@@ -14,24 +14,23 @@ from typing import NamedTuple
 
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
-from transformers.generation.candidate_generator import (
+
+from hf_judge.upstream.forward import cache_of, of_length
+from hf_judge.upstream.names import (
     AssistantToTargetTranslator,
     AssistedCandidateGenerator,
     AssistedCandidateGeneratorDifferentTokenizers,
     CandidateGenerator,
+    ModelOutput,
     PromptLookupCandidateGenerator,
     SinglePositionMultiTokenCandidateGenerator,
     UniversalSpeculativeDecodingGenerator,
-    _prepare_attention_mask,
-    _prepare_position_ids,
-    _prepare_token_type_ids,
 )
-from transformers.utils import ModelOutput
-
-from hf_judge.views import shared_view
+from hf_judge.upstream.versions import CACHE, private
+from hf_judge.upstream.views import shared_view
 
 # kwargs of the target that mean nothing to a generator: it makes its own cache, and drafts from token ids
-_TARGET_ONLY = ("inputs_embeds", "past_key_values", "output_attentions", "output_hidden_states")
+_TARGET_ONLY = ("inputs_embeds", CACHE, "output_attentions", "output_hidden_states")
 # settings that name ids of the target's vocabulary
 _ID_SETTINGS = (
     "bad_words_ids",
@@ -128,10 +127,10 @@ class CandidateSource:
             assistant_tokenizer=assistant_tokenizer,
             inputs_tensor=inputs_tensor,
         )
-        if self._generator.requires_model_outputs and model_kwargs["past_key_values"].get_seq_length() > 0:
+        if self._generator.requires_model_outputs and cache_of(model_kwargs).get_seq_length() > 0:
             raise ValueError(
-                "MTP and DFlash draft from the target's states of the whole prompt, but past_key_values already holds "
-                "an earlier turn: pass the whole prompt without past_key_values, or draft with an assistant_model"
+                "MTP and DFlash draft from the target's states of the whole prompt, but the cache already holds an "
+                "earlier turn: pass the whole prompt without a cache, or draft with an assistant_model"
             )
         if isinstance(self._generator, AssistedCandidateGenerator):
             _own_settings(self._generator)
@@ -140,7 +139,7 @@ class CandidateSource:
                 self._raw_logits = _keep_raw_logits(self._generator)
         elif isinstance(self._generator, SinglePositionMultiTokenCandidateGenerator) and options.num_assistant_tokens:
             self._generator.num_assistant_tokens = options.num_assistant_tokens
-        # It drafts by argmax whatever do_sample says: not a draw from its logits (5.19 to 5.23)
+        # It drafts by argmax whatever do_sample says: not a draw from its logits (5.19 to 5.24)
         self._logits_are_proposals = not isinstance(self._generator, SinglePositionMultiTokenCandidateGenerator)
 
     @property
@@ -174,7 +173,7 @@ class CandidateSource:
             return Proposal(input_ids[:, :0], None, None)
         if self._skip_first and isinstance(self._generator, AssistedCandidateGenerator):
             self._skip_first = False
-            self._generator.assistant_kwargs = _extended(self._generator.assistant_kwargs, input_ids.shape[1])
+            self._generator.assistant_kwargs = of_length(self._generator.assistant_kwargs, input_ids.shape[1])
         if self._generator.requires_model_outputs:
             sequence, logits = self._generator.get_candidates(
                 input_ids,
@@ -226,7 +225,7 @@ def _build_generator(model, input_ids, *, generation_config, model_kwargs, **arg
         and generation_config.prompt_lookup_num_tokens is None
     ):
         return _universal_generator(model, input_ids, generation_config, model_kwargs, **arguments)
-    generator = model._get_candidate_generator(
+    generator = private(model, "_get_candidate_generator")(
         generation_config=generation_config, input_ids=input_ids, model_kwargs=model_kwargs, **arguments
     )
     if isinstance(generator, PromptLookupCandidateGenerator) and generator.logits_processor is not None:
@@ -295,13 +294,6 @@ def _draft_kwargs(model_kwargs: dict, input_ids: torch.LongTensor) -> dict:
     return kwargs
 
 
-def _extended(kwargs: dict, n: int) -> dict:
-    """Generator kwargs for `n` ids, when they were made for fewer."""
-    kwargs = _prepare_attention_mask(kwargs, n, False)
-    kwargs = _prepare_position_ids(kwargs, n, False)
-    return _prepare_token_type_ids(kwargs, n)
-
-
 def _own_settings(generator: AssistedCandidateGenerator) -> None:
     # The draft generates with a copy of the target's config, where some settings are wrong for it.
     config = generator.generation_config
@@ -319,7 +311,7 @@ def _own_settings(generator: AssistedCandidateGenerator) -> None:
 def _keep_raw_logits(generator: AssistedCandidateGenerator) -> list[torch.Tensor]:
     """Have the generator leave the logits (1, k, V) of its last draft, as the model gave them, in the returned list.
 
-    It keeps the processed scores of `generate()` alone (5.19 to 5.23). So it drafts with a view of the model, whose
+    It keeps the processed scores of `generate()` alone (5.19 to 5.24). So it drafts with a view of the model, whose
     `generate` keeps the logits as well.
     """
     kept, model = [], generator.assistant_model

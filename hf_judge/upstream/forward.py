@@ -1,0 +1,123 @@
+"""A model's forward and what surrounds it: the cache under its name of the day, private settings, kwargs of a step.
+
+Read in transformers 5.19 to 5.24.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+from transformers import CompileConfig, GenerationConfig, PreTrainedModel
+
+from hf_judge.upstream.names import (
+    Cache,
+    ModelOutput,
+    prepare_attention_mask,
+    prepare_position_ids,
+    prepare_token_type_ids,
+)
+from hf_judge.upstream.versions import CACHE, private
+
+
+def with_cache(cache: Cache) -> dict[str, Cache]:
+    """The keyword argument that hands a cache to a forward, to `generate()` or to one of its outputs."""
+    return {CACHE: cache}
+
+
+def cache_of(found: dict | ModelOutput) -> Cache | None:
+    """The cache among model kwargs, or in a model's output."""
+    return found.get(CACHE)
+
+
+def takes_cache(model: PreTrainedModel) -> bool:
+    """Whether the model's forward takes a key-value cache of transformers."""
+    return CACHE in forward_parameters(model)
+
+
+def forward_parameters(model: PreTrainedModel) -> set[str]:
+    """Names of the forward's parameters; those of the class, since the object's own forward may be accelerate's."""
+    return set(inspect.signature(type(model).forward).parameters)
+
+
+def is_stateful(model: PreTrainedModel) -> bool:
+    """Whether the model keeps a state that cannot be rolled back."""
+    return private(model, "_is_stateful")
+
+
+def attention_of(config) -> str:
+    """The attention implementation of a model config, e.g. "sdpa"."""
+    return private(config, "_attn_implementation")
+
+
+def records_hidden_states(decoder: PreTrainedModel) -> bool:
+    """Whether the decoder can return chosen hidden states alone: ``output_hidden_states=[index]``."""
+    return "hidden_states" in (private(decoder, "_can_record_outputs") or {})
+
+
+def commit_of(config) -> str | None:
+    """The commit on the Hub that a model's config came from, 40 hex digits; None: not known."""
+    return getattr(config, "_commit_hash", None)  # only configs that were loaded have it
+
+
+def remember_commit(config, commit: str | None) -> None:
+    """Note the commit that a model's config came from (upstream no longer does, from 5.23)."""
+    config._commit_hash = commit
+
+
+def stop_tokens(config: GenerationConfig) -> torch.LongTensor | None:
+    """The end tokens of a prepared generation config, (n,) long; None: it has none."""
+    tokens = private(config, "_eos_token_tensor")
+    return None if tokens is None else tokens.flatten()
+
+
+def pad_token(config: GenerationConfig) -> int:
+    """The padding token of a prepared generation config; 0 if it has none."""
+    token = private(config, "_pad_token_tensor")
+    return 0 if token is None else int(token)
+
+
+def known_length(model_kwargs: dict, config: GenerationConfig, input_ids: torch.LongTensor) -> int:
+    """Length of the sequence so far, tokens that only the cache holds included.
+
+    Args:
+        model_kwargs: what the target's next forward is called with.
+        config: the prepared config of this call.
+        input_ids: (1, n) long.
+    """
+    if model_kwargs.get("attention_mask") is not None:
+        return model_kwargs["attention_mask"].shape[1]
+    if model_kwargs.get("position_ids") is not None:
+        return model_kwargs["position_ids"].shape[-1]
+    # upstream drops a mask of ones and leaves its length here
+    return getattr(config, "_mask_length", input_ids.shape[1])
+
+
+def lengthened(model_kwargs: dict, n_more: int) -> dict:
+    """Model kwargs in which everything that has one entry per token has `n_more` entries more."""
+    kwargs = dict(model_kwargs)
+    if kwargs.get("attention_mask") is not None:
+        kwargs = prepare_attention_mask(kwargs, kwargs["attention_mask"].shape[1] + n_more, False)
+    if kwargs.get("position_ids") is not None:
+        kwargs = prepare_position_ids(kwargs, kwargs["position_ids"].shape[-1] + n_more, False)
+    if kwargs.get("token_type_ids") is not None:
+        kwargs = prepare_token_type_ids(kwargs, kwargs["token_type_ids"].shape[1] + n_more)
+    return kwargs
+
+
+def of_length(model_kwargs: dict, n: int) -> dict:
+    """Model kwargs in which everything that has one entry per token has `n` entries."""
+    kwargs = prepare_attention_mask(dict(model_kwargs), n, False)
+    kwargs = prepare_position_ids(kwargs, n, False)
+    return prepare_token_type_ids(kwargs, n)
+
+
+def updated_kwargs(model: PreTrainedModel, outputs: ModelOutput, model_kwargs: dict, n_new: int) -> dict:
+    """Model kwargs of the next forward, after one that gave `n_new` tokens."""
+    return private(model, "_update_model_kwargs_for_generation")(outputs, model_kwargs, num_new_tokens=n_new)
+
+
+def compiling_everywhere(config: CompileConfig) -> CompileConfig:
+    """The config, changed so that upstream compiles on a CPU too: otherwise it does so on accelerators alone."""
+    config._compile_all_devices = True
+    return config

@@ -1,0 +1,188 @@
+"""Judged decoding in the place of upstream's own loop, through the documented ``generate(custom_generate=callable)``.
+
+Upstream prepares everything as for any call (config, processors, criteria, masks, positions, cache) and then calls the
+callable. With a callable it drops `assistant_model`, `tokenizer`, `assistant_tokenizer`, `streamer` and `synced_gpus`
+on the way, so these travel in the callable. Three parts of upstream's preparation need what was dropped, and are done
+here: the criterion of `stop_strings` needs the tokenizer; the default of `synced_gpus`; and the cache of a judged call
+must be dynamic, since upstream no longer sees that the call drafts. `token_healing` also needs the tokenizer, and is
+refused (see `modeling`). Read in transformers 5.19 to 5.24.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
+
+from hf_judge.upstream.names import BaseStreamer, GenerationMode
+from hf_judge.upstream.processes import waits_for_others
+from hf_judge.upstream.versions import PIPELINES_FILL_DEFAULTS, private
+
+STATIC_CACHES = ("static", "offloaded_static", "hybrid", "sliding_window", "hybrid_chunked")
+# what 5.19 fills in where a caller said nothing
+_FILLED = {
+    "num_assistant_tokens": 20,
+    "num_assistant_tokens_schedule": "constant",
+    "assistant_confidence_threshold": 0.4,
+}
+
+
+@dataclass(frozen=True)
+class PreparedCall:
+    """A call of `generate()` after upstream's preparation.
+
+    Args:
+        model: the model whose `generate()` was called.
+        input_ids: (batch, n) long, one row per answer to make.
+        inputs_tensor: the prompts before they were repeated for several answers each, or their embeddings.
+        logits_processor, stopping_criteria, generation_config: as upstream prepared them.
+        model_kwargs: what the target's first forward is called with; holds the cache.
+        assistant_model, tokenizer, assistant_tokenizer, streamer: as the caller passed them.
+        synced_gpus: whether other processes wait for each forward of this one.
+    """
+
+    model: PreTrainedModel
+    input_ids: torch.LongTensor
+    inputs_tensor: torch.Tensor
+    logits_processor: LogitsProcessorList
+    stopping_criteria: StoppingCriteriaList
+    generation_config: GenerationConfig
+    model_kwargs: dict
+    assistant_model: PreTrainedModel | None
+    tokenizer: PreTrainedTokenizerBase | None
+    assistant_tokenizer: PreTrainedTokenizerBase | None
+    streamer: BaseStreamer | None
+    synced_gpus: bool
+
+    def has_unfinished(self, this_process_finished: bool) -> bool:
+        """Whether any process has work left."""
+        unfinished = private(self.model, "_has_unfinished_sequences")
+        return unfinished(this_process_finished, self.synced_gpus, device=self.input_ids.device)
+
+
+class Call:
+    """One call of `generate()`, before upstream has seen it.
+
+    Args:
+        model: the model.
+        generate: upstream's `generate`, bound to the model.
+        args, kwargs: the caller's.
+    """
+
+    def __init__(self, model: PreTrainedModel, generate: Callable, args: tuple, kwargs: dict):
+        names = list(inspect.signature(generate).parameters)
+        self._model, self._generate = model, generate
+        self._kwargs = dict(zip(names, args, strict=False)) | kwargs
+        self.assistant_model = self._kwargs.get("assistant_model")
+        self.custom_generate = self._kwargs.get("custom_generate")
+        self.tokenizer = self._kwargs.get("tokenizer")
+        self._given = self._kwargs.get("generation_config")
+
+    def settings(self) -> GenerationConfig:
+        """The generation config that upstream will use: the caller's, the model's, and upstream's defaults."""
+        left_out = ("generation_config", "inputs", "input_ids", "inputs_embeds", "attention_mask")
+        kwargs = {key: value for key, value in self._kwargs.items() if key not in left_out}
+        return private(self._model, "_prepare_generation_config")(self._given, **kwargs)[0]
+
+    def drafts(self, settings: GenerationConfig) -> bool:
+        """Whether anything in this call drafts tokens."""
+        return settings.get_generation_mode(self.assistant_model) == GenerationMode.ASSISTED_GENERATION
+
+    def drafts_by_itself(self, settings: GenerationConfig) -> bool:
+        """Whether the call would draft without an assistant model: by prompt lookup, early exit, MTP, ..."""
+        return settings.get_generation_mode(None) == GenerationMode.ASSISTED_GENERATION
+
+    def check_assistant(self, settings: GenerationConfig) -> None:
+        """Have upstream refuse an assistant that does not go with the model or the tokenizers.
+
+        Raises:
+            ValueError: it does not.
+        """
+        one_answer = copy.copy(settings)
+        one_answer.num_return_sequences = 1  # upstream's assisted loop gives no more; the ragged engine does
+        names = ("assistant_model", "tokenizer", "assistant_tokenizer")
+        passed = {name: self._kwargs[name] for name in names if self._kwargs.get(name) is not None}
+        private(self._model, "_validate_generation_mode")(GenerationMode.ASSISTED_GENERATION, one_answer, passed)
+
+    def given(self, name: str):
+        """A drafting setting that the caller chose for this very call; None: the draft's own counts."""
+        if name in self._kwargs:
+            return self._kwargs[name]
+        value = getattr(self._given, name, None)
+        return None if PIPELINES_FILL_DEFAULTS and value == _FILLED.get(name) else value
+
+    def run(self, decode: Callable[[PreparedCall], object], settings: GenerationConfig):
+        """Let upstream prepare the call, and decode it.
+
+        Args:
+            decode: makes the output of `generate()`.
+            settings: of this call.
+
+        Raises:
+            ValueError: `stop_strings` without a tokenizer.
+        """
+        kwargs = dict(self._kwargs)
+        draft, streamer = kwargs.pop("assistant_model", None), kwargs.get("streamer")
+        tokenizers = {name: kwargs.pop(name, None) for name in ("tokenizer", "assistant_tokenizer")}
+        synced_gpus = waits_for_others(self._model, kwargs.pop("synced_gpus", None))
+        cache_implementation = settings.cache_implementation
+        if cache_implementation in STATIC_CACHES:
+            kwargs = self._overridden(kwargs, "cache_implementation")
+        if settings.stop_strings is not None:
+            kwargs = self._overridden(kwargs, "stop_strings")
+            criteria = StoppingCriteriaList(kwargs.get("stopping_criteria") or [])
+            if not any(type(criterion) is StopStringCriteria for criterion in criteria):  # the caller's own counts
+                criteria.append(_stop_strings(settings.stop_strings, self.tokenizer))
+            kwargs["stopping_criteria"] = criteria
+
+        def decoding(
+            model, input_ids, logits_processor, stopping_criteria, generation_config, inputs_tensor, **model_kwargs
+        ):
+            if cache_implementation in STATIC_CACHES:
+                generation_config.cache_implementation = cache_implementation
+            return decode(
+                PreparedCall(
+                    model,
+                    input_ids,
+                    inputs_tensor,
+                    logits_processor,
+                    stopping_criteria,
+                    generation_config,
+                    model_kwargs,
+                    assistant_model=draft,
+                    streamer=streamer,
+                    synced_gpus=synced_gpus,
+                    **tokenizers,
+                )
+            )
+
+        return self._generate(**kwargs, custom_generate=decoding)
+
+    def _overridden(self, kwargs: dict, name: str) -> dict:
+        """The arguments with a generation setting switched off."""
+        kwargs = {key: value for key, value in kwargs.items() if key != name}
+        if kwargs.get("generation_config") is not None:
+            kwargs["generation_config"] = copy.deepcopy(kwargs["generation_config"])
+            setattr(kwargs["generation_config"], name, None)
+        if getattr(self._model.generation_config, name, None) is not None:
+            kwargs[name] = None  # else upstream fills the model's own in
+        return kwargs
+
+
+def _stop_strings(stop_strings: str | list[str], tokenizer: PreTrainedTokenizerBase | None) -> StopStringCriteria:
+    if tokenizer is None:
+        raise ValueError(
+            f"stop_strings={stop_strings!r:.80} needs the model's tokenizer: pass tokenizer= to generate() as well"
+        )
+    return StopStringCriteria(stop_strings=stop_strings, tokenizer=tokenizer)

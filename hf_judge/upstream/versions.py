@@ -1,0 +1,122 @@
+"""Which transformers is installed, which were tested, and what was renamed between them."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import logging
+
+import transformers
+from packaging.version import Version
+
+logger = logging.getLogger(__name__)
+
+# The range of setup.cfg. `make test-latest` passing on a newer release is what moves the ceiling.
+FLOOR, CEILING = Version("5.19"), Version("5.25")  # tested: FLOOR <= transformers < CEILING
+PEFT_FLOOR, PEFT_CEILING = Version("0.20"), Version("0.22")  # tested: PEFT_FLOOR <= peft < PEFT_CEILING
+INSTALLED = Version(transformers.__version__)
+_RELEASE = Version(INSTALLED.base_version)  # 5.24.0.dev0 has what 5.24.0 has
+
+# The keyword of a forward, the key in generate()'s model kwargs, and the field of outputs that hold the cache.
+CACHE = "cache" if Version("5.24") <= _RELEASE else "past_key_values"
+
+# What an index of `output_hidden_states=[...]` counts: layers up to 5.22; since then also the embeddings, as number 0.
+HIDDEN_STATES_COUNT_EMBEDDINGS = Version("5.23") <= _RELEASE
+
+# 5.19 fills a generation config that a pipeline passes on with its defaults; later ones leave None.
+PIPELINES_FILL_DEFAULTS = Version("5.20") > _RELEASE
+
+
+def tested_range() -> str:
+    """The tested versions in words, as warnings and errors name them."""
+    newest = f"{CEILING.major}.{CEILING.minor - 1}"
+    return f"{FLOOR} to {newest}"
+
+
+def is_tested() -> bool:
+    """Whether the installed transformers lies in the tested range."""
+    return FLOOR <= _RELEASE < CEILING
+
+
+@functools.cache
+def warn_if_untested() -> None:
+    """Warn, once per process, about a transformers outside the tested range."""
+    if not is_tested():
+        logger.warning(
+            "transformers %s is installed, hf_judge was tested with %s: going on. `hf-judge doctor` checks whether "
+            "judged generation still gives the right tokens here",
+            INSTALLED,
+            tested_range(),
+        )
+
+
+def moved(what: str) -> ImportError:
+    """The error for a part of transformers that is not where it was in the tested versions.
+
+    Args:
+        what: the missing part, in words.
+    """
+    return ImportError(
+        f"hf_judge relies on a part of transformers that transformers {INSTALLED} does not have ({what}); tested: "
+        f"transformers {tested_range()}. Install one of these, or a newer hf_judge; `hf-judge doctor` shows what works"
+    )
+
+
+def private(owner: object, name: str):
+    """A private attribute of an object of transformers.
+
+    Raises:
+        ImportError: it is not there; the message names the installed version, the tested ones and the remedy.
+    """
+    try:
+        return getattr(owner, name)
+    except AttributeError as error:
+        raise moved(f"{type(owner).__name__}.{name}") from error
+
+
+def peft_problem() -> str | None:
+    """Why PEFT cannot serve judge heads here, with the remedy; None where it can, or where it was not tested."""
+    remedy = f"pip install 'peft>={PEFT_FLOOR},<{PEFT_CEILING}'. JudgeHead and generate(judge=) work without it"
+    installed = installed_peft()
+    if installed is None:
+        return f"peft is not installed: {remedy}"
+    if installed < PEFT_FLOOR:
+        return f"peft {installed} is not supported by this hf_judge: {remedy}"
+    if not peft_is_tested():
+        _warn_untested_peft(installed)
+    return None
+
+
+def installed_peft() -> Version | None:
+    """The release of peft that is installed; None: there is none."""
+    try:
+        return Version(Version(importlib.metadata.version("peft")).base_version)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def peft_is_tested() -> bool:
+    """Whether the installed peft lies in the tested range."""
+    installed = installed_peft()
+    return installed is not None and PEFT_FLOOR <= installed < PEFT_CEILING
+
+
+def require_peft() -> None:
+    """Refuse to go on where PEFT cannot serve judge heads.
+
+    Raises:
+        ImportError: peft is missing or older than the supported range.
+    """
+    problem = peft_problem()
+    if problem is not None:
+        raise ImportError(problem)
+
+
+@functools.cache
+def _warn_untested_peft(installed: Version) -> None:
+    logger.warning(
+        "peft %s is installed, hf_judge was tested with %s <= peft < %s: going on. `hf-judge doctor` checks the rest",
+        installed,
+        PEFT_FLOOR,
+        PEFT_CEILING,
+    )
