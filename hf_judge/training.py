@@ -53,7 +53,7 @@ class JudgeTrainingArguments:
         threshold (`float`): of the saved head, until it is calibrated.
         seed (`int`): of the split and of the minibatches.
         device (`str`, *optional*): default: a GPU if there is one.
-        plot (`bool`): draw the curves (needs matplotlib).
+        plot (`bool`): draw the curves.
 
     Raises:
         ValueError: a value is out of range.

@@ -42,6 +42,8 @@ from hf_judge import (
 )
 from hf_judge.modeling import judge_class
 
+pytestmark = pytest.mark.contract  # also run on every supported transformers: make test-matrix
+
 CALL = {
     "num_assistant_tokens": 4,
     "num_assistant_tokens_schedule": "constant",

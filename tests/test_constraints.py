@@ -21,6 +21,8 @@ from transformers.generation.logits_process import MinPLogitsWarper
 from hf_judge import JudgeCandidateVerifier, VerdictCode, judged
 from hf_judge.upstream.processors import RowProcessor
 
+pytestmark = pytest.mark.contract  # also run on every supported transformers: make test-matrix
+
 N_NEW = 16
 
 

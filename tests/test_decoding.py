@@ -28,6 +28,8 @@ from hf_judge import (
     judged,
 )
 
+pytestmark = pytest.mark.contract  # also run on every supported transformers: make test-matrix
+
 # a draft that always has its full length: what the naive loop does
 # upstream's caches: tests/test_ragged.py compares the other engine with them
 FIXED = {

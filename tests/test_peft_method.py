@@ -31,6 +31,8 @@ from hf_judge import JudgeConfig, JudgeHead, JudgeLlamaForCausalLM, StrictVerifi
 from hf_judge.peft_method import register
 from hf_judge.upstream import versions
 
+pytestmark = pytest.mark.contract  # also run on every supported transformers: make test-matrix
+
 
 @pytest.fixture(scope="module")
 def base_dir(tmp_path_factory):

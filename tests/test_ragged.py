@@ -22,6 +22,8 @@ from hf_judge.ragged.rows import forward_rows
 from hf_judge.tiny import load_pair
 from hf_judge.tiny.world import problems
 
+pytestmark = pytest.mark.contract  # also run on every supported transformers: make test-matrix
+
 SCHEDULE = {"num_assistant_tokens_schedule": "constant", "assistant_confidence_threshold": 0.0}
 FULL_ATTENTION = ("llama", "qwen2", "qwen3", "gpt2", "gpt_neox", "phi3", "olmo2", "mixtral", "cohere", "granite")
 

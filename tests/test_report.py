@@ -100,7 +100,6 @@ class TestFiles:
         assert not re.search(r"\b(fetch|XMLHttpRequest|innerHTML|eval|document\.write)\b", text)
 
     def test_all_files_hold_the_same_figures(self, tmp_path):
-        pytest.importorskip("matplotlib", reason="matplotlib is not installed (the extra 'plot')")
         what = found()
         files = {path.name: path for path in write_report(what, tmp_path / "new")}
         assert set(files) == {
@@ -112,18 +111,6 @@ class TestFiles:
         assert [float(r["accuracy"]) for r in rows] == [r["accuracy"] for r in what["rules"]]
         assert float(rows[2]["speedup_high"]) == what["rules"][2]["speedup_interval"][1]
         assert all(files[name].read_bytes().startswith(b"\x89PNG") for name in files if name.endswith("png"))
-
-    def test_without_matplotlib_the_extra_is_named_and_the_rest_is_written(self, tmp_path, monkeypatch, capsys):
-        monkeypatch.setitem(sys.modules, "matplotlib", None)
-        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-        with pytest.raises(ImportError, match=r"hf-judge\[plot\]"):
-            write_report(found(), tmp_path)
-        assert (tmp_path / "report.html").is_file()
-        write_report(found(), tmp_path, plots=False)
-        # the command says so before it starts, not after an hour of work
-        monkeypatch.setattr(cli_evaluate, "load_models", lambda *args, **kwargs: pytest.fail("work was begun"))
-        assert cli.main(["evaluate", "--report", str(tmp_path)]) == 2
-        assert "hf-judge[plot]" in capsys.readouterr().err
 
     def test_what_is_no_number_is_refused(self):
         with pytest.raises(ValueError, match="not JSON compliant"):

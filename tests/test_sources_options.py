@@ -32,6 +32,8 @@ from transformers.models.muse_glimmer_assistant import MuseGlimmerAssistantConfi
 
 from hf_judge import JudgeCandidateVerifier, StrictVerifier, VerdictCode, judged
 
+pytestmark = pytest.mark.contract  # also run on every supported transformers: make test-matrix
+
 N_NEW = 14
 SPECIAL = ["<pad>", "<bos>", "<unk>", "<eos>"]
 ALPHABET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ01234567"

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hf_judge import JudgeHead
 from hf_judge.autojudge import import_autojudge_head
 from hf_judge.calibration import head_scores
-from hf_judge.metrics import auc_standard_error, average_precision, judge_metrics, plot_curves, roc_auc
+from hf_judge.metrics import auc_standard_error, average_precision, judge_metrics, roc_auc
 from hf_judge.training import METRICS_NAME, PROMPTS_NAME, JudgeTrainingArguments, part_of, train_judge
 
 
@@ -265,16 +265,8 @@ def test_metrics_by_source_and_threshold():
 
 
 def test_plot_is_a_png(store, tmp_path):
-    pytest.importorskip("matplotlib")
     train_judge(store, arguments(tmp_path, plot=True))
     assert (tmp_path / "head" / "judge_curves.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_plot_without_matplotlib_names_the_extra(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"hf-judge\[plot\]"):
-        plot_curves({"curve": []}, tmp_path / "x.png")
 
 
 # --- AutoJudge ------------------------------------------------------------------------------------------------------

@@ -27,6 +27,8 @@ from hf_judge import JudgeLlamaForCausalLM, StrictVerifier, judged
 from hf_judge.upstream import adapters, forward, generation, names, versions
 from hf_judge.upstream.versions import CACHE
 
+pytestmark = pytest.mark.contract  # also run on every supported transformers: make test-matrix
+
 SEAM = Path(versions.__file__).parent
 
 
