@@ -49,7 +49,7 @@ def check_target(head: JudgeHead, hidden_size: int, name: str | None, commit: st
     Raises:
         ValueError: as [`check_fit`].
     """
-    expected, base, base_commit = head.config.hidden_size, head.config.base_model_name_or_path, head.config.revision
+    expected, base = head.config.hidden_size, head.config.base_model_name_or_path
     if expected != hidden_size:
         raise ValueError(
             f"head expects hidden size {expected}, target has {hidden_size}: it was trained for "
@@ -63,17 +63,31 @@ def check_target(head: JudgeHead, hidden_size: int, name: str | None, commit: st
                 f"strict_base=True, but {unknown} which model it is: set strict_base=False, or load from the Hub"
             )
         return
-    problem = None
-    if not _same_name(base, name):
-        problem = f"this judge head was trained for '{base}', the target is '{name}'"
-    elif base_commit and commit and re.fullmatch("[0-9a-f]{40}", base_commit) and base_commit != commit:
-        problem = f"this judge head was trained for '{base}' at commit {base_commit}, the target is at {commit}"
-    elif head.strict_base and base_commit and not commit:
-        problem = f"this judge head was trained for '{base}' at commit {base_commit}, the target's commit is not known"
+    problem = _other_target(head, name, commit)
     if problem and head.strict_base:
         raise ValueError(f"{problem}: load that one, or set strict_base=False")
     if problem:
         _warn_once(f"{problem}: its verdicts may mean nothing there. Load that one or measure the accuracy")
+
+
+def doubts(head: JudgeHead, model: PreTrainedModel) -> list[str]:
+    """What [`check_fit`] warns about, one sentence each; empty where head and target belong together."""
+    name, commit = _identity(model.config.name_or_path, commit_of(model.config))
+    known = bool(head.config.base_model_name_or_path and name)
+    found = [_other_target(head, name, commit) if known else None, _other_quantization(head, model)]
+    return [problem for problem in found if problem is not None]
+
+
+def _other_target(head: JudgeHead, name: str, commit: str | None) -> str | None:
+    """The difference between the target that the head names and this one."""
+    base, base_commit = head.config.base_model_name_or_path, head.config.revision
+    if not _same_name(base, name):
+        return f"this judge head was trained for '{base}', the target is '{name}'"
+    if base_commit and commit and re.fullmatch("[0-9a-f]{40}", base_commit) and base_commit != commit:
+        return f"this judge head was trained for '{base}' at commit {base_commit}, the target is at {commit}"
+    if head.strict_base and base_commit and not commit:
+        return f"this judge head was trained for '{base}' at commit {base_commit}, the target's commit is not known"
+    return None
 
 
 def quantization_of(model: PreTrainedModel) -> str:
@@ -99,16 +113,22 @@ def quantization_of(model: PreTrainedModel) -> str:
 
 
 def _check_quantization(head: JudgeHead, model: PreTrainedModel) -> None:
-    expected, actual = head.config.quantization, quantization_of(model)
-    if expected is None or expected == actual:
+    problem = _other_quantization(head, model)
+    if problem is None:
         return
-    problem = (
-        f"this judge head was trained on a target with quantization '{expected}', this target has quantization "
-        f"'{actual}'"
-    )
     if head.strict_base:
         raise ValueError(f"{problem}: load the target as it was, or set strict_base=False")
     _warn_once(f"{problem}: its states differ, and so may verdicts. Load the target as it was or measure the accuracy")
+
+
+def _other_quantization(head: JudgeHead, model: PreTrainedModel) -> str | None:
+    expected, actual = head.config.quantization, quantization_of(model)
+    if expected is None or expected == actual:
+        return None
+    return (
+        f"this judge head was trained on a target with quantization '{expected}', this target has quantization "
+        f"'{actual}'"
+    )
 
 
 def _identity(name: str | None, commit: str | None) -> tuple[str | None, str | None]:

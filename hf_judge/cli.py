@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 import hf_judge
 from hf_judge.cli_bench import add_bench
+from hf_judge.cli_doctor import add_doctor
 from hf_judge.cli_evaluate import add_evaluate
 from hf_judge.cli_train import add_training_commands
 from hf_judge.decoding import VerdictStreamer
@@ -151,6 +152,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"hf-judge {hf_judge.__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="command")
     add_demo(commands)
+    add_doctor(commands)
     add_training_commands(commands)
     add_evaluate(commands)
     add_bench(commands)
@@ -221,7 +223,7 @@ def run_generate(args: argparse.Namespace) -> None:
 
 
 def add_push(commands) -> None:
-    push = commands.add_parser("push", help="publish a judge head with a card, and code for use without hf-judge")
+    push = commands.add_parser("push", help="publish a judge head with a card, and an entry for custom_generate")
     push.add_argument("head", metavar="DIR", help="directory of the head")
     push.add_argument("repo_id", metavar="USER/REPO", help="where to")
     push.add_argument("--base", metavar="ID", help="Hub id of the target, where the head does not name it")
@@ -251,14 +253,13 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     args.argv = sys.argv[1:] if argv is None else argv
     try:
-        args.run(args)
+        return args.run(args) or 0
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"hf-judge: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nhf-judge: interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
-"""Publishes a judge head: its two files, a card, and code for use without this package, in one commit.
+"""Publishes a judge head: its two files, a card, and a `custom_generate/` entry for transformers, in one commit.
 
 Nothing leaves this machine that its own strict reader would refuse or that looks private. Knows nothing about models.
 """
 
 from __future__ import annotations
 
-import ast
 import base64
 import dataclasses
 import os
@@ -25,10 +24,9 @@ from hf_judge.config import JudgeConfig
 from hf_judge.files import CONFIG_NAME, WEIGHTS_NAME
 from hf_judge.hub import explained, is_hub_id
 
-# what custom_generate/ asks for: this package's own ranges (setup.cfg) for the modules that are copied
-REQUIREMENTS = "torch>=2.6\ntransformers>=5.19\nsafetensors>=0.8\nhuggingface-hub>=1.31\n"
-# the copies begin here; everything that it imports from the package comes along
-_ROOT_MODULE = "modeling"
+# What custom_generate/ asks for. It holds no copy of this package: a copy would stop working with the next release of
+# transformers, while the package is kept up to date, and it would be far more code for a user to read and trust.
+REQUIREMENTS = "hf-judge\n"
 _PRIVATE = {
     "a token": re.compile(
         r"\b(?:hf_[A-Za-z0-9]{16,}|gh[opsu]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}|sk-[\w-]{16,}"
@@ -142,8 +140,9 @@ def write_repository(
         refuse_private((folder / name).read_text(encoding="utf-8"), name)
     code = folder / "custom_generate"
     code.mkdir(exist_ok=True)
-    for name, text in standalone_code().items():
-        (code / name).write_text(text, encoding="utf-8")
+    entry = files("hf_judge.hub_cards").joinpath("generate.py").read_text(encoding="utf-8")
+    (code / "generate.py").write_text(entry, encoding="utf-8")
+    (code / "requirements.txt").write_text(REQUIREMENTS, encoding="utf-8")
     data = base64.b64encode((folder / WEIGHTS_NAME).read_bytes()).decode()
     text = (folder / CONFIG_NAME).read_text(encoding="utf-8")
     (code / "head_data.py").write_text(
@@ -151,35 +150,6 @@ def write_repository(
         f"CONFIG = {ascii(text)}\nWEIGHTS = {data!r}\n",
         encoding="utf-8",
     )
-
-
-def standalone_code() -> dict[str, str]:
-    """The files of custom_generate/, by name: the entry point and copies of the modules behind `judged`.
-
-    Nothing is rewritten but the imports between them, so the rule stands in one place.
-    """
-    sources = {}
-    wanted = [_ROOT_MODULE]
-    while wanted:
-        name = wanted.pop()
-        if name in sources:
-            continue
-        *folders, module = name.split(".")
-        sources[name] = files("hf_judge").joinpath(*folders, f"{module}.py").read_text(encoding="utf-8")
-        for node in ast.walk(ast.parse(sources[name])):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("hf_judge."):
-                wanted.append(node.module.removeprefix("hf_judge."))
-
-    def flat(match: re.Match) -> str:
-        # the folder is flat: transformers copies the files that `from .name import` names, and no folders
-        return f"{match[1]}from .{match[2].replace('.', '_')} import"
-
-    modules = {
-        f"{name.replace('.', '_')}.py": re.sub(r"^(\s*)from hf_judge\.([\w.]+) import", flat, text, flags=re.MULTILINE)
-        for name, text in sorted(sources.items())
-    }
-    entry = files("hf_judge.hub_cards").joinpath("generate.py").read_text(encoding="utf-8")
-    return {"generate.py": entry, "requirements.txt": REQUIREMENTS, **modules}
 
 
 def refuse_private(text: str, source: str) -> None:

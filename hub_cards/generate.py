@@ -1,8 +1,6 @@
-"""Decodes with the judge head of this repository, with or without the hf-judge package.
+"""Decodes with the judge head of this repository. Needs the package hf-judge (requirements.txt).
 
 model.generate(**inputs, custom_generate="<this repository>", trust_remote_code=True, assistant_model=draft)
-
-The other files of this folder are copies of the package's modules; they are used where the package is not installed.
 """
 
 import base64
@@ -10,12 +8,8 @@ import functools
 import tempfile
 from pathlib import Path
 
-try:
-    from hf_judge.head import JudgeHead
-    from hf_judge.modeling import judged
-except ImportError:
-    from .head import JudgeHead
-    from .modeling import judged
+from hf_judge.head import JudgeHead
+from hf_judge.modeling import judged
 
 from .head_data import CONFIG, WEIGHTS
 
@@ -30,13 +24,7 @@ def judge_head() -> JudgeHead:
 
 
 def generate(model, judge=None, **kwargs):
-    """`model.generate` with a judge.
-
-    Args:
-        judge: another judge in place of this repository's; False: no judge.
-        **kwargs: as `hf_judge.JudgeGenerationMixin.generate`, `judge_threshold` among them. Something must draft:
-            `assistant_model=`, `prompt_lookup_num_tokens=`, ...
-    """
+    """`model.generate` with this repository's judge, or with another `judge`; the rest as hf_judge takes it."""
     target = judged(model)
     # through the class: `model.generate` may be this very function (from_pretrained puts it there)
     return type(target).generate(target, judge=judge_head() if judge is None else judge, **kwargs)

@@ -87,9 +87,8 @@ def push_and_pull(world, repo):
         assert len(world.hub.repos[repo].commits) == commits + 1, "one commit"
         tree = world.hub.tree(repo)
         assert {*HEAD_FILES, "README.md"} < set(tree)
-        assert {"custom_generate/generate.py", "custom_generate/requirements.txt", "custom_generate/verify.py"} < set(
-            tree
-        )
+        code = {name for name in tree if name.startswith("custom_generate/")}
+        assert code == {f"custom_generate/{name}" for name in ("generate.py", "head_data.py", "requirements.txt")}
         config = json.loads(tree["adapter_config.json"])
         assert (config["base_model_name_or_path"], config["revision"]) == ("alice/base", world.base_commit)
         text = b"\n".join(data for name, data in tree.items() if not name.endswith(".safetensors")).decode()
@@ -509,43 +508,39 @@ except OSError as error:
 
 
 @scenario
-def zero_install(world, repo):
-    """With transformers alone, through its own load_custom_generate: the same tokens."""
+def custom_generate(world, repo):
+    """Through transformers' own load_custom_generate, on a stock model: the same tokens."""
     one = head(provenance={"draft": "alice/draft"})
     one.push_to_hub(repo)
+    model = AutoModelForCausalLM.from_pretrained("alice/base")
+    settings = {"trust_remote_code": True, "assistant_model": world.draft, "max_new_tokens": 24, "do_sample": False}
+    expected, plain = world.tokens(one), world.tokens(False)
+    for more, tokens in (({}, expected), ({"judge": False}, plain), ({"judge_threshold": 1.0}, plain)):
+        out = model.generate(fx.prompt(), custom_generate=repo, **settings, **more)
+        assert out[0].tolist() == tokens
+    assert type(model).__name__ == "LlamaForCausalLM"
+
+
+@scenario
+def custom_generate_without_the_package(world, repo):
+    """transformers names what is missing, before any code of the repository runs."""
+    head().push_to_hub(repo)
     code = """
 import sys
-sys.modules["hf_judge"] = sys.modules["peft"] = None  # as if they were not installed
-import torch
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name == "hf_judge":
+            raise ModuleNotFoundError("No module named 'hf_judge'")
+sys.meta_path.insert(0, Missing())
 from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained("alice/base")
-draft = AutoModelForCausalLM.from_pretrained("alice/draft")
-ids = torch.tensor([[int(i) for i in sys.argv[2].split()]])
-for more in ({}, {"judge": False}, {"judge_threshold": 1.0}):
-    out = model.generate(ids, custom_generate=sys.argv[1], trust_remote_code=True, assistant_model=draft,
-                         max_new_tokens=24, do_sample=False, **more)
-    print(*out[0].tolist())
-assert type(model).__name__ == "LlamaForCausalLM"
-print("OWN", *sorted(n.rpartition(".")[2] for n in sys.modules if ".custom_generate." in n))
+try:
+    model.generate(custom_generate=sys.argv[1], trust_remote_code=True)
+except ImportError as error:
+    print(" ".join(str(error).split()))
 """
-    ids = " ".join(map(str, fx.prompt()[0].tolist()))
-    env = {"PYTHONPATH": "", "HF_HOME": world.empty_cache()}
-    lines = run_python(code, repo, ids, **env).splitlines()
-    expected, plain = world.tokens(one), world.tokens(False)
-    assert [[int(i) for i in line.split()] for line in lines[:3]] == [expected, plain, plain]
-    assert "verify" in lines[3].split()
-    # and with the package in place, the package is what runs
-    model = AutoModelForCausalLM.from_pretrained("alice/base")
-    out = model.generate(
-        fx.prompt(),
-        custom_generate=repo,
-        trust_remote_code=True,
-        assistant_model=world.draft,
-        max_new_tokens=24,
-        do_sample=False,
-    )
-    assert out[0].tolist() == expected
-    assert not [name for name in sys.modules if name.endswith("custom_generate.verify")]
+    message = run_python(code, repo, HF_HOME=world.empty_cache())
+    assert "not found in your environment: hf_judge. Run `pip install hf_judge`" in message, message
 
 
 @scenario

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ast
-import configparser
 import re
-from pathlib import Path
 
 import hub_fixtures as fx
 import pytest
@@ -13,7 +11,7 @@ from huggingface_hub import DatasetCard, ModelCard
 
 from hf_judge import JudgeConfig
 from hf_judge.cards import dataset_card, head_card, pair_card
-from hf_judge.publish import REQUIREMENTS, refuse_private, standalone_code
+from hf_judge.publish import refuse_private
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PROVENANCE = {
@@ -161,35 +159,6 @@ def test_the_card_of_a_pair():
     assert "| machine | one GPU |" in card.text
     assert {r.metric_name: r.metric_value for r in card.data.eval_results} == {"accuracy": 0.97, "ratio": 3.2}
     ast.parse(blocks(card)[0])
-
-
-def test_standalone_code_is_the_packages_own():
-    """The copies differ from the package in their imports alone, and need nothing that is not beside them."""
-    import hf_judge
-
-    code = standalone_code()
-    package = Path(hf_judge.__file__).parent
-    assert {"generate.py", "requirements.txt", "verify.py", "modeling.py", "ragged_backend.py"} < set(code)
-    for name, text in code.items():
-        if name in ("generate.py", "requirements.txt"):
-            continue
-        stem = name.removesuffix(".py")
-        source = package / name if (package / name).exists() else package / stem.replace("_", "/", 1) / "x.py"
-        source = source if source.name == name else package / f"{stem.replace('_', '/', 1)}.py"
-        ours, theirs = source.read_text().splitlines(), text.splitlines()
-        assert len(ours) == len(theirs)
-        for our, their in zip(ours, theirs, strict=True):
-            assert our == their or re.fullmatch(r"\s*from \.\w+ import .*", their), their
-        for module in re.findall(r"^\s*from \.(\w+) import", text, re.MULTILINE):
-            assert f"{module}.py" in code, f"{name} needs {module}"
-        assert not re.search(r"^\s*(from|import) hf_judge", text, re.MULTILINE), name
-
-
-def test_requirements_are_the_packages_own():
-    setup = configparser.ConfigParser()
-    setup.read(Path(__file__).parent.parent / "setup.cfg")
-    wanted = set(setup["options"]["install_requires"].split())
-    assert set(REQUIREMENTS.split()) <= wanted
 
 
 @pytest.mark.parametrize(

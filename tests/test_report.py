@@ -10,11 +10,9 @@ import json
 import random
 import re
 import shutil
-import sys
 
 import pytest
 
-from hf_judge import cli, cli_evaluate
 from hf_judge.report import label, page, result, summary, write_report
 
 HOSTILE = "</script><script>window.pwned = 1</script><img src=x onerror='window.pwned = 1'>\u2028\x1b[31m &lt;b&gt; '\""

@@ -35,12 +35,12 @@ ROWS = (
     ("figures", "floor", "speedup"),
     ("scoring", "report", "bench", "integrations"),
     ("measuring",),
-    ("cli_train", "cli_measure"),
-    ("cli_bench", "cli_evaluate"),
+    ("cli_train", "cli_measure", "doctor"),
+    ("cli_bench", "cli_evaluate", "cli_doctor"),
     ("cli",),
 )
 ROW_OF = {module: row for row, modules in enumerate(ROWS) for module in modules}
-PRINTERS = {"cli", "cli_bench", "cli_evaluate", "cli_measure", "cli_train"}
+PRINTERS = {"cli", "cli_bench", "cli_doctor", "cli_evaluate", "cli_measure", "cli_train"}
 
 
 def module_of(path: Path) -> str:

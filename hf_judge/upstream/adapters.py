@@ -9,13 +9,12 @@ import logging
 
 import torch
 import transformers.integrations.peft as adapter_methods
-from packaging.version import Version
 from peft import PeftConfig, PeftType
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import register_peft_method
 from torch import nn
 
-from hf_judge.upstream.versions import INSTALLED, installed_peft, is_tested, peft_is_tested
+from hf_judge.upstream.versions import INSTALLED, asked_for_by_transformers, installed_peft, is_tested, peft_is_tested
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +51,7 @@ def accept_installed_peft() -> None:
     between these methods in 5.23 and 5.24. Called when an adapter of ours hangs on a model; elsewhere upstream's
     refusal stands.
     """
-    asked_for = Version(adapter_methods.MIN_PEFT_VERSION)
+    asked_for = asked_for_by_transformers()
     if is_tested() and peft_is_tested() and installed_peft() < asked_for:
         logger.info(
             "transformers %s asks for peft %s or newer: accepting %s, tested", INSTALLED, asked_for, installed_peft()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.metadata
 import logging
 
@@ -99,6 +100,11 @@ def peft_is_tested() -> bool:
     """Whether the installed peft lies in the tested range."""
     installed = installed_peft()
     return installed is not None and PEFT_FLOOR <= installed < PEFT_CEILING
+
+
+def asked_for_by_transformers() -> Version:
+    """The oldest release of peft that transformers' own adapter methods accept."""
+    return Version(importlib.import_module("transformers.integrations.peft").MIN_PEFT_VERSION)
 
 
 def require_peft() -> None:
