@@ -18,19 +18,19 @@ import torch
 from tqdm import tqdm
 
 from hf_judge import JudgeHead
-from hf_judge.adapter import CONFIG_NAME
-from hf_judge.calibration import head_scores
-from hf_judge.data import load_rows
-from hf_judge.distributions import EXTRA_FEATURES
-from hf_judge.draft_labels import label_drafts
-from hf_judge.features import FeatureStore, extract_features
-from hf_judge.greedy import greedy
-from hf_judge.metrics import roc_auc
-from hf_judge.settings import make_verifier, parse_settings
-from hf_judge.significance import mcnemar_p, wilson_interval
+from hf_judge.evaluation.significance import mcnemar_p, wilson_interval
+from hf_judge.head.adapter import CONFIG_NAME
+from hf_judge.head.distributions import EXTRA_FEATURES
+from hf_judge.labelling.drafts import label_drafts
+from hf_judge.labelling.greedy import greedy
+from hf_judge.labelling.responses import load_rows
+from hf_judge.rules.by_name import make_verifier, parse_settings
 from hf_judge.tiny import load_pair
 from hf_judge.tiny.world import check_answer, first_mistake, problems
-from hf_judge.training import JudgeTrainingArguments, train_judge
+from hf_judge.training.calibration import head_scores
+from hf_judge.training.extraction import FeatureStore, extract_features
+from hf_judge.training.fit import JudgeTrainingArguments, train_judge
+from hf_judge.training.metrics import roc_auc
 
 TRAINED_LAYERS = 4
 BATCH = 50

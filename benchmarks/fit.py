@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from hf_judge.features import FORMAT_VERSION, INDEX_NAME, FeatureStore
-from hf_judge.training import JudgeTrainingArguments, train_judge
+from hf_judge.training.extraction import FORMAT_VERSION, INDEX_NAME, FeatureStore
+from hf_judge.training.fit import JudgeTrainingArguments, train_judge
 
 TOKENS_PER_ROW = 60
 

@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from hf_judge import JudgeCandidateVerifier, JudgeConfig, JudgeHead, judged
 from hf_judge.tiny import load_pair
 from hf_judge.tiny.world import problems
-from hf_judge.verify import Candidates, Rows, Verdict, decide
+from hf_judge.verify.rule import Candidates, Rows, Verdict, decide
 
 TRAINED_LAYERS = 4  # of the embedded target: deeper ones accept the same
 

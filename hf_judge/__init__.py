@@ -1,12 +1,13 @@
 """Judge Decoding (arXiv 2501.19309) as a drop-in extension of Hugging Face ``generate()``."""
 
-import hf_judge.peft_method as _peft_method
-from hf_judge.config import JudgeConfig
-from hf_judge.decoding import JudgeDecoderOnlyOutput, VerdictStreamer
-from hf_judge.head import JudgeHead
-from hf_judge.modeling import AutoJudgeModelForCausalLM, JudgeGenerationMixin, JudgeLlamaForCausalLM, judged
-from hf_judge.stats import JudgeStats, VerdictCode
-from hf_judge.verify import CandidateVerifier, JudgeCandidateVerifier, StrictVerifier
+import hf_judge.integrations.peft_method as _peft_method
+import hf_judge.moved as _moved
+from hf_judge.decoding.loop import JudgeDecoderOnlyOutput, VerdictStreamer
+from hf_judge.head.config import JudgeConfig
+from hf_judge.head.judge_head import JudgeHead
+from hf_judge.modeling.mixin import AutoJudgeModelForCausalLM, JudgeGenerationMixin, JudgeLlamaForCausalLM, judged
+from hf_judge.verify.rule import CandidateVerifier, JudgeCandidateVerifier, StrictVerifier
+from hf_judge.verify.stats import JudgeStats, VerdictCode
 
 __version__ = "0.1.0.dev0"
 
@@ -26,4 +27,5 @@ __all__ = [
     "judged",
 ]
 
+_moved.install()
 _peft_method.register()

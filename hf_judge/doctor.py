@@ -17,18 +17,18 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_judge.bench import measure_costs
-from hf_judge.binding import doubts
-from hf_judge.evaluation import Pair
-from hf_judge.head import JudgeHead
-from hf_judge.modeling import AutoJudgeModelForCausalLM
+from hf_judge.bench.formula import expected_accepted, predicted_speedup
+from hf_judge.bench.run import measure_costs
+from hf_judge.evaluation.answers import Pair
+from hf_judge.head.compatibility import doubts
+from hf_judge.head.judge_head import JudgeHead
+from hf_judge.modeling.mixin import AutoJudgeModelForCausalLM
 from hf_judge.ragged.rows import PREFILL_CHUNK
-from hf_judge.speedup import expected_accepted, predicted_speedup
-from hf_judge.tiny import load_pair
+from hf_judge.tiny.pair import load_pair
 from hf_judge.upstream.devices import input_device
 from hf_judge.upstream.states import StateReader
 from hf_judge.upstream.versions import asked_for_by_transformers
-from hf_judge.verify import StrictVerifier
+from hf_judge.verify.rule import StrictVerifier
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "huggingface-hub", "safetensors")

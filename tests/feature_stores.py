@@ -5,7 +5,7 @@ import json
 import torch
 from safetensors.torch import save_file
 
-from hf_judge.features import FORMAT_VERSION, INDEX_NAME, FeatureStore
+from hf_judge.training.extraction import FORMAT_VERSION, INDEX_NAME, FeatureStore
 
 
 def make_store(

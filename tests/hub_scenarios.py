@@ -545,7 +545,7 @@ except ImportError as error:
 
 @scenario
 def the_command_line(world, repo):
-    from hf_judge.cli import main
+    from hf_judge.cli.commands import main
 
     folder = tempfile.mkdtemp(dir=world.folder)
     fx.random_head(provenance={"data": "rows"}).save_pretrained(folder)

@@ -9,8 +9,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hf_judge import JudgeConfig, JudgeHead
-from hf_judge.evaluation import Pair
-from hf_judge.tasks import Example, Task
+from hf_judge.evaluation.answers import Pair
+from hf_judge.evaluation.tasks import Example, Task
 
 CHARACTERS = "\n abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:;?!+-*=<>/()[]{}'\"&\x1b"
 WIDTH = 32

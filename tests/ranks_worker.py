@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, StoppingCriteria
 from transformers.distributed import DistributedConfig
 
 from hf_judge import AutoJudgeModelForCausalLM, judged
-from hf_judge.jobs import processes
+from hf_judge.labelling.jobs import processes
 from hf_judge.ragged import backend, rows
 
 SECONDS = 100  # a collective that takes longer is a hang

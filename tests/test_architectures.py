@@ -40,7 +40,7 @@ from hf_judge import (
     VerdictCode,
     judged,
 )
-from hf_judge.modeling import judge_class
+from hf_judge.modeling.mixin import judge_class
 
 pytestmark = pytest.mark.contract  # also run on every supported transformers: make test-matrix
 
@@ -481,12 +481,12 @@ class TestPipeline:
 
 
 def test_class_names_are_found_as_attributes():
-    import hf_judge.modeling
+    import hf_judge.modeling.mixin
 
-    assert hf_judge.modeling.JudgeQwen2ForCausalLM is judge_class(type(tiny_model("qwen2")))
-    assert hf_judge.modeling.JudgeLlamaForCausalLM is judge_class(LlamaForCausalLM)
+    assert hf_judge.modeling.mixin.JudgeQwen2ForCausalLM is judge_class(type(tiny_model("qwen2")))
+    assert hf_judge.modeling.mixin.JudgeLlamaForCausalLM is judge_class(LlamaForCausalLM)
     with pytest.raises(AttributeError, match="JudgeNothingForCausalLM"):
-        _ = hf_judge.modeling.JudgeNothingForCausalLM
+        _ = hf_judge.modeling.mixin.JudgeNothingForCausalLM
 
 
 def test_bfloat16_target():

@@ -8,9 +8,7 @@ import json
 import measured_pair
 import pytest
 
-from hf_judge import cli, cli_bench
-from hf_judge.bench import BenchWay, bench, measure_costs, recommend
-from hf_judge.speedup import (
+from hf_judge.bench.formula import (
     acceptance_rate,
     expected_accepted,
     implied_cost_ratio,
@@ -18,6 +16,9 @@ from hf_judge.speedup import (
     predicted_speedup,
     simulate,
 )
+from hf_judge.bench.run import BenchWay, bench, measure_costs, recommend
+from hf_judge.cli.commands import bench as cli_bench
+from hf_judge.cli.commands import main as cli
 
 ENGINE_KEYS = (
     "plain", "plain_static", "assisted", "judged_upstream", "judged_ragged", "strict_ragged", "judged_ragged_batch8",
@@ -108,7 +109,7 @@ class TestBench:
     def test_short_work_is_repeated(self, pair, monkeypatch):
         """A clock that shows a second more whenever it is read: rates and forwards are of one time through the work."""
         seconds = itertools.count(1.0)
-        monkeypatch.setattr("hf_judge.bench.time.perf_counter", lambda: next(seconds))
+        monkeypatch.setattr("hf_judge.bench.run.time.perf_counter", lambda: next(seconds))
         work = [(pair.encode("Hello there"), example) for example in measured_pair.task(1).examples]
         found = []
         for min_seconds in (0.0, 3.0):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_judge import JudgeConfig, JudgeHead
-from hf_judge.calibration import (
+from hf_judge.training.calibration import (
     apply_certificate,
     binomial_upper_bound,
     calibrate_by_accuracy,
@@ -17,7 +17,7 @@ from hf_judge.calibration import (
     choose_by_risk,
     mistakes_needed,
 )
-from hf_judge.metrics import THRESHOLDS
+from hf_judge.training.metrics import THRESHOLDS
 
 
 def tail(k, n, p):

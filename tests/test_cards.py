@@ -10,8 +10,8 @@ import pytest
 from huggingface_hub import DatasetCard, ModelCard
 
 from hf_judge import JudgeConfig
-from hf_judge.cards import dataset_card, head_card, pair_card
-from hf_judge.publish import refuse_private
+from hf_judge.head.card import dataset_card, head_card, pair_card
+from hf_judge.head.publish import refuse_private
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PROVENANCE = {

@@ -7,8 +7,8 @@ from test_data import TOKENIZER
 from test_mining import DRAFT, TARGET, TASKS
 
 from hf_judge import JudgeHead
-from hf_judge.cli import main
-from hf_judge.data import read_jsonl
+from hf_judge.cli.commands import main
+from hf_judge.labelling.responses import read_jsonl
 
 
 @pytest.fixture(scope="module")

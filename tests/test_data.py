@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
-from hf_judge.data import (
+from hf_judge.labelling.responses import (
     LabelledResponse,
     data_hash,
     from_dataset,
@@ -19,7 +19,7 @@ from hf_judge.data import (
     to_dataset,
     write_jsonl,
 )
-from hf_judge.labelling import UnlabelledRow, decoded_offsets, label_offsets, label_rows
+from hf_judge.labelling.tokens import UnlabelledRow, decoded_offsets, label_offsets, label_rows
 
 CORPUS = ["Tom has 12 apples and buys 3 more.", "Then there are 15 apples left.", "naïve café 🍎🍎 für Ana"] * 4
 CHAT = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% endfor %}<|assistant|>"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hf_judge import VerdictCode
-from hf_judge.cli import VerdictPrinter, main, printable, table
+from hf_judge.cli.commands import VerdictPrinter, main, printable, table
 from hf_judge.tiny import load_pair
 
 
@@ -56,7 +56,7 @@ def test_clumsy_calls(argv, message, capsys):
 
 
 def test_upstreams_draft_settings_are_put_back(pair):
-    from hf_judge.demo import compare
+    from hf_judge.evaluation.demo import compare
     from hf_judge.tiny.world import problems
 
     before = pair.draft.generation_config.to_dict()

@@ -10,10 +10,10 @@ from conftest import noisy_copy, random_head, tiny_model
 from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
 
 from hf_judge import doctor
-from hf_judge.cli import main
+from hf_judge.bench.formula import expected_accepted, predicted_speedup
+from hf_judge.cli.commands import main
 from hf_judge.doctor import break_even, diagnose
 from hf_judge.ragged.backend import RaggedBackend
-from hf_judge.speedup import expected_accepted, predicted_speedup
 from hf_judge.tiny import HOME, load_pair
 
 

@@ -11,14 +11,16 @@ import measured_pair
 import pytest
 import torch
 
-from hf_judge import StrictVerifier, VerdictCode, cli, cli_evaluate
-from hf_judge.evaluation import Answer, Decoding, Pair, evaluate
-from hf_judge.figures import best_within, figures, pareto, warnings_of
+from hf_judge import StrictVerifier, VerdictCode
+from hf_judge.cli.commands import evaluate as cli_evaluate
+from hf_judge.cli.commands import main as cli
+from hf_judge.evaluation.answers import Answer, Decoding, Pair, evaluate
+from hf_judge.evaluation.figures import best_within, figures, pareto, warnings_of
+from hf_judge.evaluation.given_text import pieces, read_text, runs, score_curves, score_texts, token_details, walk
+from hf_judge.evaluation.significance import mcnemar_p, ratio_interval, wilson_interval
+from hf_judge.evaluation.tasks import load_task
 from hf_judge.rules import RandomVerifier
-from hf_judge.scoring import pieces, read_text, runs, score_curves, score_texts, token_details, walk
-from hf_judge.settings import RULES, Setting, parse_settings
-from hf_judge.significance import mcnemar_p, ratio_interval, wilson_interval
-from hf_judge.tasks import load_task
+from hf_judge.rules.by_name import RULES, Setting, parse_settings
 
 DECODING = Decoding(num_assistant_tokens=5, max_new_tokens=14)
 M, R, C, B = (int(code) for code in list(VerdictCode)[:4])

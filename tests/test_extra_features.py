@@ -10,16 +10,17 @@ import torch
 from feature_stores import make_store, separable
 from safetensors.torch import load_file
 
-from hf_judge import JudgeCandidateVerifier, JudgeConfig, JudgeHead, cli, judged
-from hf_judge.calibration import head_scores
-from hf_judge.data import LabelledResponse
-from hf_judge.distributions import DRAFT_FEATURES, EXTRA_FEATURES, extra_features
-from hf_judge.features import FeatureStore, extract_features
-from hf_judge.metrics import roc_auc
+from hf_judge import JudgeCandidateVerifier, JudgeConfig, JudgeHead, judged
+from hf_judge.cli.commands import main as cli
+from hf_judge.head.distributions import DRAFT_FEATURES, EXTRA_FEATURES, extra_features
+from hf_judge.labelling.responses import LabelledResponse
 from hf_judge.rules import AutoJudgeVerifier
 from hf_judge.tiny import load_pair
-from hf_judge.training import JudgeTrainingArguments, train_judge
-from hf_judge.verify import Candidates, Rows, head_features
+from hf_judge.training.calibration import head_scores
+from hf_judge.training.extraction import FeatureStore, extract_features
+from hf_judge.training.fit import JudgeTrainingArguments, train_judge
+from hf_judge.training.metrics import roc_auc
+from hf_judge.verify.rule import Candidates, Rows, head_features
 
 EXTRA = ("entropy", "margin")
 GREEDY = {"num_assistant_tokens_schedule": "constant", "assistant_confidence_threshold": 0.0, "do_sample": False}

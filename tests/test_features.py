@@ -9,12 +9,12 @@ from safetensors.torch import load_file
 from test_data import TOKENIZER
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from hf_judge import features as features_module
-from hf_judge.data import LabelledResponse
-from hf_judge.features import INDEX_NAME, FeatureStore, extract_features
-from hf_judge.greedy import greedy
-from hf_judge.jobs import decode_exactly
-from hf_judge.labelling import label_rows
+from hf_judge.labelling.greedy import greedy
+from hf_judge.labelling.jobs import decode_exactly
+from hf_judge.labelling.responses import LabelledResponse
+from hf_judge.labelling.tokens import label_rows
+from hf_judge.training.extraction import INDEX_NAME, FeatureStore, extract_features
+from hf_judge.training.fit import extraction as features_module
 from hf_judge.upstream.states import StateReader
 
 

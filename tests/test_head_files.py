@@ -15,7 +15,15 @@ from conftest import WIDTH, noisy_copy, prompt, random_head, tiny_model
 from safetensors.torch import load_file, save_file
 
 from hf_judge import JudgeConfig, JudgeHead, StrictVerifier, judged
-from hf_judge.adapter import BIAS_KEY, CONFIG_NAME, WEIGHT_KEY, WEIGHTS_NAME, parse_config, read_adapter, write_adapter
+from hf_judge.head.adapter import (
+    BIAS_KEY,
+    CONFIG_NAME,
+    WEIGHT_KEY,
+    WEIGHTS_NAME,
+    parse_config,
+    read_adapter,
+    write_adapter,
+)
 
 
 @pytest.fixture
@@ -121,7 +129,7 @@ class TestAtomicity:
                 raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(f"hf_judge.adapter.os.{failing}", fail)
+            patch.setattr(f"hf_judge.head.adapter.os.{failing}", fail)
             with pytest.raises(KeyboardInterrupt):
                 random_head(seed=9, threshold=0.75).save_pretrained(directory)
         assert {path.name: path.read_bytes() for path in directory.iterdir()} == before

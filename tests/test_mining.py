@@ -14,13 +14,13 @@ import torch
 from test_data import TOKENIZER
 from test_features import llama
 
-from hf_judge.checkers import MultipleChoiceChecker, NumericChecker, RegexChecker, UnitTestChecker, run_python
-from hf_judge.data import read_jsonl
-from hf_judge.draft_labels import label_drafts
-from hf_judge.greedy import GumbelNoise, greedy
-from hf_judge.journal import Journal
-from hf_judge.labelling import label_rows
-from hf_judge.mining import mine_swaps
+from hf_judge.durable import Journal
+from hf_judge.labelling.checkers import MultipleChoiceChecker, NumericChecker, RegexChecker, UnitTestChecker, run_python
+from hf_judge.labelling.drafts import label_drafts
+from hf_judge.labelling.greedy import GumbelNoise, greedy
+from hf_judge.labelling.responses import read_jsonl
+from hf_judge.labelling.swaps import mine_swaps
+from hf_judge.labelling.tokens import label_rows
 
 MAX_NEW_TOKENS = 14
 
@@ -141,7 +141,7 @@ def test_rows_do_not_depend_on_the_batch(tmp_path):
 
 
 def test_near_ties_are_marked(tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_judge.mining.NEAR_TIE", 1e9)
+    monkeypatch.setattr("hf_judge.labelling.swaps.NEAR_TIE", 1e9)
     rows, report = mined(tmp_path)
     assert all(row.near_tie for row in rows)
     assert report.counts["prompts with a near-tie"] == len(TASKS)

@@ -26,9 +26,9 @@ from peft import (
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, LlamaModel, pipeline
 
-import hf_judge.peft_method
+import hf_judge.integrations.peft_method
 from hf_judge import JudgeConfig, JudgeHead, JudgeLlamaForCausalLM, StrictVerifier, judged
-from hf_judge.peft_method import register
+from hf_judge.integrations.peft_method import register
 from hf_judge.upstream import versions
 
 pytestmark = pytest.mark.contract  # also run on every supported transformers: make test-matrix
@@ -122,8 +122,8 @@ def test_a_newer_peft_is_tried_with_a_warning(monkeypatch, caplog):
 
 
 def test_another_peft_is_warned_about_on_import(monkeypatch, caplog):
-    monkeypatch.setattr(hf_judge.peft_method, "PEFT_TYPES", {"LORA": "LORA"})
-    monkeypatch.setattr(hf_judge.peft_method, "peft_problem", lambda: "peft 0.19.1 is not supported")
+    monkeypatch.setattr(hf_judge.integrations.peft_method, "PEFT_TYPES", {"LORA": "LORA"})
+    monkeypatch.setattr(hf_judge.integrations.peft_method, "peft_problem", lambda: "peft 0.19.1 is not supported")
     register()
     assert "PEFT does not know judge heads: peft 0.19.1 is not supported" in caplog.text
 

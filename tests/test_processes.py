@@ -15,8 +15,8 @@ from test_features import MODEL, all_features, rows
 from test_mining import DRAFT, TARGET
 
 from hf_judge import JudgeHead
-from hf_judge.cli import main
-from hf_judge.features import INDEX_NAME, FeatureStore, extract_features
+from hf_judge.cli.commands import main
+from hf_judge.training.extraction import INDEX_NAME, FeatureStore, extract_features
 
 SECONDS = 240
 SHARD = {"shard_bytes": 32 * 4 * 20, "batch_size": 2}

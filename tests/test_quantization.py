@@ -9,9 +9,9 @@ from test_features import all_features, naive, rows
 from transformers import AutoModelForCausalLM, TorchAoConfig
 
 from hf_judge import AutoJudgeModelForCausalLM, JudgeCandidateVerifier, JudgeConfig, JudgeHead, judged
-from hf_judge.binding import quantization_of
-from hf_judge.features import extract_features
-from hf_judge.training import JudgeTrainingArguments, train_judge
+from hf_judge.head.compatibility import quantization_of
+from hf_judge.training.extraction import extract_features
+from hf_judge.training.fit import JudgeTrainingArguments, train_judge
 
 ENGINES = ("ragged", "upstream")
 INT8 = "torchao Int8WeightOnlyConfig"

@@ -372,7 +372,7 @@ class TestRefused:
             ragged(model, {"input_ids": prompt(0)}, draft, StrictVerifier())
         with caplog.at_level(logging.INFO, logger="hf_judge"):
             ragged(model, {"input_ids": prompt(0)}, draft, StrictVerifier(), judge_engine="auto")
-        assert [reason in r.message for r in caplog.records if r.name == "hf_judge.modeling"] == [True]
+        assert [reason in r.message for r in caplog.records if r.name == "hf_judge.modeling.mixin"] == [True]
 
     def test_streamers_and_returned_sequences_keep_upstreams_rules(self, target, draft, head):
         class Prints(BaseStreamer):

@@ -13,7 +13,7 @@ import shutil
 
 import pytest
 
-from hf_judge.report import label, page, result, summary, write_report
+from hf_judge.evaluation.report import label, page, result, summary, write_report
 
 HOSTILE = "</script><script>window.pwned = 1</script><img src=x onerror='window.pwned = 1'>\u2028\x1b[31m &lt;b&gt; '\""
 

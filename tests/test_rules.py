@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_judge import JudgeConfig, JudgeHead, StrictVerifier, VerdictCode, judged
-from hf_judge.distributions import entropy, kl_divergence
+from hf_judge.head.distributions import entropy, kl_divergence
 from hf_judge.rules import (
     AutoJudgeVerifier,
     EnsembleVerifier,
@@ -30,7 +30,7 @@ from hf_judge.rules import (
     top_k_accepts,
     typical_accepts,
 )
-from hf_judge.verify import Candidates, Rows
+from hf_judge.verify.rule import Candidates, Rows
 
 M, R, C, B, P = (int(code) for code in VerdictCode)
 VOCAB = 48

@@ -1,8 +1,9 @@
-"""The shape of the package: modules import only from rows above their own, and only the command line prints."""
+"""The shape of the house: packages in one order, no circles, few modules at the top, and only `cli` prints."""
 
 from __future__ import annotations
 
 import ast
+import configparser
 from pathlib import Path
 
 import pytest
@@ -10,114 +11,156 @@ import pytest
 import hf_judge
 
 PACKAGE = Path(hf_judge.__file__).parent
-ROWS = (
-    ("files", "stats", "metrics", "checkers", "journal", "significance", "terminal", "upstream"),
-    ("distributions", "greedy"),
-    ("hub",),
-    ("config",),
-    ("adapter", "cards", "data"),
-    ("publish", "labelling", "jobs"),
-    ("head",),
-    ("verify", "binding"),
-    ("rules",),
-    ("settings",),
-    ("record", "attached"),
-    ("features",),
-    ("solvers", "calibration", "autojudge"),
-    ("training",),
-    ("decoding",),
-    ("cropping", "ragged"),
-    ("modeling",),
-    ("tiny", "peft_tuner", "mining", "draft_labels", "answering"),
-    ("peft_method",),
-    ("demo", "tasks"),
-    ("evaluation",),
-    ("figures", "floor", "speedup"),
-    ("scoring", "report", "bench", "integrations"),
-    ("measuring",),
-    ("cli_train", "cli_measure", "doctor"),
-    ("cli_bench", "cli_evaluate", "cli_doctor"),
-    ("cli",),
+# A package imports only from those before it. docs/architecture.md tells what each is for.
+ORDER = (
+    "moved",
+    "durable",
+    "upstream",
+    "head",
+    "labelling",
+    "verify",
+    "training",
+    "rules",
+    "decoding",
+    "ragged",
+    "modeling",
+    "tiny",
+    "integrations",
+    "__init__",
+    "evaluation",
+    "bench",
+    "doctor",
+    "cli",
 )
-ROW_OF = {module: row for row, modules in enumerate(ROWS) for module in modules}
-PRINTERS = {"cli", "cli_bench", "cli_doctor", "cli_evaluate", "cli_measure", "cli_train"}
-
-
-def module_of(path: Path) -> str:
-    """The module or subpackage of hf_judge that a file belongs to."""
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-
-
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "hub_cards" not in path.parts)
+MODULES = [path for path in FILES if path.name != "__init__.py"]
 IDS = [str(path.relative_to(PACKAGE)) for path in FILES]
 
 
-def imported_modules(tree: ast.AST) -> set[str]:
-    """The modules of hf_judge that a file imports, anywhere in it."""
+def place_of(path: Path) -> str:
+    """The package, or the module at the top, that a file belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def name_of(path: Path) -> str:
+    """The dotted name of a file below hf_judge; of a face, the package's."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imported(source: str) -> set[str]:
+    """The dotted names below hf_judge that a file imports, anywhere in it: modules, or names of the whole package."""
     found = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"line {node.lineno}: write imports of hf_judge in full"
-            whole_package = node.module == "hf_judge"
-            names = [f"hf_judge.{alias.name}" for alias in node.names] if whole_package else [node.module]
+            submodules = [f"{node.module}.{alias.name}" for alias in node.names]
+            are_modules = all(
+                (PACKAGE.parent / Path(*name.split("."))).with_suffix(".py").is_file() for name in submodules
+            )
+            names = submodules if are_modules or node.module == "hf_judge" else [node.module]
         else:
             continue
-        found |= {name.split(".")[1] for name in names if name.startswith("hf_judge.")}
+        found |= {name.removeprefix("hf_judge.") for name in names if name.startswith("hf_judge.")}
     return found
 
 
+def places(source: str) -> set[str]:
+    """The packages and top modules among them; a public name of the whole package comes from its `__init__`."""
+    roots = {name.partition(".")[0] for name in imported(source)} - {"hub_cards"}
+    return {root if root in ORDER else "__init__" for root in roots}
+
+
 @pytest.mark.parametrize("path", FILES, ids=IDS)
-def test_imports_only_from_rows_above(path):
-    module = module_of(path)
-    if module == "__init__":
-        return
-    assert module in ROW_OF, f"{module} has no row: give it one here and in the design"
-    for imported in imported_modules(ast.parse(path.read_text())) - {module, "__version__", "hub_cards"}:
-        assert imported in ROW_OF, f"{module} imports {imported}, which has no row"
-        assert ROW_OF[imported] < ROW_OF[module], f"{module} may not import {imported}"
+def test_imports_only_from_packages_before_its_own(path):
+    place = place_of(path)
+    assert place in ORDER, f"{place} has no place: give it one here and in docs/architecture.md"
+    for other in places(path.read_text(encoding="utf-8")) - {place}:
+        assert ORDER.index(other) < ORDER.index(place), f"{place} may not import {other}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=map(name_of, MODULES))
+def test_modules_import_modules_not_faces(path):
+    faces = {name_of(face) for face in FILES if face.name == "__init__.py"} - {"__init__"}
+    assert imported(path.read_text(encoding="utf-8")) & faces == set()
+
+
+def test_no_circle_among_modules():
+    arrows = {name_of(path): imported(path.read_text(encoding="utf-8")) for path in MODULES}
+    done, doing = set(), []
+
+    def visit(name):
+        assert name not in doing, " -> ".join([*doing, name])
+        if name in done or name not in arrows:
+            return
+        doing.append(name)
+        for other in sorted(arrows[name]):
+            visit(other)
+        doing.pop()
+        done.add(name)
+
+    for name in sorted(arrows):
+        visit(name)
 
 
 def test_the_import_finder_finds():
-    """The test above is empty if this one fails."""
-    tree = ast.parse(
-        "import hf_judge.cli, os\nfrom hf_judge import verify\ndef f():\n    from hf_judge.ragged.cache import Cache"
+    """The tests above are empty if this one fails."""
+    source = (
+        "import hf_judge.cli.commands, os\nfrom hf_judge.upstream import versions\n"
+        "def f():\n    from hf_judge import judged\n    from hf_judge.ragged.cache import RaggedCache"
     )
-    assert imported_modules(tree) == {"cli", "verify", "ragged"}
-    of_verify = imported_modules(ast.parse((PACKAGE / "verify.py").read_text()))
-    assert of_verify == {"config", "distributions", "head", "stats"}
+    assert imported(source) == {"cli.commands", "upstream.versions", "judged", "ragged.cache"}
+    assert places(source) == {"cli", "upstream", "__init__", "ragged"}
+    rule = (PACKAGE / "verify" / "rule.py").read_text(encoding="utf-8")
+    assert imported(rule) == {"head.config", "head.distributions", "head.judge_head", "verify.stats"}
+
+
+def test_few_modules_stand_at_the_top():
+    assert len(list(PACKAGE.glob("*.py"))) <= 4
+
+
+def test_packages_are_of_a_size_that_a_reader_sees_at_once():
+    for folder in {path.parent for path in FILES} - {PACKAGE}:
+        assert len([path for path in folder.glob("*.py") if path.name != "__init__.py"]) <= 11, folder.name
+
+
+def test_faces_are_short():
+    for path in FILES:
+        if path.name == "__init__.py":
+            assert len(path.read_text(encoding="utf-8").splitlines()) <= 40, path
+
+
+def test_setup_lists_every_package():
+    config = configparser.ConfigParser()
+    config.read(PACKAGE.parent / "setup.cfg")
+    folders = {f"hf_judge.{path.parent.name}" for path in FILES if path.name == "__init__.py"} - {"hf_judge.hf_judge"}
+    assert set(config["options"]["packages"].split()) == folders | {"hf_judge", "hf_judge.hub_cards"}
 
 
 def test_the_rule_imports_torch_and_nothing_else():
-    tree = ast.parse((PACKAGE / "verify.py").read_text())
-    modules = {
-        name.split(".")[0]
-        for node in ast.walk(tree)
-        for name in (
-            [alias.name for alias in node.names]
-            if isinstance(node, ast.Import)
-            else [node.module]
-            if isinstance(node, ast.ImportFrom)
-            else []
-        )
-    }
-    assert modules == {"__future__", "typing", "torch", "hf_judge"}
+    found = set()
+    for node in ast.walk(ast.parse((PACKAGE / "verify" / "rule.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module.split(".")[0])
+    assert found == {"__future__", "typing", "torch", "hf_judge"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=IDS)
 def test_only_the_command_line_prints(path):
     calls = [
         node.lineno
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
     ]
-    assert module_of(path) in PRINTERS or calls == []
+    assert place_of(path) == "cli" or calls == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=IDS)
 def test_every_module_says_what_it_is(path):
-    assert ast.get_docstring(ast.parse(path.read_text()))
+    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
 
 
 def test_all_is_sorted_and_complete():
@@ -125,13 +168,13 @@ def test_all_is_sorted_and_complete():
     assert names == sorted(names)
     assert len(set(names)) == len(names)
     assert all(hasattr(hf_judge, name) for name in names)
-    tree = ast.parse((PACKAGE / "__init__.py").read_text())
-    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
-    assert set(names) == imported
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    imported_names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert set(names) == imported_names
 
 
 def test_readme_lists_the_public_names():
-    readme = (PACKAGE.parent / "README.md").read_text()
+    readme = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")
     table = readme.split("## Public names")[1].split("\n## ")[0]
     names = [line.split("`")[1] for line in table.splitlines() if line.startswith("| `")]
     assert names == hf_judge.__all__

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_judge import JudgeHead
-from hf_judge.autojudge import import_autojudge_head
-from hf_judge.calibration import head_scores
-from hf_judge.metrics import auc_standard_error, average_precision, judge_metrics, roc_auc
-from hf_judge.training import METRICS_NAME, PROMPTS_NAME, JudgeTrainingArguments, part_of, train_judge
+from hf_judge.integrations.autojudge import import_autojudge_head
+from hf_judge.training.calibration import head_scores
+from hf_judge.training.fit import METRICS_NAME, PROMPTS_NAME, JudgeTrainingArguments, part_of, train_judge
+from hf_judge.training.metrics import auc_standard_error, average_precision, judge_metrics, roc_auc
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_judge import CandidateVerifier, JudgeCandidateVerifier, StrictVerifier, VerdictCode
-from hf_judge.verify import Candidates, Rows, decide, next_token, strict_choice
+from hf_judge.verify.rule import Candidates, Rows, decide, next_token, strict_choice
 
 M, R, C, B, P = (int(code) for code in VerdictCode)
 FALSE_ALARM = 1e-6  # chance that a statistical test below fails although the code is right

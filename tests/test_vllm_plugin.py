@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from hf_judge import JudgeCandidateVerifier, JudgeConfig, JudgeHead
-from hf_judge.binding import check_target
+from hf_judge.head.compatibility import check_target
 from hf_judge.integrations.flat_rows import FORCED, force_, rescuable, stop_tokens
-from hf_judge.integrations.vllm import JudgeSettings, load_verifier
-from hf_judge.verify import Candidates, Rows, decide
+from hf_judge.integrations.vllm_settings import JudgeSettings, load_verifier
+from hf_judge.verify.rule import Candidates, Rows, decide
 
 VOCABULARY, D = 7, 4
 INF = float("inf")

@@ -16,7 +16,7 @@ from vllm import LLM, EngineArgs, SamplingParams
 from vllm.config import VllmConfig
 from vllm.sampling_params import StructuredOutputsParams
 
-from hf_judge.integrations.vllm import checked_verifier
+from hf_judge.integrations.vllm_settings import checked_verifier
 
 
 def params(values: dict) -> SamplingParams:

@@ -23,17 +23,17 @@ from pathlib import Path
 import torch
 
 from hf_judge import JudgeCandidateVerifier, JudgeHead, StrictVerifier
-from hf_judge.answering import judged_answers, plain_answers
-from hf_judge.calibration import apply_certificate, calibrate_by_accuracy, calibrate_by_risk, head_scores
-from hf_judge.checkers import NumericChecker
-from hf_judge.data import hash_prompt, load_rows
-from hf_judge.draft_labels import label_drafts
-from hf_judge.features import FeatureStore, extract_features
-from hf_judge.metrics import roc_auc
-from hf_judge.mining import mine_swaps
+from hf_judge.evaluation.answering import judged_answers, plain_answers
+from hf_judge.labelling.checkers import NumericChecker
+from hf_judge.labelling.drafts import label_drafts
+from hf_judge.labelling.responses import hash_prompt, load_rows
+from hf_judge.labelling.swaps import mine_swaps
 from hf_judge.tiny import load_pair
 from hf_judge.tiny.world import Problem, check_answer, first_mistake, problems
-from hf_judge.training import JudgeTrainingArguments, train_judge
+from hf_judge.training.calibration import apply_certificate, calibrate_by_accuracy, calibrate_by_risk, head_scores
+from hf_judge.training.extraction import FeatureStore, extract_features
+from hf_judge.training.fit import JudgeTrainingArguments, train_judge
+from hf_judge.training.metrics import roc_auc
 
 TRAINED_LAYERS = 4
 MAX_NEW_TOKENS = 256

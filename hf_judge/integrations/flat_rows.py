@@ -35,7 +35,7 @@ def rescuable(
     ids: torch.Tensor,
     stop: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Where the judge's word counts: what `hf_judge.verify.decide` lets a judge rescue.
+    """Where the judge's word counts: what `hf_judge.verify.rule.decide` lets a judge rescue.
 
     Args:
         judged: (n,) bool, where the judge accepts.

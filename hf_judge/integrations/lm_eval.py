@@ -22,8 +22,8 @@ try:
 except ImportError:
     raise ImportError("this needs lm-evaluation-harness: pip install 'hf-judge[lm-eval]'") from None
 
-from hf_judge.modeling import judged
-from hf_judge.verify import StrictVerifier
+from hf_judge.modeling.mixin import judged
+from hf_judge.verify.rule import StrictVerifier
 
 
 @register_model("hf-judge")

@@ -20,8 +20,8 @@ from vllm.v1.sample.rejection_sampler import RejectionSampler
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from hf_judge.integrations.flat_rows import force_, rescuable, stop_tokens
-from hf_judge.integrations.vllm import checked_verifier
-from hf_judge.verify import JudgeCandidateVerifier
+from hf_judge.integrations.vllm_settings import checked_verifier
+from hf_judge.verify.rule import JudgeCandidateVerifier
 
 
 class Step(NamedTuple):

@@ -8,7 +8,7 @@ import time
 import torch
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, PreTrainedModel
 
-from hf_judge.decoding import Draft, Forward
+from hf_judge.decoding.loop import Draft, Forward
 from hf_judge.ragged.compiling import compile_for
 from hf_judge.ragged.drafting import Drafter
 from hf_judge.ragged.rows import ModelRows
@@ -93,7 +93,7 @@ class RaggedBackend:
             raise
 
     def propose(self, answers: list[torch.LongTensor], budgets: list[int]) -> Draft:
-        """See [`hf_judge.decoding.Backend`]."""
+        """See [`hf_judge.decoding.loop.Backend`]."""
         self._started = time.perf_counter()
         scheduled = self._schedule.next()
         n_tokens = min(scheduled, max(budgets))
@@ -118,7 +118,7 @@ class RaggedBackend:
         return Draft(agreed[:, 1:], agreed[:, 0], *logits)
 
     def forward(self, answers: list[torch.LongTensor], draft: Draft) -> Forward:
-        """See [`hf_judge.decoding.Backend`]."""
+        """See [`hf_judge.decoding.loop.Backend`]."""
         texts, n_rows = self._texts(answers), draft.ids.shape[1] + 1
         ids = torch.cat([torch.cat([text[:, -1:] for text in texts]), draft.ids], dim=1).to(self._target.device)
         first = sent([text.shape[1] - 1 for text in texts], self._target.device)
@@ -132,7 +132,7 @@ class RaggedBackend:
         return Forward(logits, hidden, None)
 
     def commit(self, answers: list[torch.LongTensor], grown: list[tuple[int, int]], scores: torch.Tensor) -> None:
-        """See [`hf_judge.decoding.Backend`]: nothing to roll back, the next round's starts say it all."""
+        """See [`hf_judge.decoding.loop.Backend`]: nothing to roll back, the next round's starts say it all."""
         n_drafted, lengths = scores.shape[1] - 1, [text.shape[1] for text in self._texts(answers)]
         if n_drafted and self._ranks.decides:
             self._drafter.accept(
@@ -146,14 +146,14 @@ class RaggedBackend:
         self._schedule.observe([n_drafted] * len(grown), accepted, float(self._ranks.agree(seconds)))
 
     def keep(self, rows: list[int]) -> None:
-        """See [`hf_judge.decoding.Backend`]."""
+        """See [`hf_judge.decoding.loop.Backend`]."""
         self._pads = [self._pads[r] for r in rows]
         self._target.keep(rows)
         if self._ranks.decides:
             self._drafter.keep(rows)
 
     def idle(self) -> None:
-        """See [`hf_judge.decoding.Backend`]."""
+        """See [`hf_judge.decoding.loop.Backend`]."""
         self._target.idle()
 
     def cache(self) -> DynamicCache | None:
@@ -166,7 +166,7 @@ class RaggedBackend:
         return cache
 
     def close(self, *, failed: bool = False) -> None:
-        """See [`hf_judge.decoding.Backend`]."""
+        """See [`hf_judge.decoding.loop.Backend`]."""
         self._target.close(failed=failed)
         self._drafter.rows.close(failed=failed)
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from hf_judge.stats import JudgeStats
-from hf_judge.verify import Candidates, Rows, StrictChoice, Verdict, decide, strict_choice
+from hf_judge.verify.rule import Candidates, Rows, StrictChoice, Verdict, decide, strict_choice
+from hf_judge.verify.stats import JudgeStats
 
 
 @dataclass(eq=False)

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from hf_judge.distributions import at
+from hf_judge.head.distributions import at
 from hf_judge.rules.base import AddingRule, check, draft_scores_of, drafted
-from hf_judge.verify import strict_choice
+from hf_judge.verify.rule import strict_choice
 
 
 def ensemble_tokens(scores: torch.Tensor, draft_scores: torch.Tensor, weight: float) -> torch.Tensor:

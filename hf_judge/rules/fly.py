@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hf_judge.distributions import entropy
+from hf_judge.head.distributions import entropy
 from hf_judge.rules.base import AddingRule, check, drafted
 
 

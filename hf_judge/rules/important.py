@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from hf_judge.config import check_threshold
-from hf_judge.head import JudgeHead
+from hf_judge.head.config import check_threshold
+from hf_judge.head.judge_head import JudgeHead
 from hf_judge.rules.base import AddingRule
-from hf_judge.verify import head_features, reads_draft_logits
+from hf_judge.verify.rule import head_features, reads_draft_logits
 
 
 def autojudge_accepts(logits: torch.Tensor, threshold: float) -> torch.Tensor:
@@ -29,7 +29,7 @@ class AutoJudgeVerifier(AddingRule):
     """AutoJudge on target features (its "DT" form), see [`autojudge_accepts`].
 
     Args:
-        head ([`JudgeHead`]): trained on mined mismatches; `hf_judge.autojudge` imports theirs.
+        head ([`JudgeHead`]): trained on mined mismatches; `hf_judge.integrations.autojudge` imports theirs.
         threshold: on P(important); accepted below it.
     """
 

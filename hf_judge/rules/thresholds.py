@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from hf_judge.distributions import at
+from hf_judge.head.distributions import at
 from hf_judge.rules.base import AddingRule, check, drafted
-from hf_judge.verify import strict_choice
+from hf_judge.verify.rule import strict_choice
 
 
 def thresholds_accept(

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from hf_judge.distributions import at, entropy
+from hf_judge.head.distributions import at, entropy
 from hf_judge.rules.base import AddingRule, check, drafted
-from hf_judge.verify import strict_choice
+from hf_judge.verify.rule import strict_choice
 
 
 def typical_accepts(scores: torch.Tensor, ids: torch.Tensor, epsilon: float, delta: float) -> torch.Tensor:

@@ -1,0 +1,108 @@
+"""The subcommand evaluate. Prints, as `cli` does."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from hf_judge.cli.options import add_models, command_line, write_json
+from hf_judge.cli.terminal import printable, table
+from hf_judge.evaluation.answers import Decoding
+from hf_judge.evaluation.compare import compare, load_models, load_texts
+from hf_judge.evaluation.report import write_report
+from hf_judge.evaluation.tasks import load_task
+from hf_judge.rules.by_name import parse_settings
+
+
+def add_evaluate(commands) -> None:
+    evaluate = commands.add_parser("evaluate", help="compare acceptance rules: accuracy beside speed, with a report")
+    add_models(evaluate)
+    evaluate.add_argument(
+        "--rules", nargs="+", default=[], metavar="RULE[=V,V]", help="e.g. judge=0.5,0.9 top-k=2 (default: all)"
+    )
+    evaluate.add_argument("--autojudge", metavar="DIR", help="the head of the rule autojudge")
+    evaluate.add_argument("--checker", metavar="CHECKER", help="of a JSONL task: numeric, regex:PATTERN, choice, ...")
+    evaluate.add_argument("--allow-code-execution", action="store_true", help="for the checker unit_tests")
+    evaluate.add_argument("--texts", metavar="FILE", help="JSONL with prompt and response: given text under every rule")
+    evaluate.add_argument(
+        "--num-assistant-tokens", type=int, default=16, metavar="M", help="drafted tokens per round (default: 16)"
+    )
+    evaluate.add_argument("--batch-size", type=int, default=1, metavar="N", help="answers at once (default: 1)")
+    evaluate.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default)")
+    evaluate.add_argument("--report", metavar="DIR", help="write the page, JSON, CSV and plots there")
+    evaluate.add_argument("--no-plots", action="store_true", help="write no PNG files")
+    evaluate.add_argument("--resume", metavar="DIR", help="keep answers there (default: answers/ in --report)")
+    evaluate.set_defaults(run=run_evaluate)
+
+
+def run_evaluate(args: argparse.Namespace) -> None:
+    models = {"judges": args.judge, "autojudge": args.autojudge, "dtype": args.dtype, "device_map": args.device_map}
+    models["depth"] = args.depth
+    pair = load_models(args.target, args.draft, **models)
+    settings = parse_settings(args.rules, pair.heads, quick=args.quick)
+    n = args.problems if args.problems is not None else 6 if args.quick else 200
+    task = load_task(args.task, n, seed=args.seed, checker=args.checker, allow_code_execution=args.allow_code_execution)
+    decoding = Decoding(args.num_assistant_tokens, args.max_new_tokens, args.temperature, args.seed, args.batch_size)
+    if args.batch_size > 1 and not args.rules:
+        settings = [setting for setting in settings if setting.rule != "assisted"]  # one prompt at a time
+    texts = load_texts(args.texts) if args.texts else []
+    journal = args.resume or (Path(args.report) / "answers" if args.report else None)
+    with tqdm(total=len(settings) * len(task.examples), desc="Answering", unit="answer", leave=False) as bar:
+        found = compare(
+            pair,
+            task,
+            settings,
+            decoding,
+            command=command_line(args),
+            journal_dir=journal,
+            texts=texts,
+            n_curve_examples=8 if args.quick else 30,
+            on_answer=bar.update,
+        )
+    for warning in found["warnings"]:
+        print(f"hf-judge: warning: {printable(warning)}", file=sys.stderr)
+    print(evaluation_table(found["rules"]))
+    print("\n" + "\n".join(printable(line) for line in found["summary"]))
+    if found["text_rules"]:
+        print("\nGiven text:\n\n" + texts_table(found["text_rules"]))
+    write_json(args.json, found)
+    if args.report:
+        files = write_report(found, args.report, plots=not args.no_plots)
+        print("\nWrote " + ", ".join(str(file) for file in files))
+
+
+def evaluation_table(rules: list[dict]) -> str:
+    """One line per setting."""
+    rows = [["", "accuracy", "95% interval", "gained/lost", "speed-up", "tokens/s", "tokens/answer", "forwards/answer"]]
+    rows[0] += ["tokens/forward", "rescued"]
+    for row in rules:
+        low, high = row["accuracy_interval"]
+        rescued = row["rescued_per_answer"]
+        rows.append(
+            [
+                row["rule"] if row["threshold"] is None else f"{row['rule']} {row['number']} {row['threshold']:g}",
+                f"{row['accuracy']:.1%}",
+                f"{low:.1%}-{high:.1%}",
+                f"{row['gained']}/{row['lost']}",
+                f"{row['speedup']:.2f}x",
+                f"{row['tokens_per_second']:.0f}",
+                f"{row['answer_tokens']:.1f}",
+                f"{row['forwards_per_answer']:.1f}",
+                f"{row['tokens_per_forward']:.2f}",
+                "-" if rescued is None else f"{rescued:.1f}",
+            ]
+        )
+    return table(rows)
+
+
+def texts_table(rules: list[dict]) -> str:
+    """One line per rule: how far it follows given text."""
+    rows = [["", "first stretch", "mean stretch", "rescued", "rejected"]]
+    for row in rules:
+        name = row["rule"] if row["threshold"] is None else f"{row['rule']} {row['number']} {row['threshold']:g}"
+        stretches = [f"{row['first_accepted']:.1f}", f"{row['mean_accepted']:.1f}"]
+        rows.append([name, *stretches, f"{row['rescued']:.1%}", f"{row['rejected']:.1%}"])
+    return table(rows)

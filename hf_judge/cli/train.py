@@ -1,0 +1,455 @@
+"""The subcommands that make a judge: mine, features, train, calibrate, info. Prints, as `cli` does."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import json
+import logging
+import sys
+import typing
+from pathlib import Path
+
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hf_judge.evaluation.answering import judged_answers, plain_answers, right_answers
+from hf_judge.head.adapter import CONFIG_NAME
+from hf_judge.head.config import HIDDEN_STATES
+from hf_judge.head.distributions import EXTRA_FEATURES
+from hf_judge.head.hub import is_hub_id
+from hf_judge.head.judge_head import JudgeHead
+from hf_judge.labelling.checkers import MultipleChoiceChecker, NumericChecker, RegexChecker, UnitTestChecker
+from hf_judge.labelling.drafts import label_drafts
+from hf_judge.labelling.jobs import processes
+from hf_judge.labelling.responses import load_rows, marked, summarise
+from hf_judge.labelling.swaps import mine_swaps
+from hf_judge.labelling.tokens import AFTER_MISTAKE, ON_CUT_TOKEN, label_rows
+from hf_judge.training.calibration import UNITS, apply_certificate, calibrate_by_accuracy, calibrate_by_risk
+from hf_judge.training.extraction import INDEX_NAME, FeatureStore, extract_features
+from hf_judge.training.fit import METRICS_NAME, PROMPTS_NAME, JudgeTrainingArguments, train_judge
+from hf_judge.training.metrics import THRESHOLDS
+from hf_judge.verify.rule import JudgeCandidateVerifier
+
+logger = logging.getLogger(__name__)
+
+CHECKERS = ("numeric", "regex", "choice", "unit_tests")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def add_training_commands(commands) -> None:
+    """Add the subcommands to the parser's."""
+    for add in (add_mine, add_features, add_train, add_calibrate, add_info):
+        add(commands)
+
+
+# --- mine -----------------------------------------------------------------------------------------------------------
+
+
+def add_mine(commands) -> None:
+    mine = commands.add_parser("mine", help="label responses without people")
+    mine.add_argument(
+        "--source",
+        choices=("swap", "draft"),
+        default="swap",
+        help="swap the draft's tokens into the "
+        "target's answers, or label the draft's own answers with --locate (default: swap)",
+    )
+    _add_models(mine, target_required=False)
+    _add_tasks(mine)
+    mine.add_argument("--output", required=True, metavar="PATH", help="JSONL of labelled responses; a rerun goes on")
+    mine.add_argument("--locate", metavar="MODULE:FUNCTION", help="for --source draft: finds the first mistake")
+    mine.add_argument("--num-samples", type=int, default=1, metavar="N", help="for --source draft: answers per prompt")
+    mine.add_argument(
+        "--num-repairs",
+        type=int,
+        default=0,
+        metavar="N",
+        help="for --source draft: mistakes per answer that --target replaces, the draft going on",
+    )
+    mine.add_argument("--temperature", type=float, default=1.0, help="for --source draft: of all but the first")
+    mine.add_argument(
+        "--label-matched",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="for --source swap: label tokens that both models chose too (default: yes)",
+    )
+    mine.add_argument("--seed", type=int, default=0)
+    mine.set_defaults(run=run_mine)
+
+
+def run_mine(args: argparse.Namespace) -> None:
+    tasks = read_tasks(args.prompts)
+    draft, tokenizer = load_model(args.draft, args), AutoTokenizer.from_pretrained(args.draft)
+    if args.source == "draft":
+        if args.locate is None:
+            raise ValueError("--source draft needs --locate module:function, which finds the first mistake")
+        report = label_drafts(
+            draft,
+            tokenizer,
+            tasks,
+            imported(args.locate),
+            args.output,
+            target=load_model(args.target, args) if args.num_repairs and args.target else None,
+            num_repairs=args.num_repairs,
+            num_samples=args.num_samples,
+            temperature=args.temperature,
+            max_new_tokens=args.max_new_tokens,
+            batch_size=args.batch_size,
+            seed=args.seed,
+        )
+    elif args.target is None:
+        raise ValueError("--source swap needs --target")
+    else:
+        target, tokenizer = load_model(args.target, args), AutoTokenizer.from_pretrained(args.target)
+        report = mine_swaps(
+            target,
+            draft,
+            tokenizer,
+            tasks,
+            make_checker(args),
+            args.output,
+            max_new_tokens=args.max_new_tokens,
+            batch_size=args.batch_size,
+            label_matched=args.label_matched,
+        )
+    if processes().is_main_process:
+        print(f"{args.output}: {report}")
+
+
+# --- features -------------------------------------------------------------------------------------------------------
+
+
+def add_features(commands) -> None:
+    features = commands.add_parser("features", help="run the target over labelled responses")
+    _add_models(features, draft_required=False)
+    features.add_argument("--data", required=True, nargs="+", metavar="PATH", help="JSONL files or saved datasets")
+    features.add_argument("--output", required=True, metavar="DIR", help="directory of shards; a rerun goes on")
+    features.add_argument("--hidden-state", choices=HIDDEN_STATES, default="post_norm")
+    features.add_argument(
+        "--extra-features",
+        nargs="+",
+        default=(),
+        choices=EXTRA_FEATURES,
+        metavar="NAME",
+        help=f"also keep numbers of the verification: {', '.join(EXTRA_FEATURES)}",
+    )
+    features.add_argument("--after-mistake", choices=AFTER_MISTAKE, default="ignore", help="what follows a mistake")
+    features.add_argument("--on-cut-token", choices=ON_CUT_TOKEN, default="mistaken", help="a span that cuts a word")
+    features.add_argument("--max-length", type=int, metavar="N", help="skip longer rows, prompt included")
+    features.add_argument("--batch-size", type=int, default=8, metavar="N")
+    features.add_argument("--skip-errors", action="store_true", help="skip broken lines instead of stopping")
+    features.set_defaults(run=run_features)
+
+
+def run_features(args: argparse.Namespace) -> None:
+    rows = [row for path in args.data for row in load_rows(path, skip_errors=args.skip_errors)]
+    store, report = extract_features(
+        load_model(args.target, args),
+        AutoTokenizer.from_pretrained(args.target),
+        rows,
+        args.output,
+        hidden_state=args.hidden_state,
+        after_mistake=args.after_mistake,
+        on_cut_token=args.on_cut_token,
+        max_length=args.max_length,
+        batch_size=args.batch_size,
+        draft_model=load_model(args.draft, args) if args.draft else None,
+        extra=args.extra_features,
+    )
+    if processes().is_main_process:
+        print(f"{args.output}: {store.n_tokens} tokens x {_widths(store)}\n{report}")
+
+
+# --- train ----------------------------------------------------------------------------------------------------------
+
+
+def add_train(commands) -> None:
+    train = commands.add_parser("train", help="fit a head to features")
+    train.add_argument("--features", required=True, metavar="DIR", help="made by `hf-judge features`")
+    types = typing.get_type_hints(JudgeTrainingArguments)
+    for field in dataclasses.fields(JudgeTrainingArguments):
+        flag, kind = "--" + field.name.replace("_", "-"), types[field.name]
+        if kind is bool:
+            train.add_argument(flag, action="store_true")
+        elif typing.get_origin(kind) is tuple:
+            element = typing.get_args(kind)[0]
+            train.add_argument(flag, type=element, nargs="+", default=field.default, metavar="X")
+        else:
+            plain = next((t for t in typing.get_args(kind) if t is not type(None)), kind)
+            required = field.default is dataclasses.MISSING
+            train.add_argument(
+                flag, type=plain, required=required, default=None if required else field.default, metavar="X"
+            )
+    train.set_defaults(run=run_train)
+
+
+def run_train(args: argparse.Namespace) -> None:
+    state = processes()
+    if not state.is_main_process:  # a fit takes minutes on one device: the others see that it is done
+        state.wait_for_everyone()
+        return
+    values = {field.name: getattr(args, field.name) for field in dataclasses.fields(JudgeTrainingArguments)}
+    trained = train_judge(FeatureStore(args.features), JudgeTrainingArguments(**values))
+    metrics = trained.metrics
+    print(
+        f"{args.output_dir}: AUC {metrics['auc']:.4f}, average precision {metrics['average_precision']:.4f} on "
+        f"{metrics['n_acceptable']} good and {metrics['n_mistaken']} mistaken held-out tokens (l2 {metrics['l2']:g})"
+    )
+    for source, figures in metrics["by_source"].items():
+        auc = "-" if figures["auc"] is None else f"{figures['auc']:.4f}"
+        print(f"  {source}: AUC {auc}, {figures['n_acceptable']} good, {figures['n_mistaken']} mistaken")
+    print("  threshold  mistakes caught  good tokens accepted")
+    for point in metrics["curve"]:
+        print(f"  {point['threshold']:9g}  {point['mistakes_caught']:15.1%}  {point['good_accepted']:20.1%}")
+    state.wait_for_everyone()
+
+
+# --- calibrate ------------------------------------------------------------------------------------------------------
+
+
+def add_calibrate(commands) -> None:
+    calibrate = commands.add_parser("calibrate", help="choose the threshold with a stated risk")
+    calibrate.add_argument("--head", required=True, metavar="DIR", help="made by `hf-judge train`; gets the threshold")
+    calibrate.add_argument("--thresholds", type=float, nargs="+", default=THRESHOLDS, metavar="T", help="to try")
+    risk = calibrate.add_argument_group("by risk: at most so many mistakes accepted")
+    risk.add_argument("--features", metavar="DIR", help="labelled tokens; prompts that the fit saw are left out")
+    risk.add_argument("--risk", type=float, default=0.05, metavar="R", help="share of mistakes (default: 0.05)")
+    risk.add_argument("--confidence", type=float, default=0.95, metavar="C", help="default: 0.95")
+    risk.add_argument("--unit", choices=UNITS, default="prompt", help="what counts as one independent mistake")
+    task = calibrate.add_argument_group("by task: answers as right as the target's, up to a margin")
+    task.add_argument("--margin", type=float, metavar="M", help="allowed loss of accuracy, e.g. 0.01")
+    task.add_argument("--num-assistant-tokens", type=int, default=32, metavar="N")
+    _add_models(task, target_required=False, draft_required=False)
+    _add_tasks(task, required=False)
+    calibrate.set_defaults(run=run_calibrate)
+
+
+def run_calibrate(args: argparse.Namespace) -> None:
+    if (args.features is None) == (args.margin is None):
+        raise ValueError("calibrate needs either --features (by risk) or --margin with models and prompts (by task)")
+    head = JudgeHead.from_pretrained(args.head)
+    if args.features is not None:
+        prompts = Path(args.head) / PROMPTS_NAME
+        if not prompts.is_file():
+            logger.warning("%s is missing: the data must not share prompts with the fit", prompts)
+        certificate = calibrate_by_risk(
+            head,
+            FeatureStore(args.features),
+            risk=args.risk,
+            confidence=args.confidence,
+            unit=args.unit,
+            thresholds=args.thresholds,
+            fit_prompts=json.loads(prompts.read_text()) if prompts.is_file() else (),
+        )
+    else:
+        certificate = _calibrate_by_task(head, args)
+    apply_certificate(head, certificate)
+    head.save_pretrained(args.head)
+    print(f"{args.head}: {certificate.message()}")
+
+
+def _calibrate_by_task(head: JudgeHead, args: argparse.Namespace):
+    for name in ("target", "draft", "prompts"):
+        if getattr(args, name) is None:
+            raise ValueError(f"calibrate by task needs --{name}")
+    tasks, checker = read_tasks(args.prompts), make_checker(args)
+    target, draft = load_model(args.target, args), load_model(args.draft, args)
+    tokenizer, prompts = AutoTokenizer.from_pretrained(args.target), [task["prompt"] for task in tasks]
+    options = {"max_new_tokens": args.max_new_tokens}
+
+    def judged_right(threshold: float) -> list[bool]:
+        texts, _ = judged_answers(
+            target,
+            draft,
+            tokenizer,
+            prompts,
+            JudgeCandidateVerifier(head, threshold),
+            num_assistant_tokens=args.num_assistant_tokens,
+            desc=f"Judged at {threshold:g}",
+            **options,
+        )
+        return right_answers(texts, tasks, checker)
+
+    texts = plain_answers(target, tokenizer, prompts, batch_size=args.batch_size, **options)
+    return calibrate_by_accuracy(
+        right_answers(texts, tasks, checker), judged_right, margin=args.margin, thresholds=args.thresholds
+    )
+
+
+# --- info -----------------------------------------------------------------------------------------------------------
+
+
+def add_info(commands) -> None:
+    info = commands.add_parser("info", help="what is in labelled data, features or a head")
+    info.add_argument("path", help="JSONL of labelled responses, a directory of features, or a head (also on the Hub)")
+    info.add_argument("--revision", metavar="REV", help="of a head on the Hub: branch, tag or commit")
+    info.add_argument("--tokenizer", metavar="ID", help="also count tokens of both classes")
+    info.add_argument("--samples", type=int, default=3, metavar="N", help="mistakes to show (default: 3)")
+    info.set_defaults(run=run_info)
+
+
+def run_info(args: argparse.Namespace) -> None:
+    path = Path(args.path)
+    if (path / CONFIG_NAME).is_file():
+        _head_info(path)
+    elif (path / INDEX_NAME).is_file():
+        _features_info(path)
+    elif path.exists():
+        _data_info(path, args)
+    elif is_hub_id(args.path):
+        _head_info(args.path, args.revision)
+    else:
+        raise ValueError(f"nothing at '{path}'")
+
+
+def _data_info(path: Path, args: argparse.Namespace) -> None:
+    rows = load_rows(path)
+    for source, count in summarise(rows).items():
+        share = count["mistaken_characters"] / max(count["characters"], 1)
+        print(
+            f"{source}: {count['rows']} responses to {count['prompts']} prompts, {count['with_mistakes']} with a "
+            f"mistake, {count['characters']} characters ({share:.2%} mistaken)"
+        )
+    if args.tokenizer:
+        _, report = label_rows(rows, AutoTokenizer.from_pretrained(args.tokenizer))
+        print(f"tokens: {report}")
+    for row in [row for row in rows if row.mistakes][: args.samples]:
+        print(f"\n{_printable(marked(row))}")
+
+
+def _features_info(path: Path) -> None:
+    store = FeatureStore(path)
+    labels, index = store.column("labels"), store.index
+    print(
+        f"{store.n_tokens} tokens x {_widths(store)} ('{index['hidden_state']}' of {index['model']}, draft: "
+        f"{index['draft_model']}) in {len(index['shards'])} shards: {int((labels == 1).sum())} acceptable, "
+        f"{int((labels == 0).sum())} mistaken, from {len({row['prompt'] for row in store.rows})} prompts"
+    )
+
+
+def _widths(store: FeatureStore) -> str:
+    """E.g. "64 + 256 + entropy": the draft's state, the target's, the extra features."""
+    sizes = (store.index["draft_hidden_size"], store.index["hidden_size"])
+    return " + ".join([str(size) for size in sizes if size] + store.extra_features)
+
+
+def _head_info(path: Path | str, revision: str | None = None) -> None:
+    head = JudgeHead.from_pretrained(path, revision=revision)
+    config = head.config
+    target = f"{config.base_model_name_or_path} at {config.revision or 'an unnamed commit'}"
+    print(
+        f"judge head for {_printable(target)}: {config.hidden_size} '{config.hidden_state}' features"
+        f"{''.join(f' + {name}' for name in config.extra_features)}, threshold {config.threshold:g}, quantisation of "
+        f"the target: {_printable(config.quantization or 'not known')}"
+    )
+    if head.source:
+        print(head.source)
+    print(_printable(json.dumps(config.provenance, indent=2)))
+    metrics = Path(path) / METRICS_NAME
+    if metrics.is_file():
+        print(f"held-out AUC {json.loads(metrics.read_text())['auc']:.4f} ({METRICS_NAME} has the curves)")
+
+
+# --- shared ---------------------------------------------------------------------------------------------------------
+
+
+def _add_models(parser, *, target_required: bool = True, draft_required: bool = True) -> None:
+    parser.add_argument("--target", required=target_required, metavar="ID", help="the big model: Hub id or directory")
+    parser.add_argument("--draft", required=draft_required, metavar="ID", help="the small model")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (default: as they are stored)")
+    parser.add_argument("--device-map", default=None, metavar="MAP", help='as in from_pretrained, e.g. "auto"')
+
+
+def _add_tasks(parser, *, required: bool = True) -> None:
+    parser.add_argument("--prompts", required=required, metavar="PATH", help="JSONL with `prompt`")
+    parser.add_argument("--checker", default="numeric", metavar="NAME", help=" | ".join((*CHECKERS, "module:function")))
+    parser.add_argument("--pattern", metavar="REGEX", help="for numeric and regex: its first group is the answer")
+    parser.add_argument(
+        "--allow-code-execution",
+        action="store_true",
+        help="for unit_tests: run code that a model wrote in a limited process, which is no sandbox against malice",
+    )
+    parser.add_argument("--max-new-tokens", type=int, default=512, metavar="N")
+    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="prompts at once (default: 16)")
+
+
+def load_model(name: str, args: argparse.Namespace):
+    """A causal language model in evaluation mode; on the GPU of this process where there is one.
+
+    Raises:
+        ValueError: several processes would spread their models over the same devices.
+    """
+    state = processes()
+    if state.num_processes > 1 and args.device_map not in (None, "cpu"):
+        raise ValueError(
+            f"--device-map {args.device_map} in each of {state.num_processes} processes would put all their models on "
+            "the same devices: drop it, or start one process"
+        )
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=args.dtype, device_map=args.device_map)
+    if args.device_map is None and state.device.type == "cuda":
+        model = model.to(state.device)
+    return model.eval()
+
+
+def read_tasks(path: str) -> list[dict]:
+    """The prompts of a JSONL file.
+
+    Raises:
+        ValueError: a line is not a JSON object with a prompt.
+    """
+    tasks = []
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                task = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from None
+            if not isinstance(task, dict) or "prompt" not in task:
+                raise ValueError(f"{path}, line {number}: expected an object with 'prompt', got {line.strip():.60}")
+            tasks.append(task)
+    if not tasks:
+        raise ValueError(f"{path} holds no prompts")
+    return tasks
+
+
+def make_checker(args: argparse.Namespace):
+    """The checker that the arguments name.
+
+    Raises:
+        ValueError: an unknown name, or an option is missing.
+    """
+    if ":" in args.checker:
+        return imported(args.checker)
+    if args.checker == "numeric":
+        return NumericChecker(args.pattern)
+    if args.checker == "regex":
+        if args.pattern is None:
+            raise ValueError("--checker regex needs --pattern")
+        return RegexChecker(args.pattern)
+    if args.checker == "choice":
+        return MultipleChoiceChecker()
+    if args.checker == "unit_tests":
+        return UnitTestChecker(allow_code_execution=args.allow_code_execution)
+    raise ValueError(f"--checker must be one of {', '.join(CHECKERS)} or module:function, got '{args.checker}'")
+
+
+def imported(name: str):
+    """The user's function `module:function`; modules of the current folder are found too.
+
+    Raises:
+        ValueError: there is no such function.
+    """
+    module, _, function = name.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"'{name}' cannot be imported: {error}") from None
+
+
+def _printable(text: str) -> str:
+    return "".join(c for c in text if c in "\n\t" or c.isprintable())

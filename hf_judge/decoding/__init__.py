@@ -1,0 +1,1 @@
+"""The decoding loop, its backend on upstream's caches, and what a judged call returns."""

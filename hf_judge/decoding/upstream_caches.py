@@ -1,0 +1,119 @@
+"""The backend that works everywhere: one prompt, upstream's dynamic cache and crop, any architecture and candidate
+source.
+
+Upstream facts are those of transformers 5.19 to 5.24.
+"""
+
+from __future__ import annotations
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+
+from hf_judge.decoding.loop import Draft, Forward
+from hf_judge.upstream.candidates import CandidateSource
+from hf_judge.upstream.forward import cache_of, known_length, lengthened, updated_kwargs
+from hf_judge.upstream.processes import Ranks
+from hf_judge.upstream.states import StateReader
+
+
+class CroppingBackend:
+    """Runs the target on a cache that is cropped after every round.
+
+    Args:
+        model: the target.
+        source: proposes the drafts.
+        reader: reads the target's hidden state.
+        generation_config: the prepared config of this call.
+        model_kwargs: what the target's forward is called with; holds the cache.
+        ranks: the processes that run this very call together.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        source: CandidateSource,
+        reader: StateReader,
+        generation_config: GenerationConfig,
+        model_kwargs: dict,
+        ranks: Ranks,
+    ):
+        self._model, self._source, self._reader, self._ranks = model, source, reader, ranks
+        self._config, self._kwargs = generation_config, model_kwargs
+        self._outputs = None  # of the round before
+        self._n_accepted = 0
+        self._last_ids: torch.LongTensor | None = None
+
+    def propose(self, answers: list[torch.LongTensor], budgets: list[int]) -> Draft:
+        """See [`hf_judge.decoding.loop.Backend`]."""
+        ids, logits, raw_logits = answers[0][:, :0], None, None
+        if self._ranks.decides:
+            ids, logits, raw_logits = self._source.propose(
+                answers[0],
+                budget=budgets[0],
+                model_kwargs=self._kwargs,
+                outputs=self._outputs,
+                n_last_accepted=self._n_accepted,
+            )
+        ids = self._ranks.agree_on_width(ids)
+        return Draft(ids, ids.new_full((1,), ids.shape[1]), logits, raw_logits)
+
+    def forward(self, answers: list[torch.LongTensor], draft: Draft) -> Forward:
+        """See [`hf_judge.decoding.loop.Backend`]."""
+        k = draft.ids.shape[1]
+        inputs = self._round_inputs(answers[0], draft.ids)
+        self._outputs = self._model(**self._reader.request(inputs, self._source.model_kwargs_overrides))
+        rows = self._outputs.logits[:, -k - 1 :].to(device=draft.ids.device, dtype=torch.float32, copy=True)
+        return Forward(rows, self._reader.read(self._outputs, k + 1), self._outputs)
+
+    def commit(self, answers: list[torch.LongTensor], grown: list[tuple[int, int]], scores: torch.Tensor) -> None:
+        """See [`hf_judge.decoding.loop.Backend`]."""
+        (n_new, self._n_accepted), self._last_ids = grown[0], answers[0]
+        # The last new token was not fed yet: the cache keeps the rows before it. crop(0) matters too, it lets
+        # sliding-window layers shrink back to their window.
+        cache_of(self._outputs).crop(-(scores.shape[1] - n_new))
+        if self._ranks.decides:
+            self._source.update(answers[0], scores, self._n_accepted)
+        self._kwargs = updated_kwargs(self._model, self._outputs, self._kwargs, n_new)
+
+    def keep(self, rows: list[int]) -> None:
+        """See [`hf_judge.decoding.loop.Backend`]: a single row is never dropped."""
+
+    def idle(self) -> None:
+        """See [`hf_judge.decoding.loop.Backend`]."""
+        self._model(input_ids=self._last_ids[:, -1:], use_cache=False)
+
+    def cache(self):
+        """The target's cache, for a later turn."""
+        return cache_of(self._kwargs)
+
+    def close(self, *, failed: bool = False) -> None:
+        """See [`hf_judge.decoding.loop.Backend`]: the cache is the caller's."""
+
+    def _round_inputs(self, input_ids: torch.LongTensor, candidate_ids: torch.LongTensor) -> dict:
+        """The target's forward arguments: what the cache lacks of the sequence, then the draft."""
+        k = candidate_ids.shape[1]
+        kwargs, is_first = lengthened(self._kwargs, k), self._outputs is None
+        # Lengths are counted from what is there, not from input_ids: an earlier turn may live in the cache alone.
+        total = known_length(self._kwargs, self._config, input_ids)
+        n_next = k + 1
+        if is_first:
+            cached = cache_of(kwargs).get_seq_length()
+            if kwargs.get("inputs_embeds") is not None:
+                n_next = kwargs["inputs_embeds"].shape[1] - cached
+            else:
+                # either the whole sequence was passed again, or only what the cache does not hold yet
+                if total == input_ids.shape[1] <= cached:
+                    raise ValueError(
+                        f"the cache holds {cached} tokens, but input_ids and attention_mask have {total}: "
+                        "pass the ids of the whole sequence, or only the new ids with the attention_mask of all"
+                    )
+                n_next = k + (input_ids.shape[1] - cached if total == input_ids.shape[1] else input_ids.shape[1])
+        inputs = self._model.prepare_inputs_for_generation(
+            torch.cat([input_ids, candidate_ids], dim=1),
+            next_sequence_length=n_next,
+            is_first_iteration=is_first,
+            **kwargs,
+        )
+        if "logits_to_keep" in inputs:
+            inputs["logits_to_keep"] = k + 1
+        return inputs

@@ -1,0 +1,270 @@
+"""Every rule's opinion of a given text, in one pass of the target: what stands, what is rescued, where it stops.
+
+This is the experiment that motivates Judge Decoding (2501.19309, section 3): good text by people or by another model is
+rejected after about two tokens by strict verification. Knows nothing about files, pages or the terminal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from hf_judge.evaluation.answers import Decoding, Pair
+from hf_judge.evaluation.tasks import Task
+from hf_judge.head.distributions import entropy
+from hf_judge.head.judge_head import JudgeHead
+from hf_judge.rules.by_name import Setting, make_verifier
+from hf_judge.upstream.states import StateReader
+from hf_judge.verify.rule import Candidates, CandidateVerifier, Rows, head_features
+from hf_judge.verify.stats import VerdictCode
+
+CHUNK = 256  # tokens verified at once: keeps memory and the work after a rejection bounded
+BINS = 20  # of the score histograms
+
+
+@dataclass
+class TextRows:
+    """What both models say about a text of n tokens."""
+
+    ids: torch.Tensor  # (1, n) long
+    logits: torch.Tensor  # (1, n+1, V) float32, the target's; row j predicts token j
+    hidden: dict[str | None, torch.Tensor | None]  # hidden_state of a verifier -> (1, n+1, D)
+    draft_logits: torch.Tensor  # (1, n, V) float32
+
+
+@torch.no_grad()
+def read_text(pair: Pair, prompt_ids: torch.LongTensor, ids: torch.LongTensor) -> TextRows:
+    """One pass of each model over prompt and text.
+
+    Args:
+        prompt_ids: (1, m) long, m at least 1.
+        ids: (1, n) long, the text.
+    """
+    sequence, n = torch.cat([prompt_ids, ids], dim=1), ids.shape[1]
+    wanted = {head.config.hidden_state for head in pair.heads.values()}
+    hidden, logits = {None: None}, None
+    for state in sorted(wanted) or [None]:
+        with StateReader(pair.target, state) as reader:
+            outputs = pair.target(**reader.request({"input_ids": sequence, "use_cache": False}, {}))
+            hidden[state] = reader.read(outputs, n + 1)
+            logits = outputs.logits[:, -n - 1 :].float()
+    draft_logits = pair.draft(input_ids=sequence.to(pair.draft.device), use_cache=False).logits
+    return TextRows(ids, logits, hidden, draft_logits[:, -n - 1 : -1].float().to(logits.device))
+
+
+def walk(verifier: CandidateVerifier, text: TextRows, stop_ids: torch.Tensor | None = None) -> list[int]:
+    """A `VerdictCode` for every token when the text is the draft and goes on after every rejection.
+
+    A rejected token is CORRECTED; verification starts again behind it, on the text as it is.
+
+    Args:
+        verifier: the rule.
+        text: the text.
+        stop_ids: tokens that end an answer.
+    """
+    codes, n = [], text.ids.shape[1]
+    state = getattr(verifier, "hidden_state", "post_norm")
+    while len(codes) < n:
+        start, end = len(codes), min(len(codes) + CHUNK, n)
+        ids = text.ids[:, start:end]
+        candidates = Candidates(
+            ids=ids,
+            lengths=ids.new_full((1,), end - start),
+            logits=text.draft_logits[:, start:end],
+            stop=None if stop_ids is None else torch.isin(ids, stop_ids),
+            n_generated=ids.new_full((1,), start),
+            n_rescued=ids.new_full((1,), codes.count(VerdictCode.RESCUED)),
+            raw_logits=text.draft_logits[:, start:end],
+        )
+        hidden = text.hidden[state]
+        logits = text.logits[:, start : end + 1]
+        verdict = verifier.verify(
+            candidates, Rows(logits, logits, None if hidden is None else hidden[:, start : end + 1])
+        )
+        n_accepted = int(verdict.n_accepted)
+        codes += verdict.codes[0, :n_accepted].tolist()
+        if start + n_accepted < end:
+            codes.append(int(VerdictCode.CORRECTED))
+    return codes
+
+
+def runs(codes: list[int]) -> list[int]:
+    """Lengths of the accepted stretches, one per rejection and one for the end."""
+    lengths = [0]
+    for code in codes:
+        if code == VerdictCode.CORRECTED:
+            lengths.append(0)
+        else:
+            lengths[-1] += 1
+    return lengths
+
+
+def judge_scores(head: JudgeHead, text: TextRows) -> list[float]:
+    """sigmoid(head) of every token of the text."""
+    candidates = Candidates(text.ids, raw_logits=text.draft_logits)
+    rows = Rows(text.logits, text.logits, text.hidden[head.config.hidden_state])
+    return head(head_features(head, candidates, rows))[0].sigmoid().tolist()
+
+
+def token_details(pair: Pair, text: TextRows) -> list[dict]:
+    """For every token: its text, both models' probabilities, the target's rank, entropy and every judge's score."""
+    ids, target = text.ids[0], text.logits[0, :-1]
+    at = ids.unsqueeze(1)
+    columns = {
+        "target_prob": target.softmax(-1).gather(1, at).squeeze(1).tolist(),
+        "draft_prob": text.draft_logits[0].softmax(-1).gather(1, at).squeeze(1).tolist(),
+        "rank": (1 + (target > target.gather(1, at)).sum(-1)).tolist(),
+        "entropy": entropy(target).tolist(),
+    }
+    best = target.argmax(-1).tolist()
+    for name, head in pair.heads.items():
+        columns[name] = judge_scores(head, text)
+    texts = pieces(pair.tokenizer, ids.tolist())
+    return [
+        {"text": texts[i], "target_says": pair.tokenizer.decode([best[i]])}
+        | {name: _short(values[i]) for name, values in columns.items()}
+        for i in range(len(texts))
+    ]
+
+
+def pieces(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
+    """The text that every token adds; a character of several tokens belongs to its last one."""
+    texts, so_far = [], ""
+    for i in range(len(ids)):
+        text = tokenizer.decode(ids[: i + 1])
+        if text.endswith("\N{REPLACEMENT CHARACTER}") and i + 1 < len(ids):
+            texts.append("")
+            continue
+        texts.append(text[len(so_far) :])
+        so_far = text
+    return texts
+
+
+def score_texts(
+    pair: Pair, settings: list[Setting], texts: list[tuple[str | list, str]], decoding: Decoding
+) -> tuple[list[dict], list[dict]]:
+    """Given continuations under every rule.
+
+    Args:
+        pair: the models.
+        settings: rules; the baselines are left out.
+        texts: prompts and their continuations.
+        decoding: cuts continuations at its `max_new_tokens`.
+
+    Returns:
+        Figures per rule (mean accepted stretch, first stretch, shares of rescued and rejected tokens), and per text
+        {"prompt", "tokens": details, "codes": {setting: codes}}.
+    """
+    verifiers = {s: make_verifier(s, pair.heads) for s in settings}
+    verifiers = {s: v for s, v in verifiers.items() if v is not None}
+    stop_ids = _stop_ids(pair)
+    views, codes = [], {s: [] for s in verifiers}
+    for prompt, continuation in texts:
+        ids = pair.tokenizer(continuation, return_tensors="pt", add_special_tokens=False)["input_ids"]
+        ids = ids[:, : decoding.max_new_tokens].to(pair.target.device)
+        if ids.shape[1] == 0:
+            raise ValueError(f"a given text is empty; its prompt: {str(prompt):.60}")
+        text = read_text(pair, pair.encode(prompt), ids)
+        for setting, verifier in verifiers.items():
+            codes[setting].append(walk(verifier, text, stop_ids))
+        views.append(
+            {
+                "prompt": _prompt_text(prompt),
+                "tokens": token_details(pair, text),
+                "codes": {s.name: codes[s][-1] for s in verifiers},
+            }
+        )
+    return [_text_figures(s, found) for s, found in codes.items()], views
+
+
+def _text_figures(setting: Setting, codes: list[list[int]]) -> dict:
+    stretches = [runs(one) for one in codes]
+    n = sum(map(len, codes))
+    return {
+        "rule": setting.rule,
+        "number": setting.number,
+        "threshold": setting.value,
+        "texts": len(codes),
+        "tokens": n,
+        "first_accepted": sum(s[0] for s in stretches) / len(stretches),
+        "mean_accepted": sum(map(sum, stretches)) / sum(map(len, stretches)),
+        "rescued": sum(one.count(VerdictCode.RESCUED) for one in codes) / n,
+        "rejected": sum(one.count(VerdictCode.CORRECTED) for one in codes) / n,
+    }
+
+
+@torch.no_grad()
+def score_curves(pair: Pair, task: Task, n_examples: int, decoding: Decoding) -> dict:
+    """How every head scores the draft's own answers, by what kind of token it is.
+
+    The draft answers the first examples; tokens are grouped by whether the target says the same, and, where the task
+    knows the first mistake, whether they are right. Tokens behind a mistake belong to no group.
+
+    Returns:
+        {head: {"groups": {group: {"n", "histogram": BINS counts, "accepted": [share above each threshold]}},
+        "thresholds"}}
+    """
+    thresholds = [i / 50 for i in range(51)]
+    scores = {name: {} for name in pair.heads}
+    for example in task.examples[:n_examples] if pair.heads else []:
+        prompt_ids = pair.encode(example.prompt)
+        output = pair.draft.generate(
+            prompt_ids.to(pair.draft.device),
+            attention_mask=torch.ones_like(prompt_ids),
+            max_new_tokens=decoding.max_new_tokens,
+            do_sample=False,
+        )
+        ids = output[:, prompt_ids.shape[1] :].to(pair.target.device)
+        ids = ids[:, :-1] if torch.isin(ids[0, -1], _stop_ids(pair)) else ids
+        if ids.shape[1] == 0:
+            continue
+        text = read_text(pair, prompt_ids, ids)
+        groups = _groups(pair, text, example.first_mistake)
+        for name, head in pair.heads.items():
+            for value, group in zip(judge_scores(head, text), groups, strict=False):
+                scores[name].setdefault(group, []).append(value)
+    return {
+        name: {
+            "thresholds": thresholds,
+            "groups": {group: _curve(values, thresholds) for group, values in sorted(found.items())},
+        }
+        for name, found in scores.items()
+    }
+
+
+def _groups(pair: Pair, text: TextRows, first_mistake) -> list[str]:
+    agrees = (text.logits[0, :-1].argmax(-1) == text.ids[0]).tolist()
+    if first_mistake is None:
+        return ["target agrees" if yes else "target differs" for yes in agrees]
+    texts = pieces(pair.tokenizer, text.ids[0].tolist())
+    mistake = first_mistake("".join(texts))
+    groups, end = [], 0
+    for piece, yes in zip(texts, agrees, strict=True):
+        end += len(piece)
+        if mistake is not None and end > mistake[0]:
+            groups.append("mistake, target agrees" if yes else "mistake, target differs")
+            break
+        groups.append("right, target agrees" if yes else "right, target differs")
+    return groups
+
+
+def _curve(values: list[float], thresholds: list[float]) -> dict:
+    histogram = [0] * BINS
+    for value in values:
+        histogram[min(int(value * BINS), BINS - 1)] += 1
+    accepted = [sum(value > t for value in values) / len(values) for t in thresholds]
+    return {"n": len(values), "histogram": histogram, "accepted": accepted}
+
+
+def _stop_ids(pair: Pair) -> torch.Tensor:
+    return torch.tensor(sorted(pair.stop_ids), dtype=torch.long, device=pair.target.device)
+
+
+def _prompt_text(prompt: str | list[dict]) -> str:
+    return prompt if isinstance(prompt, str) else "\n".join(str(message["content"]) for message in prompt)
+
+
+def _short(value: float | int) -> float | int:
+    return value if isinstance(value, int) else float(f"{value:.4g}")

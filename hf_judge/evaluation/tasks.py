@@ -1,0 +1,115 @@
+"""Work whose answers can be checked: the embedded world, or a JSONL file with a checker.
+
+Knows nothing about models or rules.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from hf_judge.labelling.checkers import MultipleChoiceChecker, NumericChecker, RegexChecker, UnitTestChecker
+from hf_judge.tiny.world import check_answer, first_mistake, problems
+
+TASKS = ("world",)
+CHECKERS = ("numeric", "numeric:PATTERN", "regex:PATTERN", "choice", "unit_tests")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt and how its answer is checked."""
+
+    name: str  # unique within the task
+    prompt: str | list[dict]  # text, or chat messages
+    is_right: Callable[[str], bool] = field(repr=False)
+    first_mistake: Callable[[str], tuple[int, int] | None] | None = field(default=None, repr=False)
+    """Span in characters where an answer first goes wrong, for tasks that know; None: the task does not know."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Examples under a name."""
+
+    name: str  # goes into the record of a run: file and checker, or world and seed
+    examples: list[Example]
+
+
+def load_task(name: str, n: int, *, seed: int = 0, checker: str | None = None, allow_code_execution=False) -> Task:
+    """The first `n` examples of a task.
+
+    Args:
+        name: "world", or the path of a JSONL file whose lines have a `prompt` (text or chat messages) and an `answer`
+            (or `tests`, for unit tests).
+        n: how many examples; 0: all of a file.
+        seed: which part of the world.
+        checker: for a file: "numeric", "numeric:PATTERN", "regex:PATTERN", "choice" or "unit_tests".
+        allow_code_execution: needed by "unit_tests", which runs what a model wrote.
+
+    Raises:
+        ValueError: no such task or checker, or a line of the file is broken.
+    """
+    if n < 0 or (name == "world" and n < 1):
+        raise ValueError(f"the number of problems must be at least 1, got {n}")
+    if name == "world":
+        return Task(f"world, seed {seed}", [_world_example(i, p) for i, p in enumerate(problems(n, seed=seed))])
+    if not os.path.isfile(name):
+        raise ValueError(f"no task {name!r}: known are {', '.join(TASKS)}, or the path of a JSONL file")
+    check = make_checker(checker, allow_code_execution=allow_code_execution)
+    examples = []
+    with open(name, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip() and (n == 0 or len(examples) < n):
+                examples.append(_file_example(name, number, line, check))
+    if not examples:
+        raise ValueError(f"{name} holds no examples")
+    with open(name, "rb") as file:  # a run that goes on must know that the work is the same
+        content = hashlib.sha256(file.read()).hexdigest()[:12]
+    return Task(f"{os.path.basename(name)} (sha256 {content}), checker {checker}", examples)
+
+
+def make_checker(name: str | None, *, allow_code_execution: bool = False):
+    """A checker from its name on the command line.
+
+    Raises:
+        ValueError: no such checker; the message lists them.
+    """
+    kind, _, pattern = (name or "").partition(":")
+    if kind == "numeric":
+        return NumericChecker(pattern or None)
+    if kind == "regex" and pattern:
+        return RegexChecker(pattern)
+    if kind == "choice" and not pattern:
+        return MultipleChoiceChecker()
+    if kind == "unit_tests" and not pattern:
+        return UnitTestChecker(allow_code_execution=allow_code_execution)
+    raise ValueError(f"a JSONL task needs a checker, one of {', '.join(CHECKERS)}; got {name!r}")
+
+
+def _world_example(number: int, problem) -> Example:
+    return Example(
+        str(number),
+        [{"role": "user", "content": problem.question}],
+        lambda text: check_answer(problem, text),
+        lambda text: first_mistake(problem, text),
+    )
+
+
+def _file_example(path: str, number: int, line: str, check) -> Example:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{path}, line {number}: {error}") from None
+    wanted = "tests" if isinstance(check, UnitTestChecker) else "answer"
+    if not isinstance(row, dict) or "prompt" not in row or wanted not in row:
+        raise ValueError(f"{path}, line {number}: expected a JSON object with 'prompt' and '{wanted}', got {line:.60}")
+    if isinstance(check, UnitTestChecker):
+        return Example(str(number), row["prompt"], lambda text: check(text, row))
+    gold = check(str(row["answer"]), row)
+    if gold is None and isinstance(check, MultipleChoiceChecker):
+        gold = str(row["answer"]).strip().upper()  # a bare letter
+    if gold is None:
+        raise ValueError(f"{path}, line {number}: the checker finds no answer in {row['answer']!r:.60}")
+    return Example(str(number), row["prompt"], lambda text: check(text, row) == gold)

@@ -1,0 +1,6 @@
+"""The judge head: two files, their config, the Hub, publishing, and whether a head fits a target."""
+
+from hf_judge.head.config import JudgeConfig
+from hf_judge.head.judge_head import JudgeHead, shared_head
+
+__all__ = ["JudgeConfig", "JudgeHead", "shared_head"]

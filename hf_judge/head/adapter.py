@@ -1,0 +1,70 @@
+"""A judge head between its two files and its config and tensors.
+
+What the files may look like stands in `files`, what the config may say in `config`; this module puts both together.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from hf_judge.head.config import JudgeConfig
+from hf_judge.head.files import (
+    BIAS_KEY,
+    CONFIG_NAME,
+    WEIGHT_KEY,
+    WEIGHTS_NAME,
+    parse_values,
+    read_values,
+    read_weights,
+    write_files,
+)
+
+__all__ = ["BIAS_KEY", "CONFIG_NAME", "WEIGHTS_NAME", "WEIGHT_KEY", "parse_config", "read_adapter", "write_adapter"]
+
+
+def read_adapter(directory: str | os.PathLike) -> tuple[JudgeConfig, torch.Tensor, torch.Tensor]:
+    """Read and check the two files of a judge head.
+
+    Args:
+        directory: the folder that holds them.
+
+    Returns:
+        The config, of F features, the weight `(1, F)` float32 and the bias `(1,)` float32, on the CPU.
+
+    Raises:
+        ValueError: a file is missing, too large, not readable, or holds anything but one finite judge head.
+        TypeError: a field of the config has the wrong type.
+    """
+    config = JudgeConfig.from_values(read_values(directory), str(Path(directory) / CONFIG_NAME))
+    return config, *read_weights(directory, config.n_features)
+
+
+def write_adapter(directory: str | os.PathLike, config: JudgeConfig, weight: torch.Tensor, bias: torch.Tensor) -> None:
+    """Write the two files of a judge head; an interrupted call leaves the old files as they were.
+
+    Args:
+        directory: the folder, made when missing.
+        config: written as `adapter_config.json`.
+        weight: `(1, F)`, saved as float32.
+        bias: `(1,)`, saved as float32.
+
+    Raises:
+        ValueError, TypeError: the config holds what could not be read again.
+    """
+    values = {key: getattr(value, "value", value) for key, value in asdict(config).items()}
+    JudgeConfig.from_values(values, "the config to save")  # its fields may have changed since it was made and checked
+    write_files(directory, values, weight, bias)
+
+
+def parse_config(raw: bytes, source: str) -> JudgeConfig:
+    """The config in the bytes of an `adapter_config.json`.
+
+    Raises:
+        ValueError: not JSON, not a judge head, or a value out of range.
+        TypeError: a field of the wrong type.
+    """
+    return JudgeConfig.from_values(parse_values(raw, source), source)

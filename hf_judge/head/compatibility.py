@@ -1,0 +1,149 @@
+"""Whether a head belongs to a target: the width must fit; model, commit and quantisation should be those it was
+trained on.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from hf_judge.head.judge_head import JudgeHead
+from hf_judge.upstream.forward import commit_of
+
+logger = logging.getLogger(__name__)
+
+_CACHED = re.compile(r"models--([^/\\]+)[/\\]snapshots[/\\]([0-9a-f]{40})")
+
+
+def check_fit(head: JudgeHead, model: PreTrainedModel) -> None:
+    """Refuse a head that cannot read this target; warn, once, about one that was trained for another.
+
+    With `head.strict_base` the warning is an error, and so is not knowing.
+
+    Raises:
+        ValueError: the width differs, or `strict_base` and the target is not known to be the head's own.
+    """
+    if head.config.draft_hidden_size is not None:
+        raise ValueError(
+            "this head reads the draft's state beside the target's, which generate() does not pass on: train one "
+            "without draft features"
+        )
+    name, commit = model.config.name_or_path, commit_of(model.config)
+    check_target(head, model.config.get_text_config().hidden_size, name, commit)
+    _check_quantization(head, model)
+
+
+def check_target(head: JudgeHead, hidden_size: int, name: str | None, commit: str | None) -> None:
+    """[`check_fit`] for a target that another library runs.
+
+    Args:
+        head: reads the target alone.
+        hidden_size: of the target.
+        name: what the target was loaded by: a repository, a directory, or a snapshot in the Hub's cache.
+        commit: its 40 hex digits, as far as known.
+
+    Raises:
+        ValueError: as [`check_fit`].
+    """
+    expected, base = head.config.hidden_size, head.config.base_model_name_or_path
+    if expected != hidden_size:
+        raise ValueError(
+            f"head expects hidden size {expected}, target has {hidden_size}: it was trained for "
+            f"'{base or 'an unnamed model'}'; load that target or train a head for this one"
+        )
+    name, commit = _identity(name, commit)
+    if not base or not name:
+        if head.strict_base:
+            unknown = "the head does not say" if not base else "the target does not say"
+            raise ValueError(
+                f"strict_base=True, but {unknown} which model it is: set strict_base=False, or load from the Hub"
+            )
+        return
+    problem = _other_target(head, name, commit)
+    if problem and head.strict_base:
+        raise ValueError(f"{problem}: load that one, or set strict_base=False")
+    if problem:
+        _warn_once(f"{problem}: its verdicts may mean nothing there. Load that one or measure the accuracy")
+
+
+def doubts(head: JudgeHead, model: PreTrainedModel) -> list[str]:
+    """What [`check_fit`] warns about, one sentence each; empty where head and target belong together."""
+    name, commit = _identity(model.config.name_or_path, commit_of(model.config))
+    known = bool(head.config.base_model_name_or_path and name)
+    found = [_other_target(head, name, commit) if known else None, _other_quantization(head, model)]
+    return [problem for problem in found if problem is not None]
+
+
+def _other_target(head: JudgeHead, name: str, commit: str | None) -> str | None:
+    """The difference between the target that the head names and this one."""
+    base, base_commit = head.config.base_model_name_or_path, head.config.revision
+    if not _same_name(base, name):
+        return f"this judge head was trained for '{base}', the target is '{name}'"
+    if base_commit and commit and re.fullmatch("[0-9a-f]{40}", base_commit) and base_commit != commit:
+        return f"this judge head was trained for '{base}' at commit {base_commit}, the target is at {commit}"
+    if head.strict_base and base_commit and not commit:
+        return f"this judge head was trained for '{base}' at commit {base_commit}, the target's commit is not known"
+    return None
+
+
+def quantization_of(model: PreTrainedModel) -> str:
+    """How the weights are quantised: the method and what its config says about the numbers; "none" if they are not."""
+    config = getattr(model.config, "quantization_config", None)
+    if config is None:
+        return "none"
+    values = config if isinstance(config, dict) else config.to_dict()
+    method = values["quant_method"]
+    words = [str(getattr(method, "value", method))]
+    if "bits" in values:  # gptq, awq, ...
+        words.append(f"{values['bits']}-bit")
+    elif values.get("load_in_8bit"):
+        words.append("8-bit")
+    elif values.get("load_in_4bit"):
+        words.append(f"4-bit {values['bnb_4bit_quant_type']}")
+    elif "quant_type" in values:  # torchao: a config object of its own
+        kind = values["quant_type"]
+        words.append(kind if isinstance(kind, str) else kind["default"]["_type"])
+    elif isinstance(values.get("weights"), str):  # quanto
+        words.append(values["weights"])
+    return " ".join(words)
+
+
+def _check_quantization(head: JudgeHead, model: PreTrainedModel) -> None:
+    problem = _other_quantization(head, model)
+    if problem is None:
+        return
+    if head.strict_base:
+        raise ValueError(f"{problem}: load the target as it was, or set strict_base=False")
+    _warn_once(f"{problem}: its states differ, and so may verdicts. Load the target as it was or measure the accuracy")
+
+
+def _other_quantization(head: JudgeHead, model: PreTrainedModel) -> str | None:
+    expected, actual = head.config.quantization, quantization_of(model)
+    if expected is None or expected == actual:
+        return None
+    return (
+        f"this judge head was trained on a target with quantization '{expected}', this target has quantization "
+        f"'{actual}'"
+    )
+
+
+def _identity(name: str | None, commit: str | None) -> tuple[str | None, str | None]:
+    """The target's name and commit, as far as the path it was loaded by knows them."""
+    cached = _CACHED.search(str(name))
+    if cached:  # loaded by the path of a snapshot in the Hub's cache
+        return cached[1].replace("--", "/"), cached[2]
+    return name, commit
+
+
+def _same_name(base: str, name: str) -> bool:
+    """Equal names, or a directory that is called like the repository."""
+    return base == name or (Path(name).is_dir() and Path(name).resolve().name == base.rpartition("/")[2])
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)

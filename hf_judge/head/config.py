@@ -1,0 +1,230 @@
+"""The configuration of a judge head: every field of ``adapter_config.json``.
+
+Knows nothing about models. Section numbers refer to Judge Decoding, arXiv 2501.19309.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from dataclasses import dataclass, field, fields
+
+from hf_judge.head.distributions import EXTRA_FEATURES
+from hf_judge.head.files import CONFIG_NAME, PEFT_TYPE, WEIGHTS_NAME, read_values, read_weights
+from hf_judge.head.hub import locate
+
+try:
+    from peft import PeftConfig, PeftType
+
+    PEFT_TYPES = PeftType.__members__  # a live view: has JUDGE once hf_judge.integrations.peft_method has registered it
+except ImportError:  # a head can be read and used without peft; only the PEFT calls need it
+    PEFT_TYPES = {}
+
+    @dataclass
+    class PeftConfig:
+        """The fields of ``peft.PeftConfig`` that a judge head uses, for environments without peft."""
+
+        task_type: str | None = None
+        peft_type: str | None = None
+        auto_mapping: dict | None = None
+        peft_version: str | None = None
+        base_model_name_or_path: str | None = None
+        revision: str | None = None
+        inference_mode: bool = False
+
+        def __post_init__(self):
+            pass
+
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+HUB_OPTIONS = ("revision", "cache_dir", "force_download", "local_files_only", "token")
+HIDDEN_STATES = ("post_norm", "pre_norm")
+MAX_HIDDEN_SIZE = 1 << 20
+MAX_TEXT = 4096
+MAX_PROVENANCE = 1 << 18
+
+
+@dataclass
+class JudgeConfig(PeftConfig):
+    """What a judge head reads, how lenient it is, and where it comes from.
+
+    Args:
+        hidden_size (`int`, *optional*): width D of the target's hidden state; ``None`` until the head is bound to a
+            model.
+        hidden_state (`str`): which state the head reads. ``"post_norm"``: the input of the LM head. ``"pre_norm"``: the
+            input of the final norm, as in the paper (section 3).
+        draft_hidden_size (`int`, *optional*): the first so many of the `hidden_size` features are the draft's state,
+            the rest the target's (AutoJudge's DD-DT); None: the head reads the target alone, as `generate` needs it.
+        extra_features (`list[str]`): numbers of the verification that the head reads behind the state, of
+            `EXTRA_FEATURES` in `distributions`; not counted in `hidden_size`. Those of the draft need drafts that
+            come with logits.
+        threshold (`float`): a drafted token is acceptable where ``sigmoid(logit) > threshold``; between 0 and 1.
+        label (`str`): the meaning of the head's positive class.
+        quantization (`str`, *optional*): how the target's weights were quantised when its states were read, e.g.
+            `"bitsandbytes 8-bit"` (see `compatibility.quantization_of`); `"none"`: not at all; None: not known.
+        format_version (`int`): version of the two files; this package reads version 1.
+        provenance (`dict`): how the head was made: data, figures, versions. Free form, JSON.
+        base_model_name_or_path (`str`, *optional*): the target that the head was trained on; `revision` is its commit.
+
+    Raises:
+        ValueError: a field has a value outside its range.
+        TypeError: a field has the wrong type.
+    """
+
+    hidden_size: int | None = None
+    hidden_state: str = "post_norm"
+    threshold: float = 0.5
+    label: str = "1 = acceptable"
+    draft_hidden_size: int | None = None
+    extra_features: list = field(default_factory=list)
+    quantization: str | None = None
+    format_version: int = FORMAT_VERSION
+    provenance: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.task_type not in (None, "CAUSAL_LM"):
+            raise ValueError(
+                f"task_type must be 'CAUSAL_LM', got {_short(self.task_type)}: a judge reads a causal language model"
+            )
+        super().__post_init__()
+        if self.peft_type is not None and str(getattr(self.peft_type, "value", self.peft_type)) != PEFT_TYPE:
+            raise ValueError(
+                f"a judge head has peft_type '{PEFT_TYPE}', got {_short(self.peft_type)}: this is another adapter"
+            )
+        self.peft_type = PEFT_TYPES.get(PEFT_TYPE, PEFT_TYPE)  # equal to the string either way
+        self.task_type = self.task_type or "CAUSAL_LM"
+        self._check_fields()
+
+    @property
+    def n_features(self) -> int | None:
+        """Numbers that the head reads for a token: `hidden_size` and the extra features."""
+        return None if self.hidden_size is None else self.hidden_size + len(self.extra_features)
+
+    @property
+    def target_modules(self) -> None:
+        """None: PEFT asks every config; a judge reads the target and changes none of its modules."""
+
+    @classmethod
+    def from_values(cls, values: dict, source: str) -> JudgeConfig:
+        """The config in the JSON object of an `adapter_config.json`; keys of later versions are ignored with a warning.
+
+        Raises:
+            ValueError: `hidden_size` is missing, or a value is out of range.
+            TypeError: a field has the wrong type.
+        """
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            logger.warning("%s: unknown keys ignored: %s", source, ", ".join(key[:80] for key in unknown[:20]))
+        config = cls(**{key: value for key, value in values.items() if key in known})
+        if config.hidden_size is None:
+            raise ValueError(f"{source} lacks 'hidden_size', the width of the target's hidden state")
+        return config
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike, subfolder: str | None = None, **kwargs
+    ) -> JudgeConfig:
+        """Read the config of a head from a directory or the Hub, and check both of its files.
+
+        `PeftModel.from_pretrained` comes through here before it loads anything, so whatever this refuses never reaches
+        a model.
+
+        Args:
+            subfolder: the folder of the repository or directory that holds the files.
+            **kwargs: passed to `hf_judge.head.hub.locate`; what it does not know is ignored, as PEFT does.
+
+        Raises:
+            OSError: the files cannot be had.
+            ValueError: they hold anything but one judge head.
+            TypeError: a field of the config has the wrong type.
+        """
+        options = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
+        names = (CONFIG_NAME, WEIGHTS_NAME)
+        directory = locate(pretrained_model_name_or_path, names, subfolder=subfolder, **options).directory
+        config = cls.from_values(read_values(directory), str(directory / CONFIG_NAME))
+        read_weights(directory, config.n_features)
+        return config
+
+    def _check_fields(self):
+        if self.auto_mapping is not None:
+            raise ValueError("auto_mapping names code to import: a judge head holds none, drop the key")
+        if self.hidden_size is not None:
+            _check_type("hidden_size", self.hidden_size, int)
+            if not 1 <= self.hidden_size <= MAX_HIDDEN_SIZE:
+                raise ValueError(f"hidden_size must be between 1 and {MAX_HIDDEN_SIZE}, got {_short(self.hidden_size)}")
+        if self.draft_hidden_size is not None:
+            _check_type("draft_hidden_size", self.draft_hidden_size, int)
+            if not 1 <= self.draft_hidden_size < (self.hidden_size or MAX_HIDDEN_SIZE):
+                raise ValueError(
+                    f"draft_hidden_size must be between 1 and hidden_size ({self.hidden_size}), which counts the "
+                    f"target's features too, got {_short(self.draft_hidden_size)}"
+                )
+        self.extra_features = check_extra_features(self.extra_features)
+        if self.hidden_state not in HIDDEN_STATES:
+            raise ValueError(f"hidden_state must be one of {HIDDEN_STATES}, got {_short(self.hidden_state)}")
+        check_threshold(self.threshold)
+        _check_type("format_version", self.format_version, int)
+        if self.format_version != FORMAT_VERSION:
+            raise ValueError(
+                f"format_version {_short(self.format_version)} is not known (this hf_judge reads {FORMAT_VERSION}): "
+                "upgrade hf_judge to read this head"
+            )
+        _check_type("inference_mode", self.inference_mode, bool)
+        for name in ("label", "base_model_name_or_path", "revision", "peft_version", "quantization"):
+            value = getattr(self, name)
+            if value is not None:
+                _check_type(name, value, str)
+                if len(value) > MAX_TEXT:
+                    raise ValueError(f"{name} has {len(value)} characters, at most {MAX_TEXT} are allowed")
+        _check_type("provenance", self.provenance, dict)
+        try:
+            size = len(json.dumps(self.provenance))
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"provenance must hold JSON values only: {error}") from None
+        if size > MAX_PROVENANCE:
+            raise ValueError(f"provenance takes {size} characters as JSON, at most {MAX_PROVENANCE} are allowed")
+
+
+def check_threshold(threshold: float) -> float:
+    """The threshold as a float, or an error that says what is allowed.
+
+    Raises:
+        TypeError: not a number.
+        ValueError: not finite or outside [0, 1].
+    """
+    if isinstance(threshold, bool) or not isinstance(threshold, (int, float)):
+        raise TypeError(f"threshold must be a number between 0 and 1, got {_short(threshold)}")
+    if not 0.0 <= threshold <= 1.0:  # NaN is not, and an integer of any size can be compared
+        raise ValueError(f"threshold must be between 0 and 1 (the judge accepts above it), got {_short(threshold)}")
+    return float(threshold)
+
+
+def check_extra_features(names: list | tuple) -> list[str]:
+    """The names as a list, or an error that says what is allowed.
+
+    Raises:
+        TypeError: not a list.
+        ValueError: an unknown name, or one twice.
+    """
+    if not isinstance(names, (list, tuple)):
+        raise TypeError(f"extra_features must be a list, got {type(names).__name__}: {_short(names)}")
+    for name in names:
+        if not isinstance(name, str) or name not in EXTRA_FEATURES:
+            raise ValueError(f"extra_features may name {', '.join(EXTRA_FEATURES)}; got {_short(name)}")
+    if len(set(names)) != len(names):
+        raise ValueError(f"extra_features must name each feature once, got {_short(list(names))}")
+    return list(names)
+
+
+def _check_type(name: str, value: object, expected: type) -> None:
+    if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
+        raise TypeError(f"{name} must be {expected.__name__}, got {type(value).__name__}: {_short(value)}")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,168 @@
+"""Publishes a judge head: its two files, a card, and a `custom_generate/` entry for transformers, in one commit.
+
+Nothing leaves this machine that its own strict reader would refuse or that looks private. Knows nothing about models.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import os
+import re
+import socket
+import tempfile
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from huggingface_hub import CommitInfo, HfApi
+from huggingface_hub.errors import HTTPError
+
+from hf_judge.head.adapter import read_adapter, write_adapter
+from hf_judge.head.card import head_card
+from hf_judge.head.config import JudgeConfig
+from hf_judge.head.files import CONFIG_NAME, WEIGHTS_NAME
+from hf_judge.head.hub import explained, is_hub_id
+
+# What custom_generate/ asks for. It holds no copy of this package: a copy would stop working with the next release of
+# transformers, while the package is kept up to date, and it would be far more code for a user to read and trust.
+REQUIREMENTS = "hf-judge\n"
+_PRIVATE = {
+    "a token": re.compile(
+        r"\b(?:hf_[A-Za-z0-9]{16,}|gh[opsu]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}|sk-[\w-]{16,}"
+        r"|xox[a-z]-[\w-]{10,}|AKIA[0-9A-Z]{16})"
+    ),
+    "a local path": re.compile(
+        r"(?:(?<![\w.:/<-])(?:~|/[\w.-]+)/[\w.-]+[\w./-]*)|(?:\b[A-Za-z]:\\+\w[^\s\"]*)|(?:\bfile://\S+)"
+    ),
+    "an address of a machine": re.compile(r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?![\d.])|\blocalhost\b"),
+}
+
+
+def publish(
+    config: JudgeConfig,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    repo_id: str,
+    *,
+    commit_message: str | None = None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+) -> CommitInfo:
+    """Create the repository where needed and commit everything at once.
+
+    The base model's commit is filled in where the config lacks it. A card that stands in the repository is replaced.
+
+    Args:
+        config: must name the base model by its Hub id.
+        weight: `(1, D)`. bias: `(1,)`.
+        repo_id: `user/repo`.
+        commit_message: default: "Publish a judge head".
+        private: whether a new repository is private.
+        token: as everywhere on the Hub.
+        revision: the branch, made when missing; default: main.
+        create_pr: open a pull request instead of writing to the branch.
+
+    Raises:
+        ValueError: the head would not pass strict loading, names no base model on the Hub, or holds something private.
+        OSError: the Hub refused or could not be reached; the repository is then as it was.
+    """
+    if not is_hub_id(repo_id) and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(repo_id)):
+        raise ValueError(f"repo_id must be user/repo, got {repo_id!r:.120}")
+    api = HfApi(token=token)
+    config = with_base_commit(config, api, token=token)
+    with tempfile.TemporaryDirectory() as folder:
+        write_repository(folder, config, weight, bias, repo_id)
+        where = f"'{repo_id}'"
+        try:
+            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            if revision is not None and not create_pr:
+                api.create_branch(repo_id, branch=revision, exist_ok=True)
+            return api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                commit_message=commit_message or "Publish a judge head",
+                revision=revision,
+                create_pr=create_pr,
+                delete_patterns="custom_generate/*",  # modules that an earlier version copied
+            )
+        except (HTTPError, OSError, RuntimeError) as error:  # RuntimeError: the client's word for a failed LFS upload
+            raise explained(error, where, token=token) from error
+
+
+def with_base_commit(config: JudgeConfig, api: HfApi, *, token: str | bool | None = None) -> JudgeConfig:
+    """The config with the base model's commit in `revision`.
+
+    Raises:
+        ValueError: the base model is not named, or by a path.
+        OSError: the Hub does not tell its commit.
+    """
+    base = config.base_model_name_or_path
+    if not base or not is_hub_id(base):
+        raise ValueError(
+            f"base_model_name_or_path must be the Hub id of the target the head was trained on, got {base!r:.200}: "
+            "set head.config.base_model_name_or_path (a path on this machine helps nobody else)"
+        )
+    if config.revision is not None and re.fullmatch("[0-9a-f]{40}", config.revision):
+        return config
+    try:
+        commit = api.model_info(base, revision=config.revision).sha
+    except (HTTPError, OSError) as error:
+        why = explained(error, f"'{base}'", token=token)
+        raise OSError(
+            f"the commit of the base model could not be found: {why}. Or set head.config.revision to the commit that "
+            "the head was trained on"
+        ) from error
+    return dataclasses.replace(config, revision=commit)
+
+
+def write_repository(
+    folder: str | os.PathLike, config: JudgeConfig, weight: torch.Tensor, bias: torch.Tensor, repo_id: str
+) -> None:
+    """Write everything that a judge head's repository holds, and check it.
+
+    Args:
+        folder: where to.
+        config, weight, bias: the head.
+        repo_id: the name that the card's examples use.
+
+    Raises:
+        ValueError: the files do not pass strict loading, or hold something private.
+        TypeError: a field of the config has the wrong type.
+    """
+    folder = Path(folder)
+    write_adapter(folder, config, weight, bias)
+    read_adapter(folder)
+    (folder / "README.md").write_text(str(head_card(config, repo_id)), encoding="utf-8")
+    for name in (CONFIG_NAME, "README.md"):
+        refuse_private((folder / name).read_text(encoding="utf-8"), name)
+    code = folder / "custom_generate"
+    code.mkdir(exist_ok=True)
+    entry = files("hf_judge.hub_cards").joinpath("generate.py").read_text(encoding="utf-8")
+    (code / "generate.py").write_text(entry, encoding="utf-8")
+    (code / "requirements.txt").write_text(REQUIREMENTS, encoding="utf-8")
+    data = base64.b64encode((folder / WEIGHTS_NAME).read_bytes()).decode()
+    text = (folder / CONFIG_NAME).read_text(encoding="utf-8")
+    (code / "head_data.py").write_text(
+        '"""The two files of the judge head, as this commit holds them beside this folder."""\n\n'
+        f"CONFIG = {ascii(text)}\nWEIGHTS = {data!r}\n",
+        encoding="utf-8",
+    )
+
+
+def refuse_private(text: str, source: str) -> None:
+    """Refuse text that names a token, a path or a machine.
+
+    Raises:
+        ValueError: it does; the message shows what, but of a token its beginning only.
+    """
+    for what, pattern in _PRIVATE.items():
+        found = pattern.search(text)
+        if found:
+            shown = found.group()[:6] + "..." if what == "a token" else found.group()[:120]
+            raise ValueError(f"{source} would publish {what} ({shown}): remove it from the head's config first")
+    host = socket.gethostname()
+    if len(host) > 3 and re.search(rf"\b{re.escape(host)}\b", text):
+        raise ValueError(f"{source} would publish the name of this machine ({host}): remove it from the head's config")

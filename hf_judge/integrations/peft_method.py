@@ -1,0 +1,28 @@
+"""Registers JUDGE with PEFT, so that PEFT and transformers load judge heads like any adapter.
+
+Runs when hf_judge is imported; harmless without peft, or with one outside the supported range.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from hf_judge.head.config import PEFT_TYPE, PEFT_TYPES, JudgeConfig
+from hf_judge.upstream.versions import peft_problem
+
+logger = logging.getLogger(__name__)
+
+
+def register() -> None:
+    """Make PEFT know JUDGE, once."""
+    if PEFT_TYPE in PEFT_TYPES:
+        return
+    problem = peft_problem()
+    if problem is not None:
+        # Silent without peft. With an unsupported peft, loading a head fails with KeyError 'JUDGE', so warn.
+        logger.log(logging.WARNING if PEFT_TYPES else logging.DEBUG, "PEFT does not know judge heads: %s", problem)
+        return
+    from hf_judge.integrations.peft_tuner import PREFIX, JudgeModel
+    from hf_judge.upstream import adapters
+
+    adapters.register(PEFT_TYPE, JudgeConfig, JudgeModel, PREFIX)

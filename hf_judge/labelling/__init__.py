@@ -1,0 +1,1 @@
+"""From prompts to labelled responses, and from these to one label per token."""

@@ -1,0 +1,249 @@
+"""Labelled responses: which characters of an answer are mistaken, and which tokens that makes acceptable.
+
+A row is a prompt, a response and the spans of its mistakes in characters; rows live in JSONL files or `datasets`.
+Knows nothing about tokens or models: `hf_judge.labelling.tokens` turns spans into labels of tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+REQUIRED = {"prompt", "response"}
+
+
+@dataclass(frozen=True)
+class LabelledResponse:
+    """One response and where it is wrong.
+
+    Args:
+        prompt (`str` or `list[dict]`): the text before the response, or chat messages with `role` and `content`.
+        response (`str`): what followed.
+        mistakes (`tuple` of `(start, end)`): character spans of the mistakes in `response`; empty: all is right.
+        source (`str`): who wrote or labelled it; metrics are given by source.
+        task_id (`str`, *optional*): the task, where several rows share one.
+        scope (`tuple` of `(start, end)`, *optional*): only tokens in these spans get a label (mined rows know about the
+            swapped tokens alone); None: the whole response.
+        response_ids (`tuple[int]`, *optional*): the tokens that a model wrote, where they are known; the response is
+            then not tokenised again.
+        near_tie (`bool`, *optional*): of mined rows: two choices of a model were so close that another batch size may
+            give another row.
+
+    Raises:
+        TypeError: a field has the wrong type.
+        ValueError: a span is empty, reversed or outside the response.
+    """
+
+    prompt: str | list
+    response: str
+    mistakes: tuple[tuple[int, int], ...] = ()
+    source: str = ""
+    task_id: str | None = None
+    scope: tuple[tuple[int, int], ...] | None = None
+    response_ids: tuple[int, ...] | None = None
+    near_tie: bool | None = None
+
+    def __post_init__(self):
+        _check_prompt(self.prompt)
+        for name in ("response", "source", "task_id"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and not (name == "task_id" and value is None):
+                raise TypeError(f"{name} must be text, got {type(value).__name__}")
+        if self.near_tie not in (None, True, False):
+            raise TypeError(f"near_tie must be true or false, got {self.near_tie!r:.60}")
+        object.__setattr__(self, "mistakes", _spans("mistakes", self.mistakes or (), len(self.response)))
+        if self.scope is not None:
+            object.__setattr__(self, "scope", _spans("scope", self.scope, len(self.response)))
+        if self.response_ids is not None:
+            if not all(type(i) is int and i >= 0 for i in self.response_ids):
+                raise TypeError("response_ids must be token ids: integers from 0 on")
+            object.__setattr__(self, "response_ids", tuple(self.response_ids))
+
+    @property
+    def prompt_hash(self) -> str:
+        """16 hex digits that name the prompt: rows that share it never go to different sides of a split."""
+        return hash_prompt(self.prompt)
+
+    def to_dict(self) -> dict:
+        """The row as JSON values, without fields that say nothing."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+def hash_prompt(prompt: str | list[dict]) -> str:
+    """16 hex digits that name a prompt."""
+    text = json.dumps(prompt, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def read_jsonl(path: str | os.PathLike, *, skip_errors: bool = False) -> Iterator[LabelledResponse]:
+    """The rows of a JSONL file, one at a time.
+
+    Args:
+        path: one JSON object a line with the fields of [`LabelledResponse`].
+        skip_errors: log and count broken lines instead of stopping at the first.
+
+    Raises:
+        ValueError: a line is broken; names file, line and what is wrong.
+    """
+    n_broken = 0
+    # bytes: one undecodable line must not hide the number of the line it is on
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = row_from_dict(json.loads(line.decode("utf-8")))
+            except (ValueError, TypeError, RecursionError) as error:
+                if not skip_errors:
+                    raise ValueError(f"{path}, line {number}: {error}") from None
+                n_broken += 1
+                logger.warning("%s, line %d skipped: %s", path, number, error)
+                continue
+            yield row
+    if n_broken:
+        logger.warning("%s: %d broken lines were skipped", path, n_broken)
+
+
+def write_jsonl(rows: Iterable[LabelledResponse], path: str | os.PathLike) -> None:
+    """Write rows so that an interrupted call leaves the old file as it was."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    with open(part, "w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row.to_dict(), ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def row_from_dict(values: dict) -> LabelledResponse:
+    """A row from JSON values.
+
+    Raises:
+        ValueError: no JSON object, a field is missing or unknown, or a span is wrong.
+        TypeError: a field has the wrong type.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"expected a JSON object, got {type(values).__name__}")
+    known = {f.name for f in fields(LabelledResponse)}
+    missing, unknown = REQUIRED - values.keys(), values.keys() - known
+    if missing or unknown:
+        raise ValueError(
+            f"a labelled response has the fields {sorted(known)}; missing: {sorted(missing) or 'none'}, "
+            f"unknown: {sorted(str(key)[:40] for key in unknown) or 'none'}"
+        )
+    return LabelledResponse(**{key: value for key, value in values.items() if value is not None or key in REQUIRED})
+
+
+def to_dataset(rows: Iterable[LabelledResponse]):
+    """The rows as a `datasets.Dataset`.
+
+    Raises:
+        ImportError: `datasets` is not installed.
+    """
+    names = [f.name for f in fields(LabelledResponse)]
+    # asdict keeps tuples of tuples; every row names every column, so that the columns do not depend on the first row
+    return _datasets().Dataset.from_list([{name: asdict(row)[name] for name in names} for row in rows])
+
+
+def from_dataset(dataset) -> Iterator[LabelledResponse]:
+    """The rows of a `datasets.Dataset` with the columns of [`LabelledResponse`].
+
+    Raises:
+        ValueError: a row is wrong; names its number.
+    """
+    for number, values in enumerate(dataset, 1):
+        try:
+            yield row_from_dict(values)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"dataset, row {number}: {error}") from None
+
+
+def load_rows(path: str | os.PathLike, *, skip_errors: bool = False) -> list[LabelledResponse]:
+    """The rows of a JSONL file or of a directory made by `Dataset.save_to_disk`."""
+    if Path(path).is_dir():
+        return list(from_dataset(_datasets().load_from_disk(str(path))))
+    return list(read_jsonl(path, skip_errors=skip_errors))
+
+
+def data_hash(rows: Iterable[LabelledResponse]) -> str:
+    """SHA-256 of the rows in their order."""
+    digest = hashlib.sha256()
+    for row in rows:
+        line = json.dumps(row.to_dict(), sort_keys=True, ensure_ascii=False) + "\n"
+        digest.update(line.encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def summarise(rows: Iterable[LabelledResponse]) -> dict:
+    """Counts of rows, overall and by source.
+
+    Returns:
+        {"all": counts, source: counts, ...}; counts: rows, prompts, with_mistakes (rows), characters,
+        mistaken_characters.
+    """
+    counts, prompts = {}, {}
+    for row in rows:
+        for name in ("all", row.source or "(no source)"):
+            count = counts.setdefault(
+                name, dict.fromkeys(("rows", "prompts", "with_mistakes", "characters", "mistaken_characters"), 0)
+            )
+            prompts.setdefault(name, set()).add(row.prompt_hash)
+            count["rows"] += 1
+            count["prompts"] = len(prompts[name])
+            count["with_mistakes"] += bool(row.mistakes)
+            count["characters"] += len(row.response)
+            count["mistaken_characters"] += sum(end - start for start, end in row.mistakes)
+    return counts
+
+
+def marked(row: LabelledResponse, left: str = "[[", right: str = "]]") -> str:
+    """The response with its mistakes between marks."""
+    text, last = "", 0
+    for start, end in row.mistakes:
+        text += row.response[last:start] + left + row.response[start:end] + right
+        last = end
+    return text + row.response[last:]
+
+
+def _datasets():
+    try:
+        import datasets
+    except ImportError:
+        raise ImportError("this needs the `datasets` package: pip install 'hf-judge[data]'") from None
+    return datasets
+
+
+def _check_prompt(prompt: object) -> None:
+    if isinstance(prompt, str):
+        return
+    if not isinstance(prompt, list) or not prompt:
+        raise TypeError(f"prompt must be text or a list of chat messages, got {type(prompt).__name__}: {prompt!r:.60}")
+    for message in prompt:
+        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+            raise TypeError(f"a chat message has 'role' and 'content', got {message!r:.60}")
+
+
+def _spans(name: str, spans: object, length: int) -> tuple[tuple[int, int], ...]:
+    checked = []
+    if not isinstance(spans, (list, tuple)):
+        raise TypeError(f"{name} must be a list of [start, end] pairs, got {type(spans).__name__}")
+    for span in spans:
+        if not isinstance(span, (list, tuple)) or len(span) != 2 or not all(type(i) is int for i in span):
+            raise TypeError(f"{name} must hold [start, end] pairs of whole numbers, got {span!r:.60}")
+        start, end = span
+        if not 0 <= start < end <= length:
+            raise ValueError(
+                f"{name} holds the span {list(span)}, but spans are [start, end) with 0 <= start < end <= {length}, "
+                "the length of the response in characters"
+            )
+        checked.append((start, end))
+    return tuple(sorted(checked))

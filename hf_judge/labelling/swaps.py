@@ -1,0 +1,170 @@
+"""Labels without people, from the two models and a way to compare answers (AutoJudge, arXiv 2504.20039, section 3).
+
+Where the draft would have written another token than the target, write it, let the target finish, and compare the final
+answers. A swap that does not change the answer is acceptable and stays; one that does is a mistake and is undone; go on
+to the right. Knows nothing about heads.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_judge.labelling.checkers import Checker
+from hf_judge.labelling.greedy import greedy, greedy_choices, stop_tokens_of
+from hf_judge.labelling.jobs import NEAR_TIE, MiningReport, decode_exactly, make_row, run_job
+from hf_judge.labelling.responses import LabelledResponse
+from hf_judge.labelling.tokens import UnlabelledRow, decoded_offsets, encode_prompt
+
+
+def mine_swaps(
+    target: PreTrainedModel,
+    draft: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Iterable[dict],
+    checker: Checker,
+    output: str | os.PathLike,
+    *,
+    max_new_tokens: int = 512,
+    batch_size: int = 16,
+    label_matched: bool = True,
+) -> MiningReport:
+    """Label swapped tokens by whether they change the target's final answer.
+
+    Args:
+        target, draft: greedy answers of both are used; they share the tokenizer.
+        tokenizer: of both.
+        tasks: dicts with `prompt` (text or chat messages), optionally `task_id`, and whatever the checker reads.
+        checker: `(response, task) -> answer`; answers are compared with the one of the target's own response.
+        output: JSONL of [`LabelledResponse`]; finished prompts are kept in `<output>.journal`, and a rerun goes on.
+        max_new_tokens: of a response.
+        batch_size: prompts in work at once. Rows do not depend on it, but for prompts marked `near_tie`.
+        label_matched: also label the tokens of the kept response that both models chose as acceptable: a head that has
+            never seen them scores them at random.
+
+    Returns:
+        Counts over all tasks.
+    """
+    settings = {
+        "source": "swap",
+        "target": target.config.name_or_path,
+        "draft": draft.config.name_or_path,
+        "checker": getattr(checker, "name", getattr(checker, "__qualname__", type(checker).__name__)),
+        "max_new_tokens": max_new_tokens,
+        "label_matched": label_matched,
+    }
+
+    def work(todo: list[tuple[str, dict]]) -> Iterator[tuple[str, dict]]:
+        waiting = [_SwapWork(key, task, tokenizer, checker, label_matched) for key, task in reversed(todo)]
+        active = []
+        while waiting or active:
+            while waiting and len(active) < batch_size:
+                active.append(waiting.pop())
+            prefixes = [work.prompt_ids + work.prefix for work in active]
+            limits = [max_new_tokens - len(work.prefix) for work in active]
+            answers = greedy(target, tokenizer, prefixes, limits)
+            changed = [work for work, (ids, gap) in zip(active, answers, strict=True) if work.receive(ids, gap)]
+            choices = greedy_choices(draft, [(work.prompt_ids, work.response) for work in changed])
+            for work, (tokens, gaps) in zip(changed, choices, strict=True):
+                work.look_for_swaps(tokens, gaps, stop_tokens=stop_tokens_of(target))
+            for work in active:
+                work.next_swap(max_new_tokens)
+            for work in active:
+                if work.done:
+                    yield work.key, work.record()
+            active = [work for work in active if not work.done]
+
+    return run_job(work, list(tasks), output, settings, target)
+
+
+class _SwapWork:
+    """One prompt on its way through the swaps."""
+
+    def __init__(self, key: str, task: dict, tokenizer, checker: Checker, label_matched: bool):
+        self.key, self.task = key, task
+        self.prompt_ids = encode_prompt(tokenizer, task["prompt"])[1]
+        self.prefix = []  # of the response: what the target is to continue
+        self.response = None  # ids of the response with all kept swaps
+        self.done = False
+        self._tokenizer, self._checker, self._label_matched = tokenizer, checker, label_matched
+        self._answer = None
+        self._swaps = []  # (position, draft's token) still to be tried in `response`, the leftmost last
+        self.left = 0  # positions before this one are settled
+        self._kept, self._undone = [], []  # positions; whole prefixes that end in the swapped token
+        self._gap = float("inf")
+        self._counts = Counter()
+
+    def receive(self, ids: list[int], gap: float) -> bool:
+        """Take the target's continuation; True when the response is now another one."""
+        self._gap = min(self._gap, gap)
+        response = self.prefix + ids
+        answer = self._checker(self._tokenizer.decode(response, skip_special_tokens=True), self.task)
+        if self.response is None:
+            self.response, self._answer = response, answer
+            if answer is None:
+                self.done = True
+                self._counts["skipped: no answer in the target's own response"] += 1
+            return not self.done
+        if answer == self._answer:
+            self._kept.append(len(self.prefix) - 1)
+            self.response = response
+            return True
+        self._undone.append(self.prefix)
+        return False
+
+    def look_for_swaps(self, tokens: list[int], gaps: list[float], *, stop_tokens: set[int]) -> None:
+        """Take the draft's choice at every position of the response."""
+        self._gap = min([self._gap, *gaps[self.left :]])
+        self._swaps = [
+            (i, token)
+            for i, token in enumerate(tokens)
+            # a stop token is never rescued, so nothing is learned about it
+            if i >= self.left and token != self.response[i] and token not in stop_tokens
+        ][::-1]
+
+    def next_swap(self, max_new_tokens: int) -> None:
+        """Choose the leftmost swap that is left, or be done."""
+        if self.done:
+            return
+        if self._swaps and self._swaps[-1][0] + 1 < max_new_tokens:
+            position, token = self._swaps.pop()
+            self.prefix, self.left = [*self.response[:position], token], position + 1
+        else:
+            self.done = True
+
+    def record(self) -> dict:
+        """The rows and counts of a finished prompt."""
+        rows, tie = [], self._gap <= NEAR_TIE
+        if self.response is not None and not self._counts:
+            self._counts.update({"swaps kept": len(self._kept), "swaps undone": len(self._undone)})
+            rows.append(self._labelled(self.response, self._kept, mistaken=False, tie=tie))
+            rows += [self._labelled(ids, [len(ids) - 1], mistaken=True, tie=tie) for ids in self._undone]
+        if tie:
+            self._counts["prompts with a near-tie"] += 1
+        return {"rows": [row.to_dict() for row in rows if row is not None], "counts": self._counts}
+
+    def _labelled(self, ids: list[int], positions: list[int], *, mistaken: bool, tie: bool) -> LabelledResponse | None:
+        while ids and ids[-1] in self._tokenizer.all_special_ids:
+            ids = ids[:-1]
+        text = decode_exactly(self._tokenizer, ids)
+        try:
+            offsets = decoded_offsets(self._tokenizer, ids, text)
+        except UnlabelledRow:
+            self._counts["skipped: tokens without text of their own"] += 1
+            return None
+        spans = tuple(offsets[i] for i in positions if i < len(offsets) and _stands_alone(offsets, i))
+        if len(spans) < len(positions):  # bytes that only together make a character
+            self._counts["skipped: tokens without text of their own"] += len(positions) - len(spans)
+        if not spans and (mistaken or not self._label_matched):
+            return None
+        scope = None if self._label_matched and not mistaken else spans
+        return make_row(self.task, text, ids, "swap", mistakes=spans if mistaken else (), scope=scope, near_tie=tie)
+
+
+def _stands_alone(offsets: list[tuple[int, int]], position: int) -> bool:
+    """Whether a token has characters, and shares none with its neighbours (tokens of single bytes do)."""
+    start, end = offsets[position]
+    return start < end and not any(a < end and b > start for a, b in [*offsets[:position], *offsets[position + 1 :]])

@@ -1,0 +1,248 @@
+"""Spans of mistakes -> one label per token, through the tokenizer's offsets.
+
+Tokens before the first mistake are acceptable (1), the mistaken ones are not (0); what follows carries no label (-1),
+since being right after a mistake has no clear meaning (Judge Decoding, arXiv 2501.19309, section 3). A row whose tokens
+cannot be lined up with its text is skipped and counted: a label never moves to a neighbouring token. Knows nothing
+about models.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from transformers import PreTrainedTokenizerBase
+
+from hf_judge.labelling.responses import LabelledResponse
+
+ACCEPTABLE, MISTAKEN, IGNORED = 1, 0, -1
+AFTER_MISTAKE = ("ignore", "mistaken")
+ON_CUT_TOKEN = ("mistaken", "skip")
+INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what decoding shows for the first bytes of a character
+
+
+@dataclass
+class TokenLabels:
+    """A row as a model reads it."""
+
+    input_ids: list[int]  # prompt and response
+    labels: list[int]  # one per input id: 1 acceptable, 0 mistaken, -1 no label (the whole prompt)
+    n_prompt: int  # ids of the prompt
+    row: int  # number of the row that it comes from, from 0 on
+
+
+@dataclass
+class LabelReport:
+    """What became of the rows."""
+
+    n_rows: int = 0
+    n_labelled: int = 0  # rows that were used
+    n_acceptable: int = 0  # tokens
+    n_mistaken: int = 0  # tokens
+    n_cut_tokens: int = 0  # tokens that a span cuts inside a word
+    skipped: Counter = field(default_factory=Counter)  # reason -> rows
+    first_skipped: dict = field(default_factory=dict)  # reason -> its first row, from 1 on
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.n_labelled} of {self.n_rows} rows: {self.n_acceptable} acceptable and {self.n_mistaken} mistaken "
+            f"tokens ({self.n_cut_tokens} cut by a span)"
+        ]
+        lines += [f"skipped {n} rows: {why} (first: row {self.first_skipped[why]})" for why, n in self.skipped.items()]
+        return "\n".join(lines)
+
+
+class UnlabelledRow(ValueError):
+    """A row that cannot be labelled faithfully; its text is the reason that reports count."""
+
+
+def label_rows(
+    rows: Iterable[LabelledResponse],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    after_mistake: str = "ignore",
+    on_cut_token: str = "mistaken",
+    max_length: int | None = None,
+) -> tuple[list[TokenLabels], LabelReport]:
+    """Label the tokens of every row.
+
+    Args:
+        rows: the labelled responses.
+        tokenizer: of the target.
+        after_mistake: "ignore" gives tokens after the first mistake no label, "mistaken" labels them 0 as some others
+            do (AutoJudge's re-implementation of the paper).
+        on_cut_token: a span that cuts a token inside a word makes the whole token "mistaken", or "skip"s the row.
+        max_length: rows with more tokens than this, prompt included, are skipped.
+
+    Returns:
+        The labelled rows, and the report of what was skipped and why.
+
+    Raises:
+        ValueError: an option is unknown.
+    """
+    for name, value, known in (
+        ("after_mistake", after_mistake, AFTER_MISTAKE),
+        ("on_cut_token", on_cut_token, ON_CUT_TOKEN),
+    ):
+        if value not in known:
+            raise ValueError(f"{name} must be one of {known}, got {value!r}")
+    encoded, report = [], LabelReport()
+    for number, row in enumerate(rows):
+        report.n_rows += 1
+        try:
+            tokens, n_cut = _label(row, number, tokenizer, after_mistake)
+            if n_cut and on_cut_token == "skip":
+                raise UnlabelledRow("a span cuts a token inside a word")
+            if max_length is not None and len(tokens.input_ids) > max_length:
+                raise UnlabelledRow(f"longer than {max_length} tokens")
+        except UnlabelledRow as error:
+            report.skipped[str(error)] += 1
+            report.first_skipped.setdefault(str(error), number + 1)
+            continue
+        encoded.append(tokens)
+        report.n_labelled += 1
+        report.n_cut_tokens += n_cut
+        report.n_acceptable += tokens.labels.count(ACCEPTABLE)
+        report.n_mistaken += tokens.labels.count(MISTAKEN)
+    return encoded, report
+
+
+def label_offsets(
+    offsets: list[tuple[int, int]],
+    mistakes: Iterable[tuple[int, int]],
+    *,
+    scope: Iterable[tuple[int, int]] | None = None,
+    after_mistake: str = "ignore",
+) -> list[int]:
+    """One label per token from the characters that each token covers.
+
+    Args:
+        offsets: (start, end) of every token, in the response.
+        mistakes: spans of mistakes; a token that shares a character with one is mistaken.
+        scope: only tokens that share a character with these spans are labelled; None: all.
+        after_mistake: "ignore" or "mistaken".
+
+    Returns:
+        1, 0 or -1 for every token; -1 for tokens without characters.
+    """
+    mistakes = sorted(mistakes)
+    first = mistakes[0][0] if mistakes else None
+    labels = []
+    for start, end in offsets:
+        if start == end or (scope is not None and not _overlaps(start, end, scope)):
+            labels.append(IGNORED)
+        elif _overlaps(start, end, mistakes):
+            labels.append(MISTAKEN)
+        elif first is None or end <= first:
+            labels.append(ACCEPTABLE)
+        else:
+            labels.append(IGNORED if after_mistake == "ignore" else MISTAKEN)
+    return labels
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict]) -> tuple[str, list[int]]:
+    """The prompt's text and its ids, exactly as they go into `generate`.
+
+    Args:
+        tokenizer: of the target.
+        prompt: text, or chat messages for the tokenizer's chat template.
+    """
+    if isinstance(prompt, str):
+        return prompt, tokenizer(prompt).input_ids
+    text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+    # the template writes the special tokens itself
+    return text, tokenizer(text, add_special_tokens=False).input_ids
+
+
+def _label(row: LabelledResponse, number: int, tokenizer, after_mistake: str) -> tuple[TokenLabels, int]:
+    if not row.response and not row.response_ids:
+        raise UnlabelledRow("empty response")
+    text, prompt_ids = encode_prompt(tokenizer, row.prompt)
+    if row.response_ids is not None:
+        ids = list(row.response_ids)
+        offsets = decoded_offsets(tokenizer, ids, row.response)
+    else:
+        ids, offsets = _encode_response(tokenizer, text, row.response)
+    labels = label_offsets(offsets, row.mistakes, scope=row.scope, after_mistake=after_mistake)
+    if row.mistakes and MISTAKEN not in labels:
+        raise UnlabelledRow("no token covers the mistake")
+    if all(label == IGNORED for label in labels):
+        raise UnlabelledRow("no token to label")
+    n_cut = sum(_is_cut(row.response, offset, row.mistakes) for offset in offsets)
+    return TokenLabels(prompt_ids + ids, [IGNORED] * len(prompt_ids) + labels, len(prompt_ids), number), n_cut
+
+
+def _encode_response(tokenizer, prompt: str, response: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """Ids and offsets of the response as it continues the prompt."""
+    bare = {"add_special_tokens": False}
+    if not tokenizer.is_fast:
+        prompt_ids, ids = tokenizer(prompt, **bare).input_ids, tokenizer(prompt + response, **bare).input_ids
+        if ids[: len(prompt_ids)] != prompt_ids:
+            raise UnlabelledRow(_BOUNDARY)
+        ids = ids[len(prompt_ids) :]
+        return ids, decoded_offsets(tokenizer, ids, response)
+    prompt_ids = tokenizer(prompt, **bare).input_ids
+    whole = tokenizer(prompt + response, return_offsets_mapping=True, **bare)
+    ids, offsets = whole.input_ids[len(prompt_ids) :], whole.offset_mapping[len(prompt_ids) :]
+    if whole.input_ids[: len(prompt_ids)] != prompt_ids or any(a < len(prompt) and b > a for a, b in offsets):
+        raise UnlabelledRow(_BOUNDARY)
+    return ids, [(a - len(prompt), b - len(prompt)) if b > a else (0, 0) for a, b in offsets]
+
+
+_BOUNDARY = (
+    "the tokenizer merges the end of the prompt with the start of the response (no blank at the end of a prompt, or "
+    "give response_ids)"
+)
+
+
+def decoded_offsets(tokenizer, ids: list[int], response: str) -> list[tuple[int, int]]:
+    """Offsets of given ids, by decoding ever longer prefixes: for tokenizers without offsets and for ids that a model
+    wrote.
+
+    Args:
+        tokenizer: decodes the ids.
+        ids: n token ids.
+        response: what they stand for, up to blanks at the start that some tokenizers drop.
+
+    Returns:
+        n pairs (start, end) in the response.
+
+    Raises:
+        UnlabelledRow: the ids do not decode to the response.
+    """
+    if tokenizer.is_fast:  # nearly always the ids are what the tokenizer itself would have written
+        again = tokenizer(response, add_special_tokens=False, return_offsets_mapping=True)
+        if again.input_ids == ids:
+            return again.offset_mapping
+    decode = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+    whole = tokenizer.decode(ids, **decode)
+    shift = len(response) - len(whole)
+    if shift < 0 or response[:shift].strip() or response[shift:] != whole:
+        raise UnlabelledRow("the response's tokens do not decode to its text (another tokenizer?)")
+    offsets, before = [], 0
+    for n in range(1, len(ids) + 1):
+        text = tokenizer.decode(ids[:n], **decode)
+        complete = len(text.rstrip(INCOMPLETE)) if not whole.startswith(text) else len(text)
+        if not whole.startswith(text[:complete]):
+            raise UnlabelledRow("the tokenizer's decoding depends on what follows: no offsets")
+        # a token that only begins a character belongs to that character
+        end = complete + 1 if complete < len(text) else complete
+        offsets.append((before + shift, max(end, before) + shift))
+        before = complete
+    return offsets
+
+
+def _overlaps(start: int, end: int, spans: Iterable[tuple[int, int]]) -> bool:
+    return any(a < end and b > start for a, b in spans)
+
+
+def _is_cut(response: str, offset: tuple[int, int], mistakes: Iterable[tuple[int, int]]) -> bool:
+    """Whether a span covers a part of the token that is more than blanks, and leaves another such part."""
+    start, end = offset
+    for a, b in mistakes:
+        inside = response[max(a, start) : min(b, end)]
+        outside = response[start : min(max(a, start), end)] + response[max(min(b, end), start) : end]
+        if a < end and b > start and inside.strip() and outside.strip():
+            return True
+    return False

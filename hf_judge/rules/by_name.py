@@ -1,0 +1,150 @@
+"""The names of the acceptance rules on the command line, and what one number each of them is swept over.
+
+Knows nothing about tasks or measurements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from hf_judge.head.judge_head import JudgeHead
+from hf_judge.rules.control import RandomVerifier
+from hf_judge.rules.ensemble import EnsembleVerifier
+from hf_judge.rules.fly import FlyVerifier
+from hf_judge.rules.important import AutoJudgeVerifier
+from hf_judge.rules.kl import KLVerifier
+from hf_judge.rules.thresholds import ThresholdsVerifier
+from hf_judge.rules.top_k import RelaxedVerifier, TopKVerifier
+from hf_judge.rules.typical import TypicalVerifier
+from hf_judge.verify.rule import CandidateVerifier, JudgeCandidateVerifier, StrictVerifier
+
+BASELINES = ("plain", "assisted")  # not our loop: plain decoding, and upstream's assisted generation
+
+
+@dataclass(frozen=True)
+class RuleSpec:
+    """What the command line knows about a rule."""
+
+    number: str  # the name of the number that is swept; "" for none
+    sweep: tuple[float, ...]  # from lenient to strict
+    quick: tuple[float, ...]
+    make: Callable[[float, JudgeHead | None], CandidateVerifier]
+    needs_head: bool = False
+
+
+RULES = {
+    "strict": RuleSpec("", (), (), lambda value, head: StrictVerifier()),
+    "judge": RuleSpec(
+        "threshold",
+        (0.001, 0.01, 0.1, 0.3, 0.5, 0.7, 0.9, 0.98),
+        (0.5, 0.9),
+        lambda value, head: JudgeCandidateVerifier(head, value),
+        needs_head=True,
+    ),
+    "autojudge": RuleSpec(
+        "threshold",
+        (0.99, 0.9, 0.7, 0.5, 0.3, 0.1, 0.02),
+        (0.5, 0.1),
+        lambda value, head: AutoJudgeVerifier(head, value),
+        needs_head=True,
+    ),
+    "kl": RuleSpec("threshold", (8.0, 4.0, 3.0, 2.0, 1.5, 1.0), (4.0, 1.5), lambda value, head: KLVerifier(value)),
+    "typical": RuleSpec(
+        "epsilon", (0.0003, 0.001, 0.003, 0.01, 0.03, 0.09), (0.001, 0.01), lambda value, head: TypicalVerifier(value)
+    ),
+    "top-k": RuleSpec("k", (5, 3, 2), (3, 2), lambda value, head: TopKVerifier(_whole(value))),
+    "relaxed": RuleSpec(
+        "delta", (0.999, 0.99, 0.95, 0.9, 0.7, 0.5), (0.99, 0.5), lambda value, head: RelaxedVerifier(value)
+    ),
+    "ensemble": RuleSpec(
+        "weight", (0.1, 0.2, 0.3, 0.4, 0.5, 0.6), (0.3, 0.5), lambda value, head: EnsembleVerifier(value)
+    ),
+    "thresholds": RuleSpec(
+        "single", (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1), (0.001, 0.01), lambda value, head: ThresholdsVerifier(value)
+    ),
+    "fly": RuleSpec(
+        "threshold", (0.005, 0.02, 0.05, 0.1, 0.2, 0.3), (0.01, 0.1), lambda value, head: FlyVerifier(value)
+    ),
+    "random": RuleSpec("rate", (0.7, 0.5, 0.3, 0.1), (0.5, 0.1), lambda value, head: RandomVerifier(value)),
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A rule at one value of its number."""
+
+    rule: str  # of `BASELINES` or `RULES`; a further judge is "judge:NAME"
+    value: float | None = None  # None: the rule has no number, or for a judge the head's own threshold
+
+    @property
+    def name(self) -> str:
+        """E.g. ``judge=0.9``."""
+        return self.rule if self.value is None else f"{self.rule}={self.value:g}"
+
+    @property
+    def number(self) -> str:
+        """What the value is: "threshold", "k", ..."""
+        return "" if self.rule in BASELINES else RULES[self.rule.partition(":")[0]].number
+
+
+def parse_settings(texts: Iterable[str], heads: dict[str, JudgeHead], *, quick: bool = False) -> list[Setting]:
+    """Settings from words like ``judge=0.5,0.9`` or ``top-k``.
+
+    Args:
+        texts: none means every rule that the heads at hand allow.
+        heads: name of a rule ("judge", "judge:NAME", "autojudge") -> its head.
+        quick: two values of each rule instead of all.
+
+    Returns:
+        "plain" first, which everything is compared with; no setting twice.
+
+    Raises:
+        ValueError: no such rule, a rule without its head, or a value out of the rule's range.
+    """
+    texts = list(texts) or [*BASELINES, *(name for name, spec in RULES.items() if not spec.needs_head), *heads]
+    settings = [Setting("plain")]
+    for text in texts:
+        name, _, values = text.partition("=")
+        if name in BASELINES:
+            if values:
+                raise ValueError(f"{name} has no number to set, got {text!r}")
+            settings.append(Setting(name))
+            continue
+        spec = RULES.get(name.partition(":")[0])
+        if spec is None or (":" in name and not spec.needs_head):
+            raise ValueError(f"no rule {name!r}: there are {', '.join([*BASELINES, *RULES])}")
+        if spec.needs_head and name not in heads:
+            raise ValueError(f"rule {name!r} needs its head: pass --{name.partition(':')[0]} DIRECTORY")
+        if values and not spec.number:
+            raise ValueError(f"{name} has no number to set, got {text!r}")
+        chosen = _numbers(text, values) if values else (spec.quick if quick else spec.sweep)
+        settings += [Setting(name, value) for value in chosen] or [Setting(name)]
+    for setting in settings:
+        make_verifier(setting, heads)  # a value out of range is an error before any work is done
+    return list(dict.fromkeys(settings))
+
+
+def make_verifier(setting: Setting, heads: dict[str, JudgeHead]) -> CandidateVerifier | None:
+    """The rule of a setting, with stats of its own; None for the baselines.
+
+    Raises:
+        ValueError: the value is out of the rule's range; names the rule.
+    """
+    if setting.rule in BASELINES:
+        return None
+    try:
+        return RULES[setting.rule.partition(":")[0]].make(setting.value, heads.get(setting.rule))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{setting.name}: {error}") from None
+
+
+def _numbers(text: str, values: str) -> list[float]:
+    try:
+        return [float(value) for value in values.split(",")]
+    except ValueError:
+        raise ValueError(f"expected numbers after '=', separated by commas, got {text!r}") from None
+
+
+def _whole(value: float) -> int | float:
+    return int(value) if value == int(value) else value

@@ -1,0 +1,52 @@
+"""The KL gate of "Revisiting Judge Decoding" (2601.04766)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from hf_judge.head.distributions import kl_divergence
+from hf_judge.rules.base import AddingRule, check, draft_scores_of, drafted
+
+
+def kl_accepts(
+    scores: torch.Tensor, draft_scores: torch.Tensor, threshold: float, max_confidence: float
+) -> torch.Tensor:
+    """Accept where ``KL(p || q) < threshold`` and ``max p <= max_confidence``.
+
+    The KL gate of "Revisiting Judge Decoding" (2601.04766), p before q: the target's own distribution weighs the
+    differences. x itself does not matter.
+
+    Args:
+        scores: (batch, n, V) float, the target's.
+        draft_scores: (batch, n, V) float, the draft's.
+        threshold: in nats.
+        max_confidence: where the target is surer than this, verification is strict.
+
+    Returns:
+        (batch, n) bool.
+    """
+    return (kl_divergence(scores, draft_scores) < threshold) & (scores.softmax(dim=-1).amax(dim=-1) <= max_confidence)
+
+
+@dataclass(eq=False)
+class KLVerifier(AddingRule):
+    """Accepts where draft and target are close, see [`kl_accepts`].
+
+    Args:
+        threshold: in nats.
+        max_confidence: 0.9 in the paper.
+    """
+
+    threshold: float = 0.5
+    max_confidence: float = 0.9
+
+    def __post_init__(self):
+        super().__post_init__()
+        check("threshold", self.threshold, 0)
+        check("max_confidence", self.max_confidence, 0, 1)
+
+    def judged(self, candidates, rows, choice):
+        draft_scores = draft_scores_of(candidates, rows, "KLVerifier")
+        return kl_accepts(drafted(rows), draft_scores, self.threshold, self.max_confidence)

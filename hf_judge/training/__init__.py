@@ -1,0 +1,5 @@
+"""From labelled tokens to a fitted head and its threshold: features, fit, calibration."""
+
+from hf_judge.training.fit import JudgeTrainingArguments, TrainedJudge, fold_scaler, part_of, train_judge
+
+__all__ = ["JudgeTrainingArguments", "TrainedJudge", "fold_scaler", "part_of", "train_judge"]

@@ -1,0 +1,290 @@
+"""The threshold of a judge head, chosen with a stated risk on data that the fit did not see.
+
+By risk: the most lenient threshold at which the exact upper confidence bound on the share of accepted mistakes stays
+under what the user allows. By task: the most lenient at which answers stay as right as the target's, up to a margin.
+Knows nothing about models: it reads features, or answers that were already checked.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+
+from hf_judge.head.judge_head import JudgeHead
+from hf_judge.training.extraction import FeatureStore
+from hf_judge.training.metrics import THRESHOLDS
+
+UNITS = ("prompt", "token")
+CHUNK_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class RiskCertificate:
+    """What calibration by risk found; `threshold` is None where nothing could be certified."""
+
+    threshold: float | None  # the most lenient one that is certified
+    risk: float  # at most this share of mistakes is accepted ...
+    confidence: float  # ... with this confidence
+    bound: float | None  # the upper bound at the threshold
+    n_mistakes: int  # independent mistakes that were counted
+    n_accepted: int | None  # of them accepted at the threshold
+    n_thresholds: int  # tried; the confidence is corrected for all of them
+    unit: str  # "prompt": one mistaken token of every prompt; "token": all of them, taken as independent
+    n_needed: int | None  # where nothing was certified: mistakes that it would take, None where more would not help
+    good_accepted: float | None  # share of acceptable tokens that are accepted at the threshold
+    data_hash: str
+
+    def message(self) -> str:
+        """The result in one sentence."""
+        if self.threshold is not None:
+            good = "" if self.good_accepted is None else f", and {self.good_accepted:.1%} of good tokens"
+            return (
+                f"threshold {self.threshold:g}: at most {self.bound:.2%} of mistakes are accepted (confidence "
+                f"{self.confidence:.0%}, {self.n_accepted} of {self.n_mistakes} mistakes accepted, one of "
+                f"{self.n_thresholds} thresholds tried){good}"
+            )
+        wanted = f"at most {self.risk:.1%} accepted mistakes at confidence {self.confidence:.0%}"
+        if self.n_needed is None:
+            return (
+                f"no threshold is certified: {wanted} cannot be reached with this head, which accepts too many of the "
+                f"{self.n_mistakes} mistakes even at the strictest threshold; label more responses and train again, or "
+                "allow more risk"
+            )
+        return (
+            f"no threshold is certified: {wanted} needs {self.n_needed} mistakes to calibrate on, there are "
+            f"{self.n_mistakes}; nothing was chosen. Label more responses, or allow more risk"
+        )
+
+
+def binomial_upper_bound(n_events: int, n: int, error: float) -> float:
+    """The exact (Clopper-Pearson) upper bound on a probability.
+
+    The p at which P(Binomial(n, p) <= k) = error: had the probability been higher, so few events would have had a
+    chance below `error`.
+
+    Args:
+        n_events: k, seen events.
+        n: independent trials.
+        error: chance of a bound that is too low, between 0 and 1.
+    """
+    if n_events >= n:
+        return 1.0
+    if n_events == 0:
+        return -math.expm1(math.log(error) / n)  # (1 - p)^n = error
+    k = torch.arange(n_events + 1, dtype=torch.float64)
+    trials = torch.tensor(float(n), dtype=torch.float64)
+    ways = torch.lgamma(trials + 1) - torch.lgamma(k + 1) - torch.lgamma(trials - k + 1)
+    low, high = n_events / n, 1.0
+    # bisection: the tail falls with p; 60 halvings are below the spacing of doubles
+    for _ in range(60):
+        p = (low + high) / 2
+        tail = torch.logsumexp(ways + k * math.log(p) + (trials - k) * math.log1p(-p), dim=0).item() if p < 1 else -1e9
+        low, high = (p, high) if tail > math.log(error) else (low, p)
+    return high
+
+
+def mistakes_needed(rate: float, risk: float, error: float, limit: int = 1_000_000) -> int | None:
+    """The number of mistakes at which a share `rate` of accepted ones is certified to be under `risk`.
+
+    Returns:
+        The smallest such number, up to rounding of the events; None above `limit`.
+    """
+    if rate >= risk:
+        return None
+    n = math.ceil(math.log(error) / math.log1p(-risk))
+    while n <= limit:
+        if binomial_upper_bound(math.ceil(rate * n), n, error) <= risk:
+            return n
+        n = math.ceil(n * 1.05)
+    return None
+
+
+def choose_by_risk(
+    mistake_scores: torch.Tensor,
+    *,
+    risk: float,
+    confidence: float,
+    thresholds: Sequence[float] = THRESHOLDS,
+) -> tuple[float | None, float | None, int | None]:
+    """The most lenient threshold that is certified, its bound, and the mistakes needed where there is none.
+
+    The thresholds are fixed beforehand and the error 1 - confidence is shared among them (Bonferroni), so the statement
+    holds for the chosen one whichever it is.
+
+    Args:
+        mistake_scores: (n,) probabilities that the head gives to independent mistakes.
+        risk: allowed share of accepted mistakes.
+        confidence: of the statement.
+        thresholds: to try.
+    """
+    for name, value in (("risk", risk), ("confidence", confidence)):
+        if not 0 < value < 1:
+            raise ValueError(f"{name} must be between 0 and 1, got {value}")
+    n, error = len(mistake_scores), (1 - confidence) / len(thresholds)
+    for threshold in sorted(thresholds):
+        n_accepted = int((mistake_scores > threshold).sum())
+        bound = binomial_upper_bound(n_accepted, n, error) if n else 1.0
+        if bound <= risk:
+            return threshold, bound, None
+    rate = (mistake_scores > max(thresholds)).double().mean().item() if n else 0.0
+    return None, None, mistakes_needed(rate, risk, error)
+
+
+def calibrate_by_risk(
+    head: JudgeHead,
+    store: FeatureStore,
+    *,
+    risk: float = 0.05,
+    confidence: float = 0.95,
+    thresholds: Sequence[float] = THRESHOLDS,
+    fit_prompts: Iterable[str] = (),
+    unit: str = "prompt",
+    seed: int = 0,
+) -> RiskCertificate:
+    """Certify a threshold for "at most `risk` of mistakes accepted, with this confidence".
+
+    Mistaken tokens of one prompt are not independent of each other, and the exact bound is only exact for independent
+    ones: by default one mistaken token of every prompt is drawn.
+
+    Args:
+        head: the fitted head.
+        store: labelled features; prompts that the fit saw are left out.
+        risk, confidence, thresholds: see [`choose_by_risk`].
+        fit_prompts: hashes of the prompts that the fit saw.
+        unit: "prompt" or "token".
+        seed: draws the token of each prompt.
+
+    Raises:
+        ValueError: the features do not fit the head; all prompts were used by the fit; an option is out of range.
+    """
+    if unit not in UNITS:
+        raise ValueError(f"unit must be one of {UNITS}, got {unit!r}")
+    labels, rows = store.column("labels"), store.column("row")
+    seen = set(fit_prompts)
+    prompts = [row["prompt"] for row in store.rows]
+    unseen = torch.tensor([prompt not in seen for prompt in prompts])[rows]
+    if not unseen.any():
+        raise ValueError(
+            "every prompt of these features was used to fit the head: calibrate on others, or train with a "
+            "calibration_fraction above 0"
+        )
+    scores = head_scores(head, store)
+    mistaken = (unseen & (labels == 0)).nonzero()[:, 0].tolist()
+    if unit == "prompt":
+        by_prompt = {}
+        for token in mistaken:
+            by_prompt.setdefault(prompts[rows[token]], []).append(token)
+        mistaken = [random.Random(f"{seed}/{prompt}").choice(tokens) for prompt, tokens in by_prompt.items()]
+    mistake_scores = scores[torch.tensor(mistaken, dtype=torch.long)]
+    threshold, bound, n_needed = choose_by_risk(mistake_scores, risk=risk, confidence=confidence, thresholds=thresholds)
+    good = scores[unseen & (labels == 1)]
+    certified = threshold is not None
+    return RiskCertificate(
+        threshold=threshold,
+        risk=risk,
+        confidence=confidence,
+        bound=bound,
+        n_mistakes=len(mistaken),
+        n_accepted=int((mistake_scores > threshold).sum()) if certified else None,
+        n_thresholds=len(thresholds),
+        unit=unit,
+        n_needed=n_needed,
+        good_accepted=(good > threshold).double().mean().item() if certified and len(good) else None,
+        data_hash=store.index["data_hash"],
+    )
+
+
+@dataclass(frozen=True)
+class AccuracyCertificate:
+    """What calibration by task found; `threshold` is None where every one tried loses too much."""
+
+    threshold: float | None
+    margin: float  # allowed loss of accuracy, as a share of the answers
+    n_answers: int
+    target_accuracy: float
+    judged_accuracy: dict  # threshold (as text) -> accuracy, of those tried
+
+    def message(self) -> str:
+        """The result in one sentence."""
+        if self.threshold is None:
+            return f"no threshold keeps accuracy within {self.margin:.1%} of the target's {self.target_accuracy:.1%}"
+        return (
+            f"threshold {self.threshold:g}: accuracy {self.judged_accuracy[f'{self.threshold:g}']:.1%} on "
+            f"{self.n_answers} answers, the target's is {self.target_accuracy:.1%}"
+        )
+
+
+def calibrate_by_accuracy(
+    target_right: Sequence[bool],
+    judged_right: Callable[[float], Sequence[bool]],
+    *,
+    margin: float = 0.01,
+    thresholds: Sequence[float] = THRESHOLDS,
+) -> AccuracyCertificate:
+    """The most lenient threshold whose accuracy stays within `margin` of the target's.
+
+    Args:
+        target_right: whether the target's own answers are right.
+        judged_right: the same for the judged answers at a threshold, to the same prompts in the same order; called from
+            the most lenient threshold on until one is found.
+        margin: allowed loss, as a share of the answers.
+        thresholds: to try.
+
+    Raises:
+        ValueError: no answers, or another number of judged ones.
+    """
+    if not target_right:
+        raise ValueError("calibration by task needs answers: there are none")
+    accuracy, judged = sum(target_right) / len(target_right), {}
+    chosen = None
+    for threshold in sorted(thresholds):
+        right = judged_right(threshold)
+        if len(right) != len(target_right):
+            raise ValueError(f"judged answers must pair with the target's {len(target_right)}, got {len(right)}")
+        judged[f"{threshold:g}"] = sum(right) / len(right)
+        # shares of whole answers: rounding must not turn an allowed loss into a refused one
+        if sum(target_right) - sum(right) <= margin * len(right) + 1e-9:
+            chosen = threshold
+            break
+    return AccuracyCertificate(chosen, margin, len(target_right), accuracy, judged)
+
+
+def head_scores(head: JudgeHead, store: FeatureStore) -> torch.Tensor:
+    """The head's probability for every token of the store, (n_tokens,).
+
+    Raises:
+        ValueError: the features are of another kind than the head reads.
+    """
+    index, config = store.index, head.config
+    expected = (config.hidden_size - (config.draft_hidden_size or 0), config.hidden_state)
+    draft_fits = config.draft_hidden_size in (None, index["draft_hidden_size"])
+    extra_fits = set(config.extra_features) <= set(store.extra_features)
+    if expected != (index["hidden_size"], index["hidden_state"]) or not draft_fits or not extra_fits:
+        raise ValueError(
+            f"head reads '{config.hidden_state}' states of size {expected[0]} (draft: {config.draft_hidden_size}, "
+            f"extra: {', '.join(config.extra_features) or None}), the features are '{index['hidden_state']}' states of "
+            f"size {index['hidden_size']} (draft: {index['draft_hidden_size']}, extra: "
+            f"{', '.join(store.extra_features) or None}): extract features for this head"
+        )
+    with torch.no_grad():
+        chunks = store.chunks(
+            chunk_tokens=CHUNK_TOKENS, draft=config.draft_hidden_size is not None, extra=config.extra_features
+        )
+        return torch.cat([head(features).sigmoid().cpu() for _, features in chunks])
+
+
+def apply_certificate(head: JudgeHead, certificate: RiskCertificate | AccuracyCertificate) -> None:
+    """Put the threshold and its certificate into the head's config.
+
+    Raises:
+        ValueError: nothing was certified.
+    """
+    if certificate.threshold is None:
+        raise ValueError(certificate.message())
+    head.config.threshold = float(certificate.threshold)
+    kind = "by_risk" if isinstance(certificate, RiskCertificate) else "by_accuracy"
+    head.config.provenance = head.config.provenance | {"calibration": {kind: asdict(certificate)}}
