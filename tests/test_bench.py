@@ -17,8 +17,8 @@ from hf_judge.bench.formula import (
     simulate,
 )
 from hf_judge.bench.run import BenchWay, bench, measure_costs, recommend
-from hf_judge.cli.commands import bench as cli_bench
-from hf_judge.cli.commands import main as cli
+from hf_judge.cli import bench as cli_bench
+from hf_judge.cli import commands as cli
 
 ENGINE_KEYS = (
     "plain", "plain_static", "assisted", "judged_upstream", "judged_ragged", "strict_ragged", "judged_ragged_batch8",

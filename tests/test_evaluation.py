@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from hf_judge import StrictVerifier, VerdictCode
-from hf_judge.cli.commands import evaluate as cli_evaluate
-from hf_judge.cli.commands import main as cli
+from hf_judge.cli import commands as cli
+from hf_judge.cli import evaluate as cli_evaluate
 from hf_judge.evaluation.answers import Answer, Decoding, Pair, evaluate
 from hf_judge.evaluation.figures import best_within, figures, pareto, warnings_of
 from hf_judge.evaluation.given_text import pieces, read_text, runs, score_curves, score_texts, token_details, walk

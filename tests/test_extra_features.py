@@ -11,7 +11,7 @@ from feature_stores import make_store, separable
 from safetensors.torch import load_file
 
 from hf_judge import JudgeCandidateVerifier, JudgeConfig, JudgeHead, judged
-from hf_judge.cli.commands import main as cli
+from hf_judge.cli import commands as cli
 from hf_judge.head.distributions import DRAFT_FEATURES, EXTRA_FEATURES, extra_features
 from hf_judge.labelling.responses import LabelledResponse
 from hf_judge.rules import AutoJudgeVerifier

@@ -13,8 +13,8 @@ from hf_judge.labelling.greedy import greedy
 from hf_judge.labelling.jobs import decode_exactly
 from hf_judge.labelling.responses import LabelledResponse
 from hf_judge.labelling.tokens import label_rows
+from hf_judge.training import extraction as features_module
 from hf_judge.training.extraction import INDEX_NAME, FeatureStore, extract_features
-from hf_judge.training.fit import extraction as features_module
 from hf_judge.upstream.states import StateReader
 
 

@@ -94,8 +94,10 @@ class _Round:
         self._n_drafted = n_drafted
         n = prompt_ids.shape[1] + BEHIND_PROMPT
         text = prompt_ids.repeat(n_rows, -(-n // prompt_ids.shape[1]))[:, :n]
-        with StateReader(pair.target, "post_norm") as reader:
-            self._more = reader.request({}, {}) if not reader.needs_logits else {}
+        reader = StateReader(pair.target, "post_norm")
+        if compiled is not None:
+            reader.leave_forwards_alone()
+        self._more = reader.request({}, {})
         self._target = ModelRows(pair.target, n_rows, compiled=compiled)
         self._draft = ModelRows(pair.draft, n_rows, draft_step, compiled)
         # as drafting and verifying make them: a slice has other strides, and would be compiled for once more

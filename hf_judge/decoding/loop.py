@@ -27,7 +27,7 @@ from hf_judge.upstream.devices import sent
 from hf_judge.upstream.forward import pad_token, stop_tokens, with_cache
 from hf_judge.upstream.names import BaseStreamer, GenerateDecoderOnlyOutput, ModelOutput
 from hf_judge.upstream.processes import Ranks
-from hf_judge.upstream.processors import RowProcessor
+from hf_judge.upstream.processors import AtRow, RowProcessor, is_upstreams_own
 from hf_judge.verify.rule import Candidates, CandidateVerifier, Rows, Verdict
 from hf_judge.verify.stats import JudgeStats, VerdictCode
 
@@ -108,6 +108,7 @@ class _Answer:
     ids: torch.LongTensor  # (1, n), the prompt (with its padding) and the answer
     process: RowProcessor
     record: Record
+    row: int  # its place in the batch
     codes: list[int] = field(default_factory=list)  # one VerdictCode per new token
     n_rescued: int = 0
     finished: bool = False
@@ -140,9 +141,14 @@ def judged_decoding(
         (batch, n + n_new) long, padded on the right, or [`JudgeDecoderOnlyOutput`] with `return_dict_in_generate=True`.
     """
     stats, clock = JudgeStats(), _Clock()
-    stop = _Stop(stopping_criteria, generation_config, input_ids.device, ranks)
+    stop = _Stop(stopping_criteria, generation_config, input_ids.shape[0], input_ids.device, ranks)
     answers = [
-        _Answer(input_ids[row : row + 1], RowProcessor(logits_processor, row), Record(generation_config))
+        _Answer(
+            input_ids[row : row + 1],
+            RowProcessor(logits_processor, row, input_ids.shape[0]),
+            Record(generation_config),
+            row,
+        )
         for row in range(input_ids.shape[0])
     ]
     active = list(answers)
@@ -305,6 +311,7 @@ class _Stop:
         self,
         criteria: StoppingCriteriaList,
         generation_config: GenerationConfig,
+        n_rows: int,
         device: torch.device,
         ranks: Ranks,
     ):
@@ -318,7 +325,11 @@ class _Stop:
         configured = stop_tokens(generation_config)
         ends = self._ends | set([] if configured is None else configured.tolist())
         self.token_ids = torch.tensor(sorted(ends), dtype=torch.long, device=device)
-        self._others = StoppingCriteriaList(c for c in criteria if type(c) not in (MaxLengthCriteria, EosTokenCriteria))
+        others = [c for c in criteria if type(c) not in (MaxLengthCriteria, EosTokenCriteria)]
+        self._others = [  # for each place in the batch
+            StoppingCriteriaList(c if n_rows == 1 or is_upstreams_own(c) else AtRow(c, row, n_rows) for c in others)
+            for row in range(n_rows)
+        ]
 
     def cut(self, answer: _Answer, tokens: list[int], logits: torch.Tensor, scores: torch.Tensor) -> tuple[int, bool]:
         """How many of the new tokens stand, and whether the answer ends with them; records their scores.
@@ -334,9 +345,9 @@ class _Stop:
         finished = n_new == room or tokens[n_new - 1] in self._ends
         for i in range(n_new):
             answer.record.scores(logits[:, i], scores[:, i])
-            if self._others:
+            if self._others[answer.row]:
                 so_far = torch.cat([answer.ids, answer.ids.new_tensor([tokens[: i + 1]])], dim=1)
-                met = self._others(so_far, answer.record.score_rows).all()
+                met = self._others[answer.row](so_far, answer.record.score_rows).all()
                 if bool(self._ranks.agree(met)):
                     return i + 1, True
         return n_new, finished

@@ -22,9 +22,10 @@ from hf_judge.head.files import LAYER_NAME
 from hf_judge.head.hub import cached_commit
 from hf_judge.head.judge_head import JudgeHead, shared_head
 from hf_judge.modeling.default_judge import checked_adapter, save_judge, saved_head
-from hf_judge.ragged.backend import RaggedBackend, why_not_ragged
+from hf_judge.ragged.backend import RaggedBackend
+from hf_judge.ragged.eligibility import why_not_ragged
 from hf_judge.upstream.candidates import CandidateSource, DraftingOptions
-from hf_judge.upstream.forward import cache_of, commit_of, is_stateful, remember_commit, takes_cache
+from hf_judge.upstream.forward import cache_of, commit_of, is_stateful, remember_commit, takes_cache, unwrapped
 from hf_judge.upstream.generation import STATIC_CACHES, Call, PreparedCall
 from hf_judge.upstream.names import causal_lm_class, let_pipelines_take
 from hf_judge.upstream.processes import Ranks, is_sharded
@@ -36,6 +37,11 @@ from hf_judge.verify.rule import CandidateVerifier, JudgeCandidateVerifier
 logger = logging.getLogger(__name__)
 
 _DRAFTING_OPTIONS = ("num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold")
+# families of encoders that are decoders only where their config says so (transformers 5.19 to 5.24)
+ENCODERS = {
+    *("bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert"),
+    *("rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta", "xlm-roberta-xl", "xmod"),
+}
 ENGINES = ("auto", "ragged", "upstream")
 _PUSH_OPTIONS = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr", "tags")
 
@@ -339,6 +345,11 @@ def _check_model(model: PreTrainedModel) -> None:
         )
     if is_stateful(model):
         raise ValueError(f"{name} is stateful: its state cannot be rolled back when a drafted token is rejected")
+    if model.config.model_type in ENCODERS and not model.config.is_decoder:
+        raise ValueError(
+            f"{name} attends to what comes after a token (is_decoder=False): it cannot verify drafts. Load it with "
+            "is_decoder=True if it was trained as a decoder"
+        )
     if not takes_cache(model):
         raise ValueError(f"{name} keeps no key-value cache of transformers, which verifying drafts needs")
 
@@ -373,6 +384,9 @@ def _check_call(call: Call, config: GenerationConfig) -> None:
             "again for each answer"
         )
     call.check_assistant(config)
+    call.check_inputs()
+    if config.cache_implementation == "paged":
+        raise ValueError("judge= does not work with cache_implementation='paged' (continuous batching): leave one out")
     if config.guidance_scale is not None and config.guidance_scale != 1:
         raise ValueError("judge= does not work with guidance_scale: a head reads the plain forward, not the guided one")
     if config.assistant_ensemble_weight is not None:
@@ -437,14 +451,7 @@ def _backend(
     model, draft, config = prepared.model, prepared.assistant_model, prepared.generation_config
     if prepared.synced_gpus:
         _check_drafts_whole(draft, config)
-    reason = why_not_ragged(
-        model,
-        draft,
-        prepared.input_ids,
-        config,
-        prepared.model_kwargs,
-        other_tokenizer=prepared.assistant_tokenizer is not None,
-    )
+    reason = why_not_ragged(prepared)
     if engine == "ragged" and reason is not None:
         raise ValueError(
             f"judge_engine='ragged' cannot serve this call: {reason}; use judge_engine='auto', which takes the "
@@ -453,7 +460,7 @@ def _backend(
     if engine != "upstream" and reason is None:
         return RaggedBackend(
             model,
-            draft,
+            unwrapped(draft),
             prepared.input_ids,
             attention_mask=prepared.model_kwargs.get("attention_mask"),
             reader=reader,
@@ -477,8 +484,8 @@ def _backend(
         options=options,
         raw_logits=getattr(verifier, "reads_draft_logits", False),
         assistant_model=draft,
-        target_tokenizer=prepared.tokenizer,
-        assistant_tokenizer=prepared.assistant_tokenizer,
+        target_tokenizer=prepared.tokenizer if prepared.has_other_vocabulary else None,
+        assistant_tokenizer=prepared.assistant_tokenizer if prepared.has_other_vocabulary else None,
         inputs_tensor=prepared.inputs_tensor,
     )
     return CroppingBackend(model, source, reader, config, prepared.model_kwargs, ranks)

@@ -15,11 +15,10 @@ from hf_judge.ragged.rows import ModelRows
 from hf_judge.ragged.schedule import length_schedule
 from hf_judge.upstream.candidates import DraftingOptions
 from hf_judge.upstream.devices import sent
-from hf_judge.upstream.forward import attention_of, cache_of, forward_parameters, is_stateful, stop_tokens
+from hf_judge.upstream.forward import stop_tokens
 from hf_judge.upstream.processes import Ranks
 from hf_judge.upstream.processors import RowProcessor
 from hf_judge.upstream.states import StateReader
-from hf_judge.upstream.versions import CACHE
 
 DEFAULT_TOKENS = 20  # upstream's default draft length
 
@@ -66,18 +65,26 @@ class RaggedBackend:
         # compiling runs the target, in each process on its own
         may_compile = ranks.alone and not synced_gpus
         self._compiled = compile_for(model, draft, generation_config) if may_compile else None
+        if self._compiled is not None:
+            reader.leave_forwards_alone()
         n_more = min(self._schedule.next(), max(self._max_length - input_ids.shape[1], 0)) + 1
         limit = self._max_length + n_more
-        self._target = ModelRows(model, batch, compiled=self._compiled, device=input_ids.device, limit=limit)
+        last = self._max_length - 1
+        self._target = ModelRows(
+            model, batch, compiled=self._compiled, device=input_ids.device, limit=limit, last_position=last
+        )
+        self._draft_positions = _max_positions(draft)
         self._drafter = Drafter(
             draft,
             batch,
-            processors=[RowProcessor(logits_processor, row) for row in range(batch)] if logits_processor else [],
+            processors=[RowProcessor(logits_processor, row, batch) for row in range(batch)] if logits_processor else [],
             do_sample=bool(generation_config.do_sample),
             end_ids=input_ids.new_zeros(0) if end is None else end,
             confidence=options.assistant_confidence_threshold or 0.0,
             compiled=self._compiled,
             limit=limit,
+            last_position=min(last, self._draft_positions - 1),
+            vocabulary=model.config.get_text_config().vocab_size,
         )
         lengths = [input_ids.shape[1] - pad for pad in self._pads]
         packed = torch.stack([torch.roll(ids, -pad) for ids, pad in zip(input_ids, self._pads, strict=True)])
@@ -86,7 +93,7 @@ class RaggedBackend:
             # asking for the state here too lets upstream get ready for it outside of what is compiled
             self._target.prefill(packed, lengths, n_more=n_more, in_one=synced_gpus, **reader.request({}, {}))
             reader.forget()
-            if ranks.decides:
+            if ranks.decides and max(lengths) <= self._draft_positions:
                 self._drafter.prefill(packed, lengths, n_more=n_more)
         except BaseException:
             self.close(failed=True)
@@ -95,12 +102,12 @@ class RaggedBackend:
     def propose(self, answers: list[torch.LongTensor], budgets: list[int]) -> Draft:
         """See [`hf_judge.decoding.loop.Backend`]."""
         self._started = time.perf_counter()
-        scheduled = self._schedule.next()
-        n_tokens = min(scheduled, max(budgets))
+        scheduled, texts = self._schedule.next(), self._texts(answers)
+        # a draft with fewer positions than the target stops drafting where they end
+        n_tokens = min(scheduled, max(budgets), self._draft_positions - max(text.shape[1] for text in texts))
         if n_tokens <= 0:
             none = answers[0].new_zeros(len(answers), 0)
             return Draft(none, none.new_zeros(len(answers)), None)
-        texts = self._texts(answers)
         n_wanted, width = n_tokens, _width(scheduled) if self._schedule.compiled_lengths_round_up else scheduled
         # a compiled width is kept to the end, as long as there are positions for it
         self._eagerly = self._compiled is None or max(t.shape[1] for t in texts) + width > self._max_position
@@ -193,77 +200,4 @@ def _width(n_tokens: int) -> int:
 
 
 def _max_positions(model: PreTrainedModel) -> int:
-    return getattr(_text(model), "max_position_embeddings", None) or sys.maxsize
-
-
-def why_not_ragged(
-    model: PreTrainedModel,
-    draft: PreTrainedModel | None,
-    input_ids: torch.LongTensor,
-    generation_config: GenerationConfig,
-    model_kwargs: dict,
-    *,
-    other_tokenizer: bool,
-) -> str | None:
-    """Why the ragged engine cannot serve this call, or None when it can.
-
-    Args:
-        model, draft: target and assistant model; None without one.
-        input_ids: (batch, n) long, the prompts.
-        generation_config, model_kwargs: as `generate()` prepared them.
-        other_tokenizer: the assistant has a tokenizer of its own.
-    """
-    config = generation_config
-    others = (
-        config.prompt_lookup_num_tokens,
-        config.assistant_early_exit,
-        config.speculation_type,
-        config.use_mtp or None,
-    )
-    if draft is None or any(source is not None for source in others):
-        return "drafts do not come from an assistant model's own forward"
-    if other_tokenizer or _text(model).vocab_size != _text(draft).vocab_size:
-        return "the assistant has another vocabulary"
-    for name, one in (("target", model), ("assistant", draft)):
-        if (reason := _unfit(one)) is not None:
-            return f"the {name} {reason}"
-    if draft.device.type == "meta":
-        return "the assistant's first weights are offloaded"
-    if input_ids.shape[1] == 0 or model_kwargs.get("inputs_embeds") is not None:
-        return "the prompt is given as embeddings"
-    cache = cache_of(model_kwargs)
-    if cache is not None and cache.get_seq_length() > 0:
-        return "the cache holds an earlier turn"
-    if config.return_dict_in_generate and (config.output_attentions or config.output_hidden_states):
-        return "attentions or hidden states were asked for"
-    if unknown := sorted(key for key, value in model_kwargs.items() if value is not None and key not in _KNOWN_KWARGS):
-        return f"the target's forward is given {', '.join(unknown)}"
-    mask = model_kwargs.get("attention_mask")
-    if mask is not None and bool((mask[:, 1:] < mask[:, :-1]).any()):
-        return "attention_mask hides more than padding on the left"
-    return None
-
-
-# what generate() prepares for a plain decoder; the engine makes its own of each
-_KNOWN_KWARGS = {"attention_mask", "position_ids", CACHE, "use_cache", "logits_to_keep"}
-
-
-def _text(model: PreTrainedModel):
-    return model.config.get_text_config()
-
-
-def _unfit(model: PreTrainedModel) -> str | None:
-    if not isinstance(model, PreTrainedModel):
-        return f"is a {type(model).__name__}, not a transformers model"
-    config = _text(model)
-    if model.config.is_encoder_decoder or is_stateful(model):
-        return "is not a decoder whose cache can be rolled back"
-    if attention_of(config) not in ("eager", "sdpa"):
-        return f"uses {attention_of(config)}, which takes no 4-D mask"
-    parameters = forward_parameters(model)
-    if "position_ids" not in parameters or "logits_to_keep" not in parameters:
-        return "takes no position_ids or no logits_to_keep"
-    layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if layer_types != {"full_attention"} or getattr(config, "sliding_window", None) is not None:
-        return "has layers that do not attend fully"
-    return None
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize

@@ -135,6 +135,7 @@ class RaggedCache(Cache):
         positions: (n_rows, n) long, where the tokens of the running forward go.
         length: keys of every row that there is room for.
         n_seen: the first keys of every row, which a forward attends over.
+        last_position: that the model is told of; what lies behind it is never read.
     """
 
     def __init__(
@@ -151,6 +152,7 @@ class RaggedCache(Cache):
         self.n_rows, self.length, self.n_seen = n_rows, 0, 0
         self.coarse, self.limit = coarse, limit
         self.positions: torch.Tensor | None = None
+        self.last_position = sys.maxsize
 
     def reserve(self, n_keys: int) -> None:
         """Make room for `n_keys` keys per row, layer by layer, and let forwards attend over no more than these."""

@@ -28,6 +28,8 @@ class Drafter:
         confidence: a draft ends before the first token whose probability is below this; 0: never.
         compiled: compiles the draft's step.
         limit: tokens that no row will have more of, as far as is known.
+        last_position: of any token that counts.
+        vocabulary: rows of the target's vocabulary; the draft's own may be padded to another size.
     """
 
     def __init__(
@@ -41,11 +43,14 @@ class Drafter:
         confidence: float = 0.0,
         compiled: Compiled | None = None,
         limit: int = sys.maxsize,
+        last_position: int = sys.maxsize,
+        vocabulary: int | None = None,
     ):
-        self.rows = ModelRows(draft, n_rows, draft_step, compiled, limit=limit)
+        self.rows = ModelRows(draft, n_rows, draft_step, compiled, limit=limit, last_position=last_position)
+        self._vocabulary = vocabulary
         self._processors, self._do_sample = processors, do_sample
         self._end_ids, self._confidence = end_ids.to(self.rows.device), confidence
-        self._n_read = []  # tokens of every row that the cache holds
+        self._n_read = [0] * n_rows  # tokens of every row that the cache holds
 
     def prefill(self, ids: torch.LongTensor, lengths: list[int], *, n_more: int = 0) -> None:
         """Read the prompts, (n_rows, n) long, packed to the left; the last token of each waits for the first draft."""
@@ -77,6 +82,9 @@ class Drafter:
         ids, scores, raw, confidences = [], [], [], []
         for i in range(n_tokens):
             logits, token = self.rows.run(step, first, eagerly=eagerly)
+            if self._vocabulary not in (None, logits.shape[-1]):
+                logits = _of_width(logits, self._vocabulary)
+                token = logits.argmax(dim=-1, keepdim=True)
             raw.append(logits)
             if self._processors:
                 logits = self._process(answers, ids, logits)
@@ -135,3 +143,9 @@ class Drafter:
         if confidences:
             useless = useless | ((torch.cat(confidences, dim=1) < self._confidence).cumsum(dim=1) > 0)
         return (~useless).long().cumprod(dim=1).sum(dim=1)
+
+
+def _of_width(logits: torch.Tensor, vocabulary: int) -> torch.Tensor:
+    """Logits (n_rows, V) over another number of rows: those that one model lacks can never be drawn."""
+    missing = vocabulary - logits.shape[-1]
+    return torch.nn.functional.pad(logits, (0, missing), value=-torch.inf) if missing > 0 else logits[:, :vocabulary]

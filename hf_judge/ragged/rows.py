@@ -30,9 +30,11 @@ def forward_rows(model, cache: RaggedCache, ids: torch.LongTensor, first: torch.
         **more: arguments of the model's forward.
     """
     cache.positions = (first[:, None] + torch.arange(ids.shape[1], device=ids.device)).clamp(min=0)
+    last = cache.last_position
     outputs = model(
         input_ids=ids,
-        position_ids=cache.positions,
+        # what lies behind the last position of an answer is never read, but a table of positions may end there
+        position_ids=cache.positions.clamp(max=last) if last < sys.maxsize else cache.positions,
         attention_mask=cache.mask(model.dtype),
         use_cache=True,
         **with_cache(cache),
@@ -60,6 +62,7 @@ class ModelRows:
         compiled: compiles `step`; None: it runs as it is.
         device: of the ids, where the model has no place of its own: its embeddings are offloaded.
         limit: keys that no row will have more of, as far as is known.
+        last_position: of any token that counts.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class ModelRows:
         compiled: Compiled | None = None,
         device: torch.device | None = None,
         limit: int = sys.maxsize,
+        last_position: int = sys.maxsize,
     ):
         self.model, self.compiled = model, compiled
         embeddings = model.get_input_embeddings().weight.device
@@ -77,6 +81,7 @@ class ModelRows:
         n_layers = model.config.get_text_config().num_hidden_layers
         buffers = None if compiled is None else taken_buffers(model, step)
         self.cache = RaggedCache(n_layers, n_rows, coarse=compiled is not None, limit=limit, buffers=buffers)
+        self._last_position = self.cache.last_position = last_position
         self._step = step if compiled is None else compiled.of(step)
         self._plain_step = step
         self._live = list(range(n_rows))  # rows of the cache that are in work
@@ -117,8 +122,10 @@ class ModelRows:
         if self._spread is not None:
             ids, first = ids[self._spread], first[self._spread]
         step = self._plain_step if eagerly else self._step
+        self.cache.last_position = self._last_position
         if self.compiled is not None and not eagerly:
             self.cache.n_seen = self.cache.length  # one shape, whatever there is to see
+            self.cache.last_position = sys.maxsize  # a number that changes from call to call would be compiled in
         found = step(self.model, self.cache, ids, first, **more)
         return found if self._places is None else _rows_of(found, self._places)
 
@@ -163,6 +170,7 @@ class ModelRows:
             for width in widths
             if self.compiled.is_new(self.model, self._plain_step, (self.cache.n_rows, length, width, repr(more)))
         ]
+        self.cache.last_position = sys.maxsize
         with self.compiled.compiling(), tqdm(todo, desc=desc, unit="shape", disable=not todo) as bar:
             for length, width in bar:
                 ids = torch.zeros(self.cache.n_rows, width, dtype=torch.long, device=self.device)

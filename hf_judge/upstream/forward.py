@@ -55,6 +55,35 @@ def records_hidden_states(decoder: PreTrainedModel) -> bool:
     return "hidden_states" in (private(decoder, "_can_record_outputs") or {})
 
 
+def is_compiled(model: torch.nn.Module) -> bool:
+    """Whether the caller has compiled the model's forward: ``model.forward = torch.compile(model.forward)``."""
+    return hasattr(vars(model).get("forward"), "_torchdynamo_orig_callable")
+
+
+def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
+    """The transformers model in a wrapper that changes none of its tokens: `torch.compile(model)`, or a `PeftModel`.
+
+    Prompt learning lives in the PeftModel itself, which is then returned as it is.
+    """
+    if type(model).__name__ == "OptimizedModule":
+        model = private(model, "_orig_mod")
+    if type(model).__module__.partition(".")[0] == "peft" and not model.active_peft_config.is_prompt_learning:
+        model = model.get_base_model()
+    return model
+
+
+def stranger_hooks(model: torch.nn.Module) -> str | None:
+    """The module that carries a forward hook of the caller's own; None: hooks of libraries at most."""
+    libraries = ("torch", "accelerate", "transformers", "peft", "hf_judge")
+    for name, module in model.named_modules():
+        for hook in (*private(module, "_forward_hooks").values(), *private(module, "_forward_pre_hooks").values()):
+            function = getattr(hook, "func", hook)
+            owner = getattr(function, "__module__", None) or type(function).__module__
+            if owner.partition(".")[0] not in libraries:
+                return name or type(module).__name__
+    return None
+
+
 def commit_of(config) -> str | None:
     """The commit on the Hub that a model's config came from, 40 hex digits; None: not known."""
     return getattr(config, "_commit_hash", None)  # only configs that were loaded have it

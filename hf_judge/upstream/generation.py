@@ -50,6 +50,8 @@ class PreparedCall:
         model_kwargs: what the target's first forward is called with; holds the cache.
         assistant_model, tokenizer, assistant_tokenizer, streamer: as the caller passed them.
         synced_gpus: whether other processes wait for each forward of this one.
+        has_own_cache: whether the caller passed a cache, which must hold the whole turn afterwards.
+        has_own_positions: whether the caller passed `position_ids`.
     """
 
     model: PreTrainedModel
@@ -64,6 +66,15 @@ class PreparedCall:
     assistant_tokenizer: PreTrainedTokenizerBase | None
     streamer: BaseStreamer | None
     synced_gpus: bool
+    has_own_cache: bool
+    has_own_positions: bool
+
+    @property
+    def has_other_vocabulary(self) -> bool:
+        """Whether the assistant's tokens are not the target's. Rows of a matrix behind the last token do not count."""
+        return self.assistant_model is not None and not _share_vocabulary(
+            self.model, self.assistant_model, self.tokenizer, self.assistant_tokenizer
+        )
 
     def has_unfinished(self, this_process_finished: bool) -> bool:
         """Whether any process has work left."""
@@ -103,12 +114,33 @@ class Call:
         """Whether the call would draft without an assistant model: by prompt lookup, early exit, MTP, ..."""
         return settings.get_generation_mode(None) == GenerationMode.ASSISTED_GENERATION
 
+    def check_inputs(self) -> None:
+        """Refuse an attention mask that says nothing about some of the tokens.
+
+        Raises:
+            ValueError: it has another shape than the prompts.
+        """
+        ids, mask = self._kwargs.get("input_ids", self._kwargs.get("inputs")), self._kwargs.get("attention_mask")
+        if ids is None or mask is None or self._passes("cache", "past_key_values", "inputs_embeds"):
+            return
+        if mask.dim() == 2 and mask.shape != ids.shape:
+            raise ValueError(
+                f"attention_mask must have one entry for each token of the prompts: input_ids are {tuple(ids.shape)}, "
+                f"attention_mask is {tuple(mask.shape)}"
+            )
+
+    def _passes(self, *names: str) -> bool:
+        return any(self._kwargs.get(name) is not None for name in names)
+
     def check_assistant(self, settings: GenerationConfig) -> None:
         """Have upstream refuse an assistant that does not go with the model or the tokenizers.
 
         Raises:
             ValueError: it does not.
         """
+        tokenizers = self._kwargs.get("tokenizer"), self._kwargs.get("assistant_tokenizer")
+        if self.assistant_model is not None and _share_vocabulary(self._model, self.assistant_model, *tokenizers):
+            return
         one_answer = copy.copy(settings)
         one_answer.num_return_sequences = 1  # upstream's assisted loop gives no more; the ragged engine does
         names = ("assistant_model", "tokenizer", "assistant_tokenizer")
@@ -136,6 +168,10 @@ class Call:
         draft, streamer = kwargs.pop("assistant_model", None), kwargs.get("streamer")
         tokenizers = {name: kwargs.pop(name, None) for name in ("tokenizer", "assistant_tokenizer")}
         synced_gpus = waits_for_others(self._model, kwargs.pop("synced_gpus", None))
+        has_own_cache, has_own_positions = self._passes("cache", "past_key_values"), self._passes("position_ids")
+        chosen = kwargs.get("use_cache", getattr(self._given, "use_cache", None))
+        if settings.use_cache is False and chosen is None:  # a default of the checkpoint (MPT); it changes no token
+            kwargs["use_cache"] = True
         cache_implementation = settings.cache_implementation
         if cache_implementation in STATIC_CACHES:
             kwargs = self._overridden(kwargs, "cache_implementation")
@@ -163,6 +199,8 @@ class Call:
                     assistant_model=draft,
                     streamer=streamer,
                     synced_gpus=synced_gpus,
+                    has_own_cache=has_own_cache,
+                    has_own_positions=has_own_positions,
                     **tokenizers,
                 )
             )
@@ -178,6 +216,13 @@ class Call:
         if getattr(self._model.generation_config, name, None) is not None:
             kwargs[name] = None  # else upstream fills the model's own in
         return kwargs
+
+
+def _share_vocabulary(target, draft, target_tokenizer, draft_tokenizer) -> bool:
+    """Whether the models' tokens are the same: equal tokenizers where both are known, else matrices of one size."""
+    if target_tokenizer is not None and draft_tokenizer is not None:
+        return target_tokenizer is draft_tokenizer or target_tokenizer.get_vocab() == draft_tokenizer.get_vocab()
+    return target.config.get_text_config().vocab_size == draft.config.get_text_config().vocab_size
 
 
 def _stop_strings(stop_strings: str | list[str], tokenizer: PreTrainedTokenizerBase | None) -> StopStringCriteria:

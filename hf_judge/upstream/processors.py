@@ -41,14 +41,16 @@ class RowProcessor:
 
     Args:
         logits_processor: the prepared list, in upstream's order.
-        row: which prompt of the batch this is; it is called with that row alone.
+        row: which prompt of the batch this is.
+        n_rows: prompts of the batch. A processor of the caller's own is called with that many rows, as upstream calls
+            it, all of them this prompt's; of transformers' own ones with this row alone.
 
     Raises:
         ValueError: a processor of the list keeps state from token to token.
     """
 
-    def __init__(self, logits_processor: LogitsProcessorList, row: int = 0):
-        processors = [_for_row(processor, row) for processor in logits_processor]
+    def __init__(self, logits_processor: LogitsProcessorList, row: int = 0, n_rows: int = 1):
+        processors = [_for_row(processor, row, n_rows) for processor in logits_processor]
         for processor in processors:
             if isinstance(processor, upstream.SynthIDTextWatermarkLogitsProcessor):
                 raise ValueError(
@@ -94,8 +96,40 @@ class RowProcessor:
         return torch.stack(rows, dim=1)
 
 
-def _for_row(processor, row: int):
-    """A processor that is told of a whole batch, for one row of it."""
+class AtRow:
+    """A processor or criterion of the caller's own, which may tell prompts apart by their place in the batch.
+
+    Args:
+        function: takes ids (n_rows, n) and what belongs to them, and gives one row for each.
+        row: the place of the prompt.
+        n_rows: prompts of the batch.
+    """
+
+    def __init__(self, function, row: int, n_rows: int):
+        self._function, self._row, self._n_rows = function, row, n_rows
+
+    def __call__(self, input_ids: torch.LongTensor, scores, **kwargs) -> torch.Tensor:
+        """The function's answer about this prompt, (1, ...): it stands at its own place, and in all others too."""
+        many = [None if scores is None else self._spread(scores)]
+        found = self._function(input_ids.repeat(self._n_rows, 1), *many, **kwargs)
+        is_per_row = isinstance(found, torch.Tensor) and found.dim() > 0
+        return found[self._row : self._row + 1] if is_per_row else found
+
+    def _spread(self, scores):
+        if isinstance(scores, tuple):
+            return tuple(self._spread(step) for step in scores)
+        return scores.repeat(self._n_rows, *[1] * (scores.dim() - 1))
+
+
+def is_upstreams_own(one: object) -> bool:
+    """Whether a processor or criterion is one of transformers' own, which look at each prompt on its own."""
+    return getattr(upstream, type(one).__name__, None) is type(one)
+
+
+def _for_row(processor, row: int, n_rows: int):
+    """A processor that is made for a whole batch, for one row of it."""
+    if n_rows > 1 and not is_upstreams_own(processor):
+        return AtRow(processor, row, n_rows)
     if row and type(processor) is upstream.PrefixConstrainedLogitsProcessor:
         allowed = private(processor, "_prefix_allowed_tokens_fn")
         return upstream.PrefixConstrainedLogitsProcessor(lambda _, ids: allowed(row, ids), 1)

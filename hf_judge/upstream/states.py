@@ -10,7 +10,7 @@ import threading
 import torch
 from transformers import PreTrainedModel
 
-from hf_judge.upstream.forward import records_hidden_states
+from hf_judge.upstream.forward import is_compiled, records_hidden_states
 from hf_judge.upstream.names import ModelOutput
 from hf_judge.upstream.versions import HIDDEN_STATES_COUNT_EMBEDDINGS
 
@@ -21,9 +21,9 @@ FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f")
 class StateReader:
     """Context manager around a generation; `request` before and `read` after each forward of the target.
 
-    ``post_norm`` asks the decoder for its last hidden state alone (``output_hidden_states=[index]``, transformers
-    5.19 on): no hooks, nothing shared between threads. Decoders without that, and ``pre_norm``, get a hook for the
-    length of the call that only listens to its own thread.
+    A hook at the LM head or the final norm catches the state for the length of the call; it only listens to its own
+    thread. Compiled forwards cannot have hooks that come and go: there ``post_norm`` asks the decoder for its last
+    hidden state (``output_hidden_states=[index]``), for which upstream leaves hooks of its own on the model.
 
     Args:
         model: the target.
@@ -38,12 +38,11 @@ class StateReader:
         self._hooked = None  # module whose input is the state
         self._handle = None
         self._captured = None
-        self._at_lm_head = False
+        self._model, self._hidden_state = model, hidden_state
         if hidden_state == "post_norm":
-            self._selected = _last_state_index(model)
+            self._selected = _last_state_index(model) if is_compiled(model) else None
             if self._selected is None:
-                self._hooked = model.get_output_embeddings()
-                self._at_lm_head = True
+                self._hooked = _lm_head(model)
         elif hidden_state == "pre_norm":
             self._hooked = _final_norm(model)
         elif hidden_state is not None:
@@ -64,10 +63,14 @@ class StateReader:
         if self._handle is not None:
             self._handle.remove()
 
-    @property
-    def needs_logits(self) -> bool:
-        """Whether the state is read at the LM head, so that a forward which leaves logits out leaves states out too."""
-        return self._at_lm_head
+    def leave_forwards_alone(self) -> None:
+        """Read without hooks from now on, where this architecture allows it: the target's forwards are compiled."""
+        selected = _last_state_index(self._model) if self._hidden_state == "post_norm" else None
+        if selected is None:
+            return
+        self._selected, self._hooked = selected, None
+        if self._handle is not None:
+            self._handle.remove()
 
     def request(self, inputs: dict, overrides: dict) -> dict:
         """The forward's arguments with everything that the candidate source and this reader want back.
@@ -112,14 +115,20 @@ def _union(wanted: list) -> bool | list[int]:
 
 
 def _last_state_index(model: PreTrainedModel) -> int | None:
-    """Index of the last hidden state, where the decoder records its layers and ties the last to the LM head."""
+    """Index of the last hidden state, where the decoder records its layers and that state goes into the LM head."""
     decoder = model.get_decoder()
-    if decoder is model or not records_hidden_states(decoder):
+    config = decoder.config.get_text_config()
+    # Gemma 3n has several streams in each layer: what it records is not what goes into the LM head
+    if decoder is model or not records_hidden_states(decoder) or getattr(config, "altup_num_inputs", 1) > 1:
         return None
-    if model.get_output_embeddings() is None:
+    return config.num_hidden_layers if HIDDEN_STATES_COUNT_EMBEDDINGS else config.num_hidden_layers - 1
+
+
+def _lm_head(model: PreTrainedModel) -> torch.nn.Module:
+    head = model.get_output_embeddings()
+    if head is None:
         raise ValueError(f"{type(model).__name__} has no LM head to read the hidden state of")
-    n_layers = decoder.config.get_text_config().num_hidden_layers
-    return n_layers if HIDDEN_STATES_COUNT_EMBEDDINGS else n_layers - 1
+    return head
 
 
 def _final_norm(model: PreTrainedModel) -> torch.nn.Module:

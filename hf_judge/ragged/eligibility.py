@@ -1,0 +1,333 @@
+"""Whether the ragged engine serves a call: an allow-list.
+
+The engine computes positions, masks and caches itself, so it takes a call only where everything that influences
+upstream's result is on one of these lists. What is not listed goes to upstream's caches, or is refused for a batch.
+docs/engines.md is written from these tables.
+"""
+
+from __future__ import annotations
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+
+from hf_judge.upstream.forward import attention_of, forward_parameters, is_stateful, stranger_hooks, unwrapped
+from hf_judge.upstream.generation import PreparedCall
+from hf_judge.upstream.processors import is_upstreams_own
+from hf_judge.upstream.versions import CACHE
+
+# How a setting of the generation config, a keyword of generate(), a model kwarg, a processor or a criterion is served.
+ENGINE = "both engines"
+UPSTREAM = "upstream's caches"  # one prompt; for a batch refused
+REFUSED = "refused"
+NO_INFLUENCE = "without influence"
+PREPARED = "prepared by transformers"  # turned into processors, criteria, lengths or tokens before an engine is chosen
+
+# every field of GenerationConfig
+SETTINGS = {
+    "max_length": PREPARED,
+    "max_new_tokens": PREPARED,
+    "min_length": PREPARED,
+    "min_new_tokens": PREPARED,
+    "early_stopping": NO_INFLUENCE,  # of beams
+    "max_time": PREPARED,
+    "stop_strings": PREPARED,
+    "do_sample": ENGINE,
+    "num_beams": REFUSED,
+    "use_cache": REFUSED,  # when False
+    "cache_implementation": ENGINE,
+    "cache_config": UPSTREAM,
+    "max_cache_len": NO_INFLUENCE,  # of static caches, which no engine takes
+    "use_mtp": UPSTREAM,
+    "speculation_type": UPSTREAM,
+    "prompt_lookup_num_tokens": UPSTREAM,
+    "max_matching_ngram_size": UPSTREAM,
+    "assistant_early_exit": UPSTREAM,
+    "assistant_lookbehind": UPSTREAM,  # of drafts with another tokenizer
+    "target_lookbehind": UPSTREAM,
+    "assistant_ensemble_weight": REFUSED,
+    "is_assistant": NO_INFLUENCE,  # set by transformers on drafts
+    "num_assistant_tokens": ENGINE,
+    "num_assistant_tokens_schedule": ENGINE,
+    "assistant_confidence_threshold": ENGINE,
+    "temperature": PREPARED,
+    "top_k": PREPARED,
+    "top_p": PREPARED,
+    "min_p": PREPARED,
+    "top_h": PREPARED,
+    "typical_p": PREPARED,
+    "epsilon_cutoff": PREPARED,
+    "eta_cutoff": PREPARED,
+    "repetition_penalty": PREPARED,
+    "encoder_repetition_penalty": PREPARED,
+    "length_penalty": NO_INFLUENCE,  # of beams
+    "no_repeat_ngram_size": PREPARED,
+    "encoder_no_repeat_ngram_size": PREPARED,
+    "bad_words_ids": PREPARED,
+    "renormalize_logits": PREPARED,
+    "forced_bos_token_id": PREPARED,
+    "forced_eos_token_id": PREPARED,
+    "remove_invalid_values": PREPARED,
+    "exponential_decay_length_penalty": PREPARED,
+    "suppress_tokens": PREPARED,
+    "begin_suppress_tokens": PREPARED,
+    "sequence_bias": PREPARED,
+    "token_healing": REFUSED,
+    "guidance_scale": REFUSED,
+    "watermarking_config": PREPARED,
+    "num_return_sequences": ENGINE,
+    "output_attentions": UPSTREAM,
+    "output_hidden_states": UPSTREAM,
+    "output_scores": ENGINE,
+    "output_logits": ENGINE,
+    "return_dict_in_generate": ENGINE,
+    "pad_token_id": ENGINE,
+    "bos_token_id": PREPARED,
+    "eos_token_id": ENGINE,
+    "decoder_start_token_id": NO_INFLUENCE,  # of encoder-decoder models
+    "compile_config": ENGINE,
+    "disable_compile": ENGINE,
+    "continuous_batching_config": NO_INFLUENCE,  # of generate_batch()
+    "prefill_chunk_size": NO_INFLUENCE,  # the engine has chunks of its own
+    "transformers_version": NO_INFLUENCE,
+    # taken out of generate() by transformers, kept as fields
+    "low_memory": NO_INFLUENCE,
+    "penalty_alpha": REFUSED,
+    "dola_layers": REFUSED,
+    "diversity_penalty": REFUSED,
+    "num_beam_groups": REFUSED,
+    "constraints": REFUSED,
+    "force_words_ids": REFUSED,
+}
+
+# every keyword of GenerationMixin.generate
+KEYWORDS = {
+    "inputs": ENGINE,
+    "generation_config": ENGINE,
+    "logits_processor": ENGINE,
+    "stopping_criteria": ENGINE,
+    "prefix_allowed_tokens_fn": PREPARED,
+    "synced_gpus": ENGINE,
+    "assistant_model": ENGINE,
+    "streamer": ENGINE,  # one prompt
+    "negative_prompt_ids": NO_INFLUENCE,  # of guidance, which is refused
+    "negative_prompt_attention_mask": NO_INFLUENCE,
+    "custom_generate": REFUSED,
+}
+
+# keywords of the target's forward
+MODEL_KWARGS = {
+    "attention_mask": ENGINE,  # padding on the left
+    "position_ids": ENGINE,  # those that follow from the mask; others go to upstream's caches
+    CACHE: UPSTREAM,  # one that the caller passed
+    "use_cache": ENGINE,
+    "logits_to_keep": ENGINE,
+    "output_attentions": UPSTREAM,
+    "output_hidden_states": UPSTREAM,
+    "inputs_embeds": UPSTREAM,
+}
+
+# Processors of transformers that look at each prompt of a batch on its own (or at what upstream/processors.py cuts out
+# for it). Others of transformers go to upstream's caches. A caller's own are called with a whole batch.
+PROCESSORS = {
+    "ConfidenceCriteria": UPSTREAM,
+    "ClassifierFreeGuidanceLogitsProcessor": REFUSED,
+    "EncoderNoRepeatNGramLogitsProcessor": ENGINE,
+    "EncoderRepetitionPenaltyLogitsProcessor": ENGINE,
+    "EpsilonLogitsWarper": ENGINE,
+    "EtaLogitsWarper": ENGINE,
+    "ExponentialDecayLengthPenalty": ENGINE,
+    "ForcedBOSTokenLogitsProcessor": ENGINE,
+    "ForcedEOSTokenLogitsProcessor": ENGINE,
+    "InfNanRemoveLogitsProcessor": ENGINE,
+    "LogitNormalization": ENGINE,
+    "MinLengthLogitsProcessor": ENGINE,
+    "MinNewTokensLengthLogitsProcessor": ENGINE,
+    "MinPLogitsWarper": ENGINE,
+    "NoBadWordsLogitsProcessor": ENGINE,
+    "NoRepeatNGramLogitsProcessor": ENGINE,
+    "PrefixConstrainedLogitsProcessor": ENGINE,
+    "RepetitionPenaltyLogitsProcessor": ENGINE,
+    "SequenceBiasLogitsProcessor": ENGINE,
+    "SuppressTokensAtBeginLogitsProcessor": ENGINE,
+    "SuppressTokensLogitsProcessor": ENGINE,
+    "SynthIDTextWatermarkLogitsProcessor": REFUSED,
+    "TemperatureLogitsWarper": ENGINE,
+    "TopHLogitsWarper": ENGINE,
+    "TopKLogitsWarper": ENGINE,
+    "TopPLogitsWarper": ENGINE,
+    "TypicalLogitsWarper": ENGINE,
+    "UnbatchedClassifierFreeGuidanceLogitsProcessor": REFUSED,
+    "WatermarkLogitsProcessor": ENGINE,
+    "WhisperTimeStampLogitsProcessor": UPSTREAM,
+    "DiaClassifierFreeGuidanceLogitsProcessor": UPSTREAM,
+    "DiaEOSChannelFilterLogitsProcessor": UPSTREAM,
+    "DiaEOSDelayPatternLogitsProcessor": UPSTREAM,
+    "AlternatingCodebooksLogitsProcessor": UPSTREAM,
+    "BarkEosPrioritizerLogitsProcessor": UPSTREAM,
+}
+CRITERIA = {
+    "EosTokenCriteria": ENGINE,
+    "MaxLengthCriteria": ENGINE,
+    "MaxTimeCriteria": ENGINE,
+    "StopStringCriteria": ENGINE,
+    "ConfidenceCriteria": UPSTREAM,
+}
+
+# Architectures on which a differential check found both engines equal (docs/architectures.md). Others: upstream's
+# caches.
+ARCHITECTURES = frozenset(["llama"])
+# fields of a model config that change attention, positions or the cache, with the values that the engine knows
+FULL_ATTENTION = {
+    "alibi": (False, None),
+    "use_alibi": (False, None),
+    "sliding_window": (None,),
+    "attention_chunk_size": (None,),
+    "attention_window": (None,),
+    "local_attention": (False, None),
+    "position_embedding_type": (None, "absolute", "rope", "rotary", "learned_absolute"),
+    "altup_num_inputs": (None, 1),
+    "num_kv_shared_layers": (None, 0),
+    "is_prefix_lm": (False, None),
+    "use_bidirectional_attention": (False, None),
+    "is_causal": (True, None),
+}
+# kinds of rotary positions whose angles do not depend on how long the sequence is
+ROPE_TYPES = {"default", "linear", "llama3", "yarn", "proportional"}
+
+
+def why_not_ragged(call: PreparedCall) -> str | None:
+    """Why the ragged engine cannot serve this call, or None when it can."""
+    config, draft = call.generation_config, call.assistant_model
+    others = (
+        config.prompt_lookup_num_tokens,
+        config.assistant_early_exit,
+        config.speculation_type,
+        config.use_mtp or None,
+    )
+    if draft is None or any(source is not None for source in others):
+        return "drafts do not come from an assistant model's own forward"
+    if call.has_other_vocabulary:
+        return "the assistant has another vocabulary"
+    for name, model in (("target", call.model), ("assistant", unwrapped(draft))):
+        if (reason := _unfit(model)) is not None:
+            return f"the {name} {reason}"
+    if unwrapped(draft).device.type == "meta":
+        return "the assistant's first weights are offloaded"
+    for check in (_unknown_inputs, _unknown_settings, _unknown_processors):
+        if (reason := check(call)) is not None:
+            return reason
+    return None
+
+
+def _unfit(model: PreTrainedModel) -> str | None:
+    """What the engine does not know about a model."""
+    if not isinstance(model, PreTrainedModel):
+        return f"is a {type(model).__name__}, not a transformers model: pass the model in it"
+    config = model.config.get_text_config()
+    if model.config.is_encoder_decoder or is_stateful(model):
+        return "is not a decoder whose cache can be rolled back"
+    if attention_of(config) not in ("eager", "sdpa"):
+        return f"uses {attention_of(config)}, which takes no 4-D mask"
+    if not {"position_ids", "logits_to_keep"} <= forward_parameters(model):
+        return "takes no position_ids or no logits_to_keep"
+    if (reason := _other_attention(config)) is not None:
+        return reason
+    if not _is_upstreams_own(type(model)):
+        return f"is a {type(model).__name__}, whose forward is not one of transformers'"
+    if config.model_type not in ARCHITECTURES:
+        return f"is of the architecture '{config.model_type}', on which the ragged engine was not checked"
+    if (hook := stranger_hooks(model)) is not None:
+        return f"has a hook ({hook}), which may look at how its inputs are laid out: remove it"
+    return None
+
+
+def _other_attention(config) -> str | None:
+    values = config.to_dict()
+    layer_types = set(values.get("layer_types") or ["full_attention"])
+    if layer_types != {"full_attention"}:
+        return f"has layers that do not attend fully ({', '.join(sorted(layer_types - {'full_attention'}))})"
+    known_window = values.get("layer_types") or values.get("use_sliding_window") is False
+    for name, known in FULL_ATTENTION.items():
+        value = values.get(name)
+        if name == "sliding_window" and known_window:
+            continue  # layer_types says that no layer uses it
+        if isinstance(value, (bool, int, str, type(None))) and value not in known:
+            return f"has layers that do not attend fully ({name}={value})"
+    if isinstance(values.get("attention_types"), list) and "local" in str(values["attention_types"]):
+        return "has layers that do not attend fully (attention_types with 'local')"
+    if isinstance(values.get("attn_config"), dict) and values["attn_config"].get("alibi"):
+        return "has layers that do not attend fully (alibi)"
+    for rope_type in _rope_types(values.get("rope_parameters")) | _rope_types(values.get("rope_scaling")):
+        if rope_type not in ROPE_TYPES:
+            return f"has positions that depend on the length of the sequence (rope_type='{rope_type}')"
+    return None
+
+
+def _rope_types(parameters) -> set[str]:
+    if not isinstance(parameters, dict):
+        return set()
+    nested = set().union(*(_rope_types(value) for value in parameters.values()))
+    own = parameters.get("rope_type", parameters.get("type"))
+    return nested | ({own} if isinstance(own, str) else set())
+
+
+def _is_upstreams_own(cls: type) -> bool:
+    """Whether the class that has the forward is one of transformers: Judge classes and FSDP's add none."""
+    owner = next(base for base in cls.__mro__ if "forward" in vars(base))
+    return owner.__module__.startswith("transformers.models.")
+
+
+def _unknown_inputs(call: PreparedCall) -> str | None:
+    kwargs, ids = call.model_kwargs, call.input_ids
+    if ids.shape[1] == 0 or kwargs.get("inputs_embeds") is not None:
+        return "the prompt is given as embeddings"
+    if call.has_own_cache:
+        return "the caller passed a cache"
+    given = {key for key, value in kwargs.items() if value is not None and value is not False}
+    unknown = sorted(key for key in given - {CACHE} if MODEL_KWARGS.get(key) != ENGINE)
+    if call.generation_config.return_dict_in_generate and {"output_attentions", "output_hidden_states"} & given:
+        return "attentions or hidden states were asked for"
+    if unknown and not set(unknown) <= {"output_attentions", "output_hidden_states"}:
+        return f"the target's forward is given {', '.join(unknown)}"
+    mask = kwargs.get("attention_mask")
+    if mask is not None:
+        if mask.shape != ids.shape or not bool(((mask == 0) | (mask == 1)).all()):
+            return "attention_mask is not one 0 or 1 for each token of the prompts"
+        if bool((mask[:, 1:] < mask[:, :-1]).any()):
+            return "attention_mask hides more than padding on the left"
+        if not bool(mask.any(dim=1).all()):
+            return "attention_mask hides a whole prompt"
+    if call.has_own_positions and not _follow_from(kwargs["position_ids"], mask, ids):
+        return "the caller passed position_ids that do not follow from the attention_mask"
+    return None
+
+
+def _follow_from(positions: torch.Tensor, mask: torch.Tensor | None, ids: torch.LongTensor) -> bool:
+    """Whether positions count the tokens of each prompt from 0, whatever they say about padding."""
+    kept = torch.ones_like(ids) if mask is None else mask.long()
+    if positions.dim() != 2 or positions.shape[1] != ids.shape[1]:
+        return False
+    expected = kept.cumsum(dim=1) - 1
+    return bool(((positions.to(expected.device) == expected) | (kept == 0)).all())
+
+
+def _unknown_settings(call: PreparedCall) -> str | None:
+    default = GenerationConfig()
+    for name, value in call.generation_config.to_dict().items():
+        if name.startswith("_"):
+            continue  # transformers' own notes about where the config came from
+        if value is not None and name not in SETTINGS and value != getattr(default, name, None):
+            return f"the generation config has a setting that is not known here ({name})"
+    if call.generation_config.cache_config is not None:
+        return "cache_config was passed"
+    return None
+
+
+def _unknown_processors(call: PreparedCall) -> str | None:
+    for one in (*call.logits_processor, *call.stopping_criteria):
+        if is_upstreams_own(one):
+            table = PROCESSORS if type(one).__name__ in PROCESSORS else CRITERIA
+            served = table.get(type(one).__name__)
+            if served == UPSTREAM or served is None:
+                return f"{type(one).__name__} is not known here"
+    return None
