@@ -14,7 +14,7 @@ import torch
 from test_data import TOKENIZER
 from test_features import llama
 
-from hf_judge.durable import Journal
+from hf_judge.files.durable import Journal
 from hf_judge.labelling.checkers import MultipleChoiceChecker, NumericChecker, RegexChecker, UnitTestChecker, run_python
 from hf_judge.labelling.drafts import label_drafts
 from hf_judge.labelling.greedy import GumbelNoise, greedy

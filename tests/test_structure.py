@@ -14,7 +14,7 @@ PACKAGE = Path(hf_judge.__file__).parent
 # A package imports only from those before it. docs/architecture.md tells what each is for.
 ORDER = (
     "moved",
-    "durable",
+    "files",
     "upstream",
     "head",
     "labelling",

@@ -18,7 +18,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_judge.durable import Journal
+from hf_judge.files.durable import Journal
 from hf_judge.evaluation.demo import count_forwards, draft_length
 from hf_judge.evaluation.tasks import Example, Task
 from hf_judge.head.judge_head import JudgeHead

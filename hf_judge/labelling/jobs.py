@@ -19,7 +19,7 @@ from accelerate import PartialState
 from transformers import PreTrainedModel
 from transformers.utils.logging import tqdm
 
-from hf_judge.durable import Journal
+from hf_judge.files.durable import Journal
 from hf_judge.labelling.responses import LabelledResponse, row_from_dict, write_jsonl
 from hf_judge.upstream.devices import input_device
 
