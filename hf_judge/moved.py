@@ -1,52 +1,48 @@
-"""Old module paths that the documentation named: they work for one more release, with a DeprecationWarning."""
+"""Old paths of modules that moved into packages: they work for one release, with a DeprecationWarning."""
 
 from __future__ import annotations
 
 import importlib
+import importlib.abc
+import importlib.machinery
 import sys
+import types
 import warnings
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
-from types import ModuleType
 
-# old name below hf_judge -> new name below hf_judge
 MOVED = {
-    "autojudge": "integrations.autojudge",
-    "calibration": "training.calibration",
-    "cards": "head.card",
-    "checkers": "labelling.checkers",
-    "data": "labelling.responses",
-    "features": "training.extraction",
-    "mining": "labelling.swaps",
-    "publish": "head.publish",
+    "hf_judge.autojudge": "hf_judge.integrations.autojudge",
+    "hf_judge.calibration": "hf_judge.training.calibration",
+    "hf_judge.cards": "hf_judge.head.card",
+    "hf_judge.checkers": "hf_judge.labelling.checkers",
+    "hf_judge.config": "hf_judge.head.config",
+    "hf_judge.data": "hf_judge.labelling.responses",
+    "hf_judge.features": "hf_judge.training.extraction",
+    "hf_judge.mining": "hf_judge.labelling.swaps",
+    "hf_judge.publish": "hf_judge.head.publish",
+    "hf_judge.stats": "hf_judge.verify.stats",
 }
 
 
-class MovedFinder(MetaPathFinder):
-    """Finds a moved module under its old name: the very same module object."""
+class _OldPaths(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds a module at its old path. What is imported is the module at the new path itself, not a copy."""
 
-    def find_spec(self, fullname: str, path=None, target=None) -> ModuleSpec | None:
-        package, _, name = fullname.rpartition(".")
-        return ModuleSpec(fullname, _MovedLoader()) if package == "hf_judge" and name in MOVED else None
+    def find_spec(self, fullname: str, path=None, target=None) -> importlib.machinery.ModuleSpec | None:
+        return importlib.machinery.ModuleSpec(fullname, self) if fullname in MOVED else None
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> None:
+        """Python makes an empty module, which `exec_module` replaces."""
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        old, new = module.__name__, MOVED[module.__name__]
+        # 2 is the caller: Python leaves out the frames of its own import system
+        warnings.warn(f"{old} has moved: import {new} (the old path goes with 0.2)", DeprecationWarning, stacklevel=2)
+        sys.modules[old] = importlib.import_module(new)  # the import system takes what stands here
 
 
-class _MovedLoader(Loader):
-    def create_module(self, spec: ModuleSpec) -> ModuleType:
-        name = f"hf_judge.{MOVED[spec.name.rpartition('.')[2]]}"
-        warnings.warn(
-            f"{spec.name} is now {name}: import that; the old name goes with the next release",
-            DeprecationWarning,
-            stacklevel=2,  # Python leaves out importlib's own frames
-        )
-        module = importlib.import_module(name)
-        self._spec = module.__spec__  # importlib puts its own in the place of it
-        return module
-
-    def exec_module(self, module: ModuleType) -> None:
-        module.__spec__ = self._spec
+_FINDER = _OldPaths()
 
 
 def install() -> None:
-    """Let old names be found, once."""
-    if not any(isinstance(finder, MovedFinder) for finder in sys.meta_path):
-        sys.meta_path.append(MovedFinder())
+    """Make the old paths importable. Asked last, so that it costs other imports nothing."""
+    if _FINDER not in sys.meta_path:
+        sys.meta_path.append(_FINDER)

@@ -90,7 +90,7 @@ def test_checkers_that_cannot_be_made(models, prompts, tmp_path, capsys, argumen
     ("text", "message"),
     [
         ("{\n", "line 1: "),
-        ('{"question": 1}\n', "line 1: expected an object with 'prompt'"),
+        ('{"question": 1}\n', "line 1: expected a JSON object with 'prompt'"),
         ("\n", "holds no prompts"),
     ],
 )

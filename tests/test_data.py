@@ -99,9 +99,9 @@ def test_dataset_keeps_every_field(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b"{", "line 2: Expecting property name"),
-        (b"\xff\xfe", "line 2: 'utf-8' codec"),
-        (b"[1]", "line 2: expected a JSON object, got list"),
+        (b"{", "line 2: .*Expecting property name"),
+        (b"\xff\xfe", "line 2: expected UTF-8 text, got the byte 0xff at byte 1"),
+        (b"[1]", "line 2: expected a JSON object with 'prompt' and 'response', got a list"),
         (b'{"prompt": "a"}', r"line 2: .*missing: \['response'\]"),
         (b'{"prompt": "a", "response": "b", "label": 1}', r"line 2: .*unknown: \['label'\]"),
         (b'{"prompt": "a", "response": "b", "mistakes": [[0, 2]]}', r"line 2: .*span \[0, 2\].*<= 1"),
@@ -126,7 +126,7 @@ def test_broken_lines_can_be_skipped_and_are_counted(tmp_path, caplog):
     path = tmp_path / "data.jsonl"
     path.write_text('{"prompt": "a", "response": "b"}\n{\n\n{"prompt": "a", "response": "c"}\n')
     assert [r.response for r in read_jsonl(path, skip_errors=True)] == ["b", "c"]
-    assert "line 2 skipped" in caplog.text
+    assert f"skipped: {path}, line 2: " in caplog.text
     assert "1 broken lines" in caplog.text
 
 

@@ -384,8 +384,13 @@ class TestGivenText:
 
     def test_pieces_of_characters_that_span_tokens(self):
         class Bytes:
-            def decode(self, ids):
+            clean_up_tokenization_spaces = False
+
+            def decode(self, ids, skip_special_tokens):
                 return bytes(ids).decode("utf-8", "replace")
+
+            def convert_ids_to_tokens(self, token):
+                return chr(token)
 
         assert pieces(Bytes(), list("aé🙂b".encode())) == ["a", "", "é", "", "", "", "🙂", "b"]
 

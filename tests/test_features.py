@@ -143,15 +143,15 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
     whole, _ = extract_features(MODEL, TOKENIZER, made, tmp_path / "whole", **options)
     n_shards = len(whole.index["shards"])
     assert n_shards > 4
-    write, written = features_module._write, []
+    write, written = features_module.write_together, []
 
-    def failing(path, data):
+    def failing(contents):
         if len(written) == 5:  # the index and four shards
             raise KeyboardInterrupt
-        written.append(path.name)
-        write(path, data)
+        written.extend(contents)
+        write(contents)
 
-    monkeypatch.setattr(features_module, "_write", failing)
+    monkeypatch.setattr(features_module, "write_together", failing)
     with pytest.raises(KeyboardInterrupt):
         extract_features(MODEL, TOKENIZER, made, tmp_path / "again", **options)
     monkeypatch.undo()

@@ -1,90 +1,184 @@
-"""Old module paths work for one release: the same objects, a warning that names the new place, old pickles."""
+"""What older releases named, pickled or pushed still works: old module paths, faces, a head and objects of b78ca87.
+
+data/head_of_b78ca87.zip holds what `publish.write_repository` of commit b78ca87 (before modules moved into packages)
+wrote for `hub_fixtures.random_head(base_model_name_or_path="alice/base", ...)`, and a pickle of objects made there.
+"""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import os
 import pickle
 import subprocess
 import sys
+import warnings
+import zipfile
+from pathlib import Path
 
+import hub_fixtures as fx
 import pytest
+import torch
 
-from hf_judge.moved import MOVED
+import hf_judge
+from hf_judge import JudgeHead, judged
+from hf_judge.moved import MOVED, install
+
+HERE = Path(__file__).parent
+ARCHIVE = HERE / "data" / "head_of_b78ca87.zip"
+# what docs of b78ca87 and scripts written for it import, and where from
+OLD_NAMES = {
+    "autojudge": ["import_autojudge_head"],
+    "bench": ["bench", "recommend"],
+    "calibration": ["RiskCertificate", "calibrate_by_risk", "head_scores"],
+    "cards": ["head_card"],
+    "checkers": ["MultipleChoiceChecker", "NumericChecker", "RegexChecker", "UnitTestChecker"],
+    "cli": ["main"],
+    "config": ["JudgeConfig"],
+    "data": ["LabelledResponse", "load_rows", "read_jsonl", "write_jsonl"],
+    "decoding": ["JudgeDecoderOnlyOutput", "VerdictStreamer", "judged_decoding"],
+    "evaluation": ["Decoding", "Pair", "evaluate"],
+    "features": ["FeatureStore", "extract_features"],
+    "head": ["JudgeHead"],
+    "integrations.vllm": ["register"],
+    "labelling": ["encode_prompt", "label_rows"],
+    "mining": ["mine_swaps"],
+    "modeling": ["AutoJudgeModelForCausalLM", "JudgeGenerationMixin", "JudgeQwen2ForCausalLM", "judged"],
+    "publish": ["publish"],
+    "rules": ["FlyVerifier", "KLVerifier", "TypicalVerifier"],
+    "stats": ["JudgeStats", "VerdictCode"],
+    "tiny": ["HOME", "TinyPair", "load_pair"],
+    "tiny.world": ["check_answer", "problems"],
+    "training": ["JudgeTrainingArguments", "train_judge"],
+    "verify": ["CandidateVerifier", "Candidates", "Rows", "StrictVerifier", "Verdict", "decide", "strict_choice"],
+}
 
 
-@pytest.fixture(autouse=True)
-def not_imported_yet(monkeypatch):
-    for old in MOVED:
-        monkeypatch.delitem(sys.modules, f"hf_judge.{old}", raising=False)
+@pytest.fixture
+def forget():
+    """Old paths are forgotten, as in a fresh process: the warning comes once in each."""
+
+    def forget_all() -> None:
+        for old in MOVED:
+            sys.modules.pop(old, None)
+            hf_judge.__dict__.pop(old.removeprefix("hf_judge."), None)
+
+    forget_all()
+    yield
+    forget_all()
 
 
-@pytest.mark.parametrize(("old", "new"), MOVED.items())
-def test_a_moved_module_is_the_same_object_with_a_warning(old, new):
-    current = importlib.import_module(f"hf_judge.{new}")
-    spec = current.__spec__
-    with pytest.warns(DeprecationWarning, match=rf"hf_judge\.{old} is now hf_judge\.{new}: import that") as caught:
-        found = importlib.import_module(f"hf_judge.{old}")
-    assert found is current
-    assert found.__spec__ is spec
-    assert found.__name__ == f"hf_judge.{new}"
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("repository") / "judge"
+    with zipfile.ZipFile(ARCHIVE) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+@pytest.mark.parametrize("module", sorted(OLD_NAMES))
+@pytest.mark.filterwarnings("ignore:hf_judge.* has moved:DeprecationWarning")
+def test_old_paths_have_their_names(module):
+    found = importlib.import_module(f"hf_judge.{module}")
+    assert [name for name in OLD_NAMES[module] if not hasattr(found, name)] == []
+
+
+@pytest.mark.parametrize(("old", "new"), sorted(MOVED.items()))
+def test_an_old_path_is_the_new_module_with_one_warning(old, new, forget):
+    place = importlib.import_module(new)
+    spec = place.__spec__
+    with pytest.warns(DeprecationWarning, match=f"{old} has moved: import {new} ") as caught:
+        assert importlib.import_module(old) is place
     assert len(caught) == 1
+    assert place.__name__ == new
+    assert place.__spec__ is spec, "the module is as it was"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert importlib.import_module(old) is place, "the second import says nothing"
 
 
-def test_names_are_imported_from_old_paths():
-    code = (
-        "import warnings; warnings.simplefilter('ignore')\n"
-        "from hf_judge.data import LabelledResponse\nimport hf_judge.checkers as c\nimport hf_judge.features\n"
-        "from hf_judge.calibration import choose_by_risk\n"
-        "assert LabelledResponse.__module__ == 'hf_judge.labelling.responses', LabelledResponse.__module__\n"
-        "assert c.__name__ == 'hf_judge.labelling.checkers'\n"
-        "assert hf_judge.features.FeatureStore\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def test_the_warning_is_of_the_line_that_imports(forget):
+    with pytest.warns(DeprecationWarning, match="has moved") as caught:
+        import hf_judge.data as data
+    from hf_judge.data import load_rows
+
+    assert caught[0].filename == __file__
+    assert load_rows is data.load_rows
+    assert hf_judge.data is data
 
 
-def test_the_warning_names_the_importing_line():
-    code = "import warnings\nwarnings.simplefilter('default')\nimport hf_judge\nimport hf_judge.mining\n"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "<string>:4: DeprecationWarning: hf_judge.mining is now hf_judge.labelling.swaps" in done.stderr
+def test_other_names_are_as_unknown_as_before():
+    assert importlib.util.find_spec("hf_judge.nothing") is None
+    with pytest.raises(ModuleNotFoundError, match=r"hf_judge\.nothing"):
+        importlib.import_module("hf_judge.nothing")
 
 
-def test_nothing_of_ours_uses_an_old_path():
-    code = "import warnings\nwarnings.simplefilter('error', DeprecationWarning)\nimport hf_judge\n" + "".join(
-        f"import hf_judge.{new}\n" for new in MOVED.values()
-    )
-    # other libraries have deprecations of their own: look for ours
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code.replace("error", "default")], capture_output=True, text=True
-    )
-    assert done.returncode == 0
-    assert " is now hf_judge" not in done.stderr
+def test_installing_again_changes_nothing():
+    before = list(sys.meta_path)
+    install()
+    assert sys.meta_path == before
 
 
-@pytest.mark.parametrize(
-    ("module", "name"),
-    [
-        ("hf_judge.verify", "Verdict"),
-        ("hf_judge.verify", "JudgeCandidateVerifier"),
-        ("hf_judge.head", "JudgeHead"),
-        ("hf_judge.training", "train_judge"),
-        ("hf_judge.evaluation", "Pair"),
-        ("hf_judge.bench", "bench"),
-        ("hf_judge.modeling", "JudgeLlamaForCausalLM"),
-        ("hf_judge.modeling", "JudgeQwen2ForCausalLM"),
-        ("hf_judge.tiny", "load_pair"),
-        ("hf_judge.rules", "TypicalVerifier"),
-        ("hf_judge.cli", "main"),
-    ],
-)
-def test_packages_give_the_names_that_their_modules_had(module, name):
-    assert hasattr(importlib.import_module(module), name)
-    pickled = f"c{module}\n{name}\n.".encode()  # as an old version wrote a class by its place
-    assert pickle.loads(pickled) is getattr(importlib.import_module(module), name)
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_pickles_by_a_moved_path_load():
+@pytest.mark.filterwarnings("ignore:hf_judge.* has moved:DeprecationWarning")
+def test_pickles_of_before_load(repository, forget):
+    things = pickle.loads((repository / "objects.pickle").read_bytes())
     from hf_judge.labelling.responses import LabelledResponse
+    from hf_judge.training.calibration import RiskCertificate
+    from hf_judge.verify.rule import Verdict
 
-    assert pickle.loads(b"chf_judge.data\nLabelledResponse\n.") is LabelledResponse
+    assert type(things["verdict"]) is Verdict
+    assert things["verdict"].next_token.tolist() == [1]
+    assert type(things["certificate"]) is RiskCertificate
+    assert things["response"] == LabelledResponse(prompt="2 + 2?", response="4")
+    assert things["config"] == JudgeHead.from_pretrained(repository).config
+    assert torch.equal(things["head"].weight, fx.random_head().weight)
+    assert things["verifier"].threshold == 0.4
+    modeling = importlib.import_module("hf_judge.modeling")
+    assert things["classes"] == [
+        hf_judge.JudgeLlamaForCausalLM,
+        modeling.JudgeQwen2ForCausalLM,
+        hf_judge.JudgeGenerationMixin,
+    ]
+
+
+@pytest.mark.parametrize("name", ["JudgeLlamaForCausalLM", "JudgeQwen2ForCausalLM"])
+def test_judge_classes_are_pickled_under_the_public_path(name):
+    cls = getattr(importlib.import_module("hf_judge.modeling"), name)
+    assert cls.__module__ == "hf_judge.modeling"
+    assert pickle.loads(pickle.dumps(cls)) is cls
+
+
+def test_a_head_pushed_before_loads_and_judges(repository):
+    target = fx.tiny_target()
+    draft, ids = fx.noisy_draft(target), fx.prompt()
+    model = judged(target)
+    settings = {"assistant_model": draft, "max_new_tokens": 24, "do_sample": False, "return_dict_in_generate": True}
+    out = model.generate(ids, judge=str(repository), **settings)
+    assert out.judge_stats.rescued > 0
+    ours = model.generate(ids, judge=fx.random_head(), **settings)
+    assert out.sequences.tolist() == ours.sequences.tolist()
+
+
+def test_the_code_that_was_pushed_with_it_runs_on_this_package(repository, tmp_path):
+    code = """
+import sys
+import hub_fixtures as fx
+target = fx.tiny_target()
+settings = {"assistant_model": fx.noisy_draft(target), "max_new_tokens": 24, "do_sample": False}
+out = target.generate(fx.prompt(), custom_generate=sys.argv[1], trust_remote_code=True, **settings)
+print(*out[0].tolist())
+copies = ("custom_generate.head", "custom_generate.verify")
+print(type(target).__name__, *[name for name in sys.modules if name.endswith(copies)])
+"""
+    environment = os.environ | {"HF_HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
+    done = subprocess.run(
+        [sys.executable, "-c", code, repository], env=environment, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    tokens, modules = done.stdout.splitlines()
+    target = fx.tiny_target()
+    settings = {"assistant_model": fx.noisy_draft(target), "max_new_tokens": 24, "do_sample": False}
+    expected = judged(target).generate(fx.prompt(), judge=fx.random_head(), **settings)
+    assert [int(token) for token in tokens.split()] == expected[0].tolist()
+    assert expected[0].tolist() != judged(target).generate(fx.prompt(), judge=False, **settings)[0].tolist()
+    assert modules == "LlamaForCausalLM", "the package did the work, not the copies in the repository"

@@ -22,6 +22,7 @@ from hf_judge.bench.forwards import Floor, interleaved_medians
 from hf_judge.evaluation.answers import Pair, left_padded, up_to_end
 from hf_judge.evaluation.demo import count_forwards
 from hf_judge.evaluation.tasks import Example, Task
+from hf_judge.labelling.greedy import ANSWER_ALONE
 from hf_judge.upstream.forward import compiling_everywhere, with_cache
 from hf_judge.verify.rule import JudgeCandidateVerifier, StrictVerifier
 from hf_judge.verify.stats import JudgeStats
@@ -73,7 +74,12 @@ class BenchWay:
             while not times or seconds < min_seconds:
                 outputs = [
                     pair.target.generate(
-                        ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, **self.kwargs
+                        ids,
+                        attention_mask=mask,
+                        max_new_tokens=max_new_tokens,
+                        do_sample=False,
+                        **ANSWER_ALONE,
+                        **self.kwargs,
                     ).tolist()
                     for ids, mask in prompts
                 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import sys
 
 import torch
 from tqdm import tqdm
@@ -13,8 +14,9 @@ from hf_judge.bench.formula import paper_check, simulate
 from hf_judge.bench.run import bench
 from hf_judge.cli.options import add_models, command_line, write_json
 from hf_judge.cli.terminal import printable, table
-from hf_judge.evaluation.compare import load_models, setup
+from hf_judge.evaluation.compare import load_models, refusals, setup
 from hf_judge.evaluation.tasks import load_task
+from hf_judge.files.durable import check_writable
 
 
 def add_bench(commands) -> None:
@@ -36,11 +38,14 @@ def run_bench(args: argparse.Namespace) -> None:
         print(simulation_text(found))
         write_json(args.json, found)
         return
+    n = args.problems if args.problems is not None else 2 if args.quick else 8
+    task = load_task(args.task, n, seed=args.seed)
+    if args.json:
+        check_writable(args.json)
     pair = load_models(
         args.target, args.draft, judges=args.judge, dtype=args.dtype, device_map=args.device_map, depth=args.depth
     )
-    n = args.problems if args.problems is not None else 2 if args.quick else 8
-    task = load_task(args.task, n, seed=args.seed)
+    task, refused = pair.usable(task)
     lengths = tuple(args.lengths or ((16, 32) if args.quick else (8, 16, 32, 48)))
     with tqdm(desc="Measuring", unit="step", leave=False) as bar:
 
@@ -74,6 +79,8 @@ def run_bench(args: argparse.Namespace) -> None:
             f"Floor, {name}: {1000 * floor['seconds_per_round']:.1f} ms for the forwards of a round; the engine takes "
             f"{1000 * floor['engine_seconds_per_round']:.1f} ms: {floor['share']:.2f} of the floor's speed."
         )
+    for warning in refusals("problems", refused):
+        print(f"hf-judge: warning: {printable(warning)}", file=sys.stderr)
     for way, why in found["unsupported"].items():
         print(f"Not measured: {way} ({printable(why)})")
     print(f"Upstream's best setting: {found['upstream_setting']}\nRecommended: {found['recommendation']['text']}")

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import argparse
-import json
+import io
 import os
 import sys
-from pathlib import Path
+import typing
 
 import torch
+from safetensors import SafetensorError
 from tqdm import tqdm
 
 import hf_judge
 from hf_judge.cli.bench import add_bench
 from hf_judge.cli.doctor import add_doctor
 from hf_judge.cli.evaluate import add_evaluate
-from hf_judge.cli.terminal import printable, table
+from hf_judge.cli.options import write_json
+from hf_judge.cli.terminal import positive, printable, table
 from hf_judge.cli.train import add_training_commands
 from hf_judge.decoding.loop import VerdictStreamer
+from hf_judge.evaluation.detokenizer import Detokenizer
+from hf_judge.evaluation.loading import load_tokenizer, loading
+from hf_judge.files.durable import check_writable
+from hf_judge.files.jsonl import decode_text
+from hf_judge.labelling.greedy import ANSWER_ALONE
+from hf_judge.labelling.prompts import encode_prompt
 from hf_judge.upstream.devices import input_device
 from hf_judge.verify.stats import JudgeStats, VerdictCode
 
@@ -51,10 +59,10 @@ class VerdictPrinter(VerdictStreamer):
     """
 
     def __init__(self, tokenizer, *, colour: bool):
-        self._tokenizer, self._colour = tokenizer, colour
+        self._texts, self._colour = Detokenizer(tokenizer), colour
         self._prompt_seen = False
-        self._codes = []
-        self._pending = []  # tokens whose text is not complete yet: a character may span several
+        self._codes = []  # of tokens that are to come
+        self._waiting = []  # codes of tokens whose text is not settled yet: a character may span several
 
     def put_verdicts(self, codes: torch.Tensor) -> None:
         self._codes += codes.tolist()
@@ -64,15 +72,16 @@ class VerdictPrinter(VerdictStreamer):
             self._prompt_seen = True
             return
         for token in value.flatten().tolist():
-            self._pending.append(token)
-            code = self._codes.pop(0) if self._codes else VerdictCode.BONUS
-            text = self._tokenizer.decode(self._pending, skip_special_tokens=True)
-            if text and not text.endswith("\N{REPLACEMENT CHARACTER}"):
-                print(self.mark(text, VerdictCode(code)), end="", flush=True)
-                self._pending = []
+            self._waiting.append(self._codes.pop(0) if self._codes else VerdictCode.BONUS)
+            self._print(self._texts.put(token))
 
     def end(self) -> None:
+        self._print(self._texts.end())
         print(flush=True)
+
+    def _print(self, texts: list[str]) -> None:
+        for text in texts:
+            print(self.mark(text, VerdictCode(self._waiting.pop(0))), end="", flush=True)
 
     def mark(self, text: str, code: VerdictCode) -> str:
         """The text with its marks; leading blanks stay outside them."""
@@ -97,6 +106,8 @@ def run_demo(args: argparse.Namespace) -> None:
 
     if args.problems < 1:
         raise ValueError(f"--problems must be at least 1, got {args.problems}")
+    if args.json:
+        check_writable(args.json)
     pair = load_pair()
     held_out = problems(args.problems + 1, seed=args.seed)
     printer = VerdictPrinter(pair.tokenizer, colour=use_colour())
@@ -109,9 +120,7 @@ def run_demo(args: argparse.Namespace) -> None:
             pair, held_out[1:], num_assistant_tokens=args.num_assistant_tokens, on_answer=lambda: bar.update()
         )
     print(demo_table(figures, args.problems))
-    if args.json:
-        Path(args.json).write_text(json.dumps(figures, indent=2) + "\n")
-        print(f"\nThe same figures are in {args.json}")
+    write_json(args.json, figures)
 
 
 def describe(stats: JudgeStats) -> str:
@@ -146,9 +155,18 @@ def use_colour() -> bool:
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with a command line as every other error is said; subcommands inherit it."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        command = self.prog.removeprefix("hf-judge").strip()
+        print_error(f"{f'{command}: ' if command else ''}{message} (see {self.prog} --help)")
+        self.exit(2)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of every subcommand."""
-    parser = argparse.ArgumentParser(prog="hf-judge", description="Judge Decoding for Hugging Face generate().")
+    parser = _Parser(prog="hf-judge", description="Judge Decoding for Hugging Face generate().")
     parser.add_argument("--version", action="version", version=f"hf-judge {hf_judge.__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="command")
     add_demo(commands)
@@ -183,7 +201,7 @@ def add_generate(commands) -> None:
     )
     generate.add_argument("--prompt", required=True, metavar="TEXT", help="what to answer; - reads standard input")
     generate.add_argument("--chat", action="store_true", help="put the prompt into the model's chat template")
-    generate.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="default: 256")
+    generate.add_argument("--max-new-tokens", type=positive, default=256, metavar="N", help="default: 256")
     generate.add_argument("--num-assistant-tokens", type=int, metavar="M", help="drafted tokens per round")
     generate.add_argument(
         "--judge-threshold", type=float, metavar="T", help="0 lenient, 1 strict (default: the head's)"
@@ -194,32 +212,44 @@ def add_generate(commands) -> None:
 
 
 def run_generate(args: argparse.Namespace) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
-    target = hf_judge.AutoJudgeModelForCausalLM.from_pretrained(args.model, device_map=args.device_map)
+    prompt = read_standard_input() if args.prompt == "-" else args.prompt
+    tokenizer = load_tokenizer(args.model)
+    asked = [{"role": "user", "content": prompt}] if args.chat else prompt
+    ids = torch.tensor([encode_prompt(tokenizer, asked)[1]])
+    with loading(f"the model '{args.model}'"):
+        target = hf_judge.AutoJudgeModelForCausalLM.from_pretrained(args.model, device_map=args.device_map)
     options = {"max_new_tokens": args.max_new_tokens, "do_sample": args.sample}
     if args.assistant:
-        options["assistant_model"] = AutoModelForCausalLM.from_pretrained(args.assistant, device_map=args.device_map)
+        with loading(f"the model '{args.assistant}'"):
+            draft = AutoModelForCausalLM.from_pretrained(args.assistant, device_map=args.device_map)
+        options["assistant_model"] = draft
     else:
         options["prompt_lookup_num_tokens"] = 10
     for name in ("judge", "judge_threshold", "num_assistant_tokens"):
         if getattr(args, name) is not None:
             options[name] = getattr(args, name)
-    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
-    if args.chat:
-        messages = [{"role": "user", "content": prompt}]
-        inputs = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
-    else:
-        inputs = tokenizer(prompt, return_tensors="pt")
+    ids = ids.to(input_device(target))
     printer = VerdictPrinter(tokenizer, colour=use_colour())
     output = target.generate(
-        **inputs.to(input_device(target)), **options, streamer=printer, return_dict_in_generate=True
+        ids,
+        attention_mask=torch.ones_like(ids),
+        streamer=printer,
+        **ANSWER_ALONE | {"return_dict_in_generate": True} | options,
     )
     if isinstance(output, hf_judge.JudgeDecoderOnlyOutput):
         print(f"\n{printer.legend()}\n\n{describe(output.judge_stats)}")
+
+
+def read_standard_input() -> str:
+    """All of standard input, read by the rules of every other text of a user.
+
+    Raises:
+        ValueError: it is no UTF-8.
+    """
+    raw = getattr(sys.stdin, "buffer", None)  # a stand-in may have text alone
+    return sys.stdin.read().removeprefix("\ufeff") if raw is None else decode_text(raw.read(), "standard input")
 
 
 def add_push(commands) -> None:
@@ -248,14 +278,22 @@ def run_push(args: argparse.Namespace) -> None:
     print(done.pr_url or done.commit_url)
 
 
+def print_error(message: str) -> None:
+    """One line on stderr, whatever the message quotes."""
+    print(f"hf-judge: error: {printable(' '.join(message.split()))}", file=sys.stderr)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; errors a user can mend are one line on stderr and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal may know fewer characters than a model
+            stream.reconfigure(errors="replace")
     args = build_parser().parse_args(argv)
     args.argv = sys.argv[1:] if argv is None else argv
     try:
         return args.run(args) or 0
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        print(f"hf-judge: error: {error}", file=sys.stderr)
+    except (ValueError, TypeError, OSError, ImportError, SafetensorError) as error:
+        print_error(str(error) or type(error).__name__)
         return 2
     except KeyboardInterrupt:
         print("\nhf-judge: interrupted", file=sys.stderr)

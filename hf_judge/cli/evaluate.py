@@ -14,6 +14,7 @@ from hf_judge.evaluation.answers import Decoding
 from hf_judge.evaluation.compare import compare, load_models, load_texts
 from hf_judge.evaluation.report import write_report
 from hf_judge.evaluation.tasks import load_task
+from hf_judge.files.durable import check_writable
 from hf_judge.rules.by_name import parse_settings
 
 
@@ -33,6 +34,7 @@ def add_evaluate(commands) -> None:
     evaluate.add_argument("--batch-size", type=int, default=1, metavar="N", help="answers at once (default: 1)")
     evaluate.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default)")
     evaluate.add_argument("--report", metavar="DIR", help="write the page, JSON, CSV and plots there")
+    evaluate.add_argument("--strict", action="store_true", help="stop at a problem or text that the models refuse")
     evaluate.add_argument("--no-plots", action="store_true", help="write no PNG files")
     evaluate.add_argument("--resume", metavar="DIR", help="keep answers there (default: answers/ in --report)")
     evaluate.set_defaults(run=run_evaluate)
@@ -41,14 +43,18 @@ def add_evaluate(commands) -> None:
 def run_evaluate(args: argparse.Namespace) -> None:
     models = {"judges": args.judge, "autojudge": args.autojudge, "dtype": args.dtype, "device_map": args.device_map}
     models["depth"] = args.depth
-    pair = load_models(args.target, args.draft, **models)
-    settings = parse_settings(args.rules, pair.heads, quick=args.quick)
+    if args.json:
+        check_writable(args.json)
+    if args.report:
+        check_writable(Path(args.report) / "report.html")
     n = args.problems if args.problems is not None else 6 if args.quick else 200
     task = load_task(args.task, n, seed=args.seed, checker=args.checker, allow_code_execution=args.allow_code_execution)
+    texts = load_texts(args.texts) if args.texts else []
+    pair = load_models(args.target, args.draft, **models)
+    settings = parse_settings(args.rules, pair.heads, quick=args.quick)
     decoding = Decoding(args.num_assistant_tokens, args.max_new_tokens, args.temperature, args.seed, args.batch_size)
     if args.batch_size > 1 and not args.rules:
         settings = [setting for setting in settings if setting.rule != "assisted"]  # one prompt at a time
-    texts = load_texts(args.texts) if args.texts else []
     journal = args.resume or (Path(args.report) / "answers" if args.report else None)
     with tqdm(total=len(settings) * len(task.examples), desc="Answering", unit="answer", leave=False) as bar:
         found = compare(
@@ -61,6 +67,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
             texts=texts,
             n_curve_examples=8 if args.quick else 30,
             on_answer=bar.update,
+            strict=args.strict,
         )
     for warning in found["warnings"]:
         print(f"hf-judge: warning: {printable(warning)}", file=sys.stderr)

@@ -8,7 +8,9 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-from pathlib import Path
+
+from hf_judge.cli.terminal import DTYPES
+from hf_judge.files.durable import write_together
 
 
 def add_models(parser) -> None:
@@ -23,7 +25,7 @@ def add_models(parser) -> None:
         metavar="N",
         help="layers of the embedded target, from 4 on (default: 24): the same answers at other costs",
     )
-    parser.add_argument("--dtype", default="auto", help="of both models (default: auto)")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of both models (default: auto)")
     parser.add_argument("--device-map", metavar="MAP", help="of both models, e.g. auto")
     parser.add_argument("--task", default="world", metavar="TASK", help="world (default), or a JSONL file")
     parser.add_argument("--problems", type=int, metavar="N", help="how many problems")
@@ -41,6 +43,5 @@ def command_line(args: argparse.Namespace) -> str:
 def write_json(path: str | None, found: dict) -> None:
     """Write the figures where `--json` says."""
     if path:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps(found, indent=1) + "\n")
+        write_together({path: json.dumps(found, indent=1) + "\n"})
         print(f"\nThe same figures are in {path}")

@@ -1,11 +1,51 @@
-"""Text for the terminal: tables, and model text that cannot drive it."""
+"""Text for the terminal: tables, model text that cannot drive it; and numbers that come from there."""
 
 from __future__ import annotations
+
+import argparse
+import math
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")  # of a model's weights
 
 
 def printable(text: str) -> str:
     """Model text without control characters, which could drive the terminal."""
     return "".join(c for c in text if c in "\n\t" or (c.isprintable()))
+
+
+def natural(text: str, least: int = 0) -> int:
+    """A whole number of the command line, from 0 on.
+
+    Raises:
+        ArgumentTypeError: it is none.
+    """
+    try:
+        number = int(text)
+    except ValueError:
+        number = least - 1
+    if number < least:
+        raise argparse.ArgumentTypeError(f"expected a whole number from {least} on, got {text!r}")
+    return number
+
+
+def positive(text: str) -> int:
+    """As [`natural`], from 1 on."""
+    return natural(text, 1)
+
+
+def above_zero(text: str) -> float:
+    """A finite number of the command line above 0.
+
+    Raises:
+        ArgumentTypeError: it is none.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return number
 
 
 def table(rows: list[list[str]]) -> str:

@@ -11,9 +11,13 @@ import sys
 import typing
 from pathlib import Path
 
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
+from hf_judge.cli.terminal import DTYPES, above_zero, natural, positive, printable
 from hf_judge.evaluation.answering import judged_answers, plain_answers, right_answers
+from hf_judge.evaluation.loading import load_tokenizer, loading
+from hf_judge.files.durable import check_writable
+from hf_judge.files.jsonl import listed, read_json_object, read_jsonl_lines
 from hf_judge.head.adapter import CONFIG_NAME
 from hf_judge.head.config import HIDDEN_STATES
 from hf_judge.head.distributions import EXTRA_FEATURES
@@ -22,7 +26,8 @@ from hf_judge.head.judge_head import JudgeHead
 from hf_judge.labelling.checkers import MultipleChoiceChecker, NumericChecker, RegexChecker, UnitTestChecker
 from hf_judge.labelling.drafts import label_drafts
 from hf_judge.labelling.jobs import processes
-from hf_judge.labelling.responses import load_rows, marked, summarise
+from hf_judge.labelling.prompts import Prompt, RefusedPrompt, encode_prompt, prompt_of
+from hf_judge.labelling.responses import HOLDS, load_named, load_rows, marked, summarise
 from hf_judge.labelling.swaps import mine_swaps
 from hf_judge.labelling.tokens import AFTER_MISTAKE, ON_CUT_TOKEN, label_rows
 from hf_judge.training.calibration import UNITS, apply_certificate, calibrate_by_accuracy, calibrate_by_risk
@@ -34,7 +39,6 @@ from hf_judge.verify.rule import JudgeCandidateVerifier
 logger = logging.getLogger(__name__)
 
 CHECKERS = ("numeric", "regex", "choice", "unit_tests")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def add_training_commands(commands) -> None:
@@ -59,15 +63,17 @@ def add_mine(commands) -> None:
     _add_tasks(mine)
     mine.add_argument("--output", required=True, metavar="PATH", help="JSONL of labelled responses; a rerun goes on")
     mine.add_argument("--locate", metavar="MODULE:FUNCTION", help="for --source draft: finds the first mistake")
-    mine.add_argument("--num-samples", type=int, default=1, metavar="N", help="for --source draft: answers per prompt")
+    mine.add_argument(
+        "--num-samples", type=positive, default=1, metavar="N", help="for --source draft: answers per prompt"
+    )
     mine.add_argument(
         "--num-repairs",
-        type=int,
+        type=natural,
         default=0,
         metavar="N",
         help="for --source draft: mistakes per answer that --target replaces, the draft going on",
     )
-    mine.add_argument("--temperature", type=float, default=1.0, help="for --source draft: of all but the first")
+    mine.add_argument("--temperature", type=above_zero, default=1.0, help="for --source draft: of all but the first")
     mine.add_argument(
         "--label-matched",
         action=argparse.BooleanOptionalAction,
@@ -75,20 +81,25 @@ def add_mine(commands) -> None:
         help="for --source swap: label tokens that both models chose too (default: yes)",
     )
     mine.add_argument("--seed", type=int, default=0)
+    mine.add_argument("--strict", action="store_true", help="stop at a prompt that the models or the checker refuse")
     mine.set_defaults(run=run_mine)
 
 
 def run_mine(args: argparse.Namespace) -> None:
-    tasks = read_tasks(args.prompts)
-    draft, tokenizer = load_model(args.draft, args), AutoTokenizer.from_pretrained(args.draft)
+    tasks, names = read_tasks(args.prompts)
+    check_writable(args.output)
+    if args.source == "draft" and args.locate is None:
+        raise ValueError("--source draft needs --locate module:function, which finds the first mistake")
+    if args.source == "swap" and args.target is None:
+        raise ValueError("--source swap needs --target")
+    function = imported(args.locate) if args.source == "draft" else make_checker(args)
+    draft, tokenizer = load_model(args.draft, args), load_tokenizer(args.draft)
     if args.source == "draft":
-        if args.locate is None:
-            raise ValueError("--source draft needs --locate module:function, which finds the first mistake")
         report = label_drafts(
             draft,
             tokenizer,
             tasks,
-            imported(args.locate),
+            function,
             args.output,
             target=load_model(args.target, args) if args.num_repairs and args.target else None,
             num_repairs=args.num_repairs,
@@ -97,21 +108,23 @@ def run_mine(args: argparse.Namespace) -> None:
             max_new_tokens=args.max_new_tokens,
             batch_size=args.batch_size,
             seed=args.seed,
+            names=names,
+            strict=args.strict,
         )
-    elif args.target is None:
-        raise ValueError("--source swap needs --target")
     else:
-        target, tokenizer = load_model(args.target, args), AutoTokenizer.from_pretrained(args.target)
+        target, tokenizer = load_model(args.target, args), load_tokenizer(args.target)
         report = mine_swaps(
             target,
             draft,
             tokenizer,
             tasks,
-            make_checker(args),
+            function,
             args.output,
             max_new_tokens=args.max_new_tokens,
             batch_size=args.batch_size,
             label_matched=args.label_matched,
+            names=names,
+            strict=args.strict,
         )
     if processes().is_main_process:
         print(f"{args.output}: {report}")
@@ -136,17 +149,21 @@ def add_features(commands) -> None:
     )
     features.add_argument("--after-mistake", choices=AFTER_MISTAKE, default="ignore", help="what follows a mistake")
     features.add_argument("--on-cut-token", choices=ON_CUT_TOKEN, default="mistaken", help="a span that cuts a word")
-    features.add_argument("--max-length", type=int, metavar="N", help="skip longer rows, prompt included")
-    features.add_argument("--batch-size", type=int, default=8, metavar="N")
+    features.add_argument("--max-length", type=positive, metavar="N", help="skip longer rows, prompt included")
+    features.add_argument("--batch-size", type=positive, default=8, metavar="N")
     features.add_argument("--skip-errors", action="store_true", help="skip broken lines instead of stopping")
+    features.add_argument("--strict", action="store_true", help="stop at a row that cannot be labelled")
     features.set_defaults(run=run_features)
 
 
 def run_features(args: argparse.Namespace) -> None:
-    rows = [row for path in args.data for row in load_rows(path, skip_errors=args.skip_errors)]
+    named = [pair for path in args.data for pair in load_named(path, skip_errors=args.skip_errors)]
+    if not named:
+        raise ValueError(f"{', '.join(args.data)} holds no rows: expected JSONL, each line {HOLDS}")
+    names, rows = zip(*named, strict=True)
     store, report = extract_features(
         load_model(args.target, args),
-        AutoTokenizer.from_pretrained(args.target),
+        load_tokenizer(args.target),
         rows,
         args.output,
         hidden_state=args.hidden_state,
@@ -156,6 +173,8 @@ def run_features(args: argparse.Namespace) -> None:
         batch_size=args.batch_size,
         draft_model=load_model(args.draft, args) if args.draft else None,
         extra=args.extra_features,
+        names=names,
+        strict=args.strict,
     )
     if processes().is_main_process:
         print(f"{args.output}: {store.n_tokens} tokens x {_widths(store)}\n{report}")
@@ -219,7 +238,8 @@ def add_calibrate(commands) -> None:
     risk.add_argument("--unit", choices=UNITS, default="prompt", help="what counts as one independent mistake")
     task = calibrate.add_argument_group("by task: answers as right as the target's, up to a margin")
     task.add_argument("--margin", type=float, metavar="M", help="allowed loss of accuracy, e.g. 0.01")
-    task.add_argument("--num-assistant-tokens", type=int, default=32, metavar="N")
+    task.add_argument("--num-assistant-tokens", type=positive, default=32, metavar="N")
+    task.add_argument("--strict", action="store_true", help="stop at a prompt that the models refuse")
     _add_models(task, target_required=False, draft_required=False)
     _add_tasks(task, required=False)
     calibrate.set_defaults(run=run_calibrate)
@@ -240,7 +260,7 @@ def run_calibrate(args: argparse.Namespace) -> None:
             confidence=args.confidence,
             unit=args.unit,
             thresholds=args.thresholds,
-            fit_prompts=json.loads(prompts.read_text()) if prompts.is_file() else (),
+            fit_prompts=read_fit_prompts(prompts) if prompts.is_file() else (),
         )
     else:
         certificate = _calibrate_by_task(head, args)
@@ -253,9 +273,13 @@ def _calibrate_by_task(head: JudgeHead, args: argparse.Namespace):
     for name in ("target", "draft", "prompts"):
         if getattr(args, name) is None:
             raise ValueError(f"calibrate by task needs --{name}")
-    tasks, checker = read_tasks(args.prompts), make_checker(args)
+    checker = make_checker(args)
+    # other checkers may say themselves whether an answer is right
+    wanted = {"unit_tests": "tests"}.get(args.checker, "answer" if ":" not in args.checker else None)
+    tasks, names = read_tasks(args.prompts, wanted)
+    tokenizer = load_tokenizer(args.target)
+    tasks, prompts = _encodable(tokenizer, tasks, names, strict=args.strict)
     target, draft = load_model(args.target, args), load_model(args.draft, args)
-    tokenizer, prompts = AutoTokenizer.from_pretrained(args.target), [task["prompt"] for task in tasks]
     options = {"max_new_tokens": args.max_new_tokens}
 
     def judged_right(threshold: float) -> list[bool]:
@@ -285,7 +309,7 @@ def add_info(commands) -> None:
     info.add_argument("path", help="JSONL of labelled responses, a directory of features, or a head (also on the Hub)")
     info.add_argument("--revision", metavar="REV", help="of a head on the Hub: branch, tag or commit")
     info.add_argument("--tokenizer", metavar="ID", help="also count tokens of both classes")
-    info.add_argument("--samples", type=int, default=3, metavar="N", help="mistakes to show (default: 3)")
+    info.add_argument("--samples", type=natural, default=3, metavar="N", help="mistakes to show (default: 3)")
     info.set_defaults(run=run_info)
 
 
@@ -300,11 +324,16 @@ def run_info(args: argparse.Namespace) -> None:
     elif is_hub_id(args.path):
         _head_info(args.path, args.revision)
     else:
-        raise ValueError(f"nothing at '{path}'")
+        raise ValueError(
+            f"nothing at '{path}': expected JSONL of labelled responses, a directory of features, or a judge head (or "
+            "user/repo on the Hub)"
+        )
 
 
 def _data_info(path: Path, args: argparse.Namespace) -> None:
     rows = load_rows(path)
+    if not rows:
+        raise ValueError(f"{path} holds no rows: expected JSONL, each line {HOLDS}")
     for source, count in summarise(rows).items():
         share = count["mistaken_characters"] / max(count["characters"], 1)
         print(
@@ -312,10 +341,10 @@ def _data_info(path: Path, args: argparse.Namespace) -> None:
             f"mistake, {count['characters']} characters ({share:.2%} mistaken)"
         )
     if args.tokenizer:
-        _, report = label_rows(rows, AutoTokenizer.from_pretrained(args.tokenizer))
+        _, report = label_rows(rows, load_tokenizer(args.tokenizer))
         print(f"tokens: {report}")
     for row in [row for row in rows if row.mistakes][: args.samples]:
-        print(f"\n{_printable(marked(row))}")
+        print(f"\n{printable(marked(row))}")
 
 
 def _features_info(path: Path) -> None:
@@ -339,16 +368,19 @@ def _head_info(path: Path | str, revision: str | None = None) -> None:
     config = head.config
     target = f"{config.base_model_name_or_path} at {config.revision or 'an unnamed commit'}"
     print(
-        f"judge head for {_printable(target)}: {config.hidden_size} '{config.hidden_state}' features"
+        f"judge head for {printable(target)}: {config.hidden_size} '{config.hidden_state}' features"
         f"{''.join(f' + {name}' for name in config.extra_features)}, threshold {config.threshold:g}, quantisation of "
-        f"the target: {_printable(config.quantization or 'not known')}"
+        f"the target: {printable(config.quantization or 'not known')}"
     )
     if head.source:
         print(head.source)
-    print(_printable(json.dumps(config.provenance, indent=2)))
+    print(printable(json.dumps(config.provenance, indent=2)))
     metrics = Path(path) / METRICS_NAME
     if metrics.is_file():
-        print(f"held-out AUC {json.loads(metrics.read_text())['auc']:.4f} ({METRICS_NAME} has the curves)")
+        auc = read_json_object(metrics).get("auc")
+        if not isinstance(auc, float | int):
+            raise ValueError(f"{metrics} has no number 'auc': it was not written by `hf-judge train`")
+        print(f"held-out AUC {auc:.4f} ({METRICS_NAME} has the curves)")
 
 
 # --- shared ---------------------------------------------------------------------------------------------------------
@@ -370,8 +402,8 @@ def _add_tasks(parser, *, required: bool = True) -> None:
         action="store_true",
         help="for unit_tests: run code that a model wrote in a limited process, which is no sandbox against malice",
     )
-    parser.add_argument("--max-new-tokens", type=int, default=512, metavar="N")
-    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="prompts at once (default: 16)")
+    parser.add_argument("--max-new-tokens", type=positive, default=512, metavar="N")
+    parser.add_argument("--batch-size", type=positive, default=16, metavar="N", help="prompts at once (default: 16)")
 
 
 def load_model(name: str, args: argparse.Namespace):
@@ -386,33 +418,67 @@ def load_model(name: str, args: argparse.Namespace):
             f"--device-map {args.device_map} in each of {state.num_processes} processes would put all their models on "
             "the same devices: drop it, or start one process"
         )
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=args.dtype, device_map=args.device_map)
+    with loading(f"the model '{name}'"):
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=args.dtype, device_map=args.device_map)
     if args.device_map is None and state.device.type == "cuda":
         model = model.to(state.device)
     return model.eval()
 
 
-def read_tasks(path: str) -> list[dict]:
-    """The prompts of a JSONL file.
+def read_tasks(path: str, wanted: str | None = None) -> tuple[list[dict], list[str]]:
+    """The prompts of a JSONL file, and where each stands: file and line.
+
+    Args:
+        path: the file.
+        wanted: a key that every line must have beside its prompt.
 
     Raises:
         ValueError: a line is not a JSON object with a prompt.
     """
-    tasks = []
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                task = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: {error}") from None
-            if not isinstance(task, dict) or "prompt" not in task:
-                raise ValueError(f"{path}, line {number}: expected an object with 'prompt', got {line.strip():.60}")
-            tasks.append(task)
-    if not tasks:
-        raise ValueError(f"{path} holds no prompts")
-    return tasks
+    holds = f"a JSON object with 'prompt' and '{wanted}'" if wanted else "a JSON object with 'prompt'"
+
+    def checked(row: dict) -> dict:
+        prompt_of(row)
+        if wanted and row.get(wanted) is None:
+            raise ValueError(f"expected {holds}, got the keys {sorted(row)!s:.120}")
+        return row
+
+    lines = list(read_jsonl_lines(path, checked, holds=holds))
+    if not lines:
+        raise ValueError(f"{path} holds no prompts: expected JSONL, each line {holds}")
+    return [task for _, task in lines], [f"{path}, line {number}" for number, _ in lines]
+
+
+def _encodable(tokenizer, tasks: list[dict], names: list[str], *, strict: bool) -> tuple[list[dict], list[Prompt]]:
+    """The tasks whose prompts the tokenizer takes; the others are told on stderr."""
+    usable, refused = [], []
+    for task, name in zip(tasks, names, strict=True):
+        try:
+            encode_prompt(tokenizer, prompt_of(task))
+            usable.append(task)
+        except RefusedPrompt as error:
+            refused.append((name, str(error)))
+    if refused and (strict or not usable):
+        raise RefusedPrompt(": ".join(refused[0]))
+    if refused:
+        lines = [f"hf-judge: warning: {len(refused)} of {len(tasks)} prompts refused:", *listed(refused)]
+        print(printable("\n".join(lines)), file=sys.stderr)
+    return usable, [prompt_of(task) for task in usable]
+
+
+def read_fit_prompts(path: Path) -> list[str]:
+    """The hashes of the prompts that a fit saw.
+
+    Raises:
+        ValueError: the file holds anything else.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}; run `hf-judge train` again") from None
+    if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
+        raise ValueError(f"{path} is damaged: expected a list of hashes, got {found!r:.60}; run `hf-judge train` again")
+    return found
 
 
 def make_checker(args: argparse.Namespace):
@@ -449,7 +515,3 @@ def imported(name: str):
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"'{name}' cannot be imported: {error}") from None
-
-
-def _printable(text: str) -> str:
-    return "".join(c for c in text if c in "\n\t" or c.isprintable())

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import tqdm
 
 from hf_judge.labelling.checkers import Checker
-from hf_judge.labelling.greedy import greedy
+from hf_judge.labelling.greedy import ANSWER_ALONE, greedy
 from hf_judge.labelling.tokens import encode_prompt
 from hf_judge.modeling.mixin import judged
 from hf_judge.upstream.devices import input_device
@@ -81,6 +81,7 @@ def judged_answers(
             judge=verifier,
             do_sample=False,
             max_new_tokens=max_new_tokens,
+            **ANSWER_ALONE,
             num_assistant_tokens=num_assistant_tokens,
             num_assistant_tokens_schedule="constant",
             assistant_confidence_threshold=0.0,

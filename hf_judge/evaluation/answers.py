@@ -12,16 +12,18 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_judge.files.durable import Journal
 from hf_judge.evaluation.demo import count_forwards, draft_length
 from hf_judge.evaluation.tasks import Example, Task
+from hf_judge.files.durable import Journal
 from hf_judge.head.judge_head import JudgeHead
+from hf_judge.labelling.greedy import ANSWER_ALONE
+from hf_judge.labelling.prompts import Prompt, RefusedPrompt, encode_prompt
 from hf_judge.modeling.mixin import judged
 from hf_judge.rules.by_name import Setting, make_verifier
 from hf_judge.upstream.devices import input_device
@@ -60,15 +62,34 @@ class Pair:
         stop = self.target.generation_config.eos_token_id
         return set() if stop is None else {stop} if isinstance(stop, int) else set(stop)
 
-    def encode(self, prompt: str | list[dict]) -> torch.LongTensor:
-        """The prompt's ids, (1, n) long; chat messages go through the chat template."""
-        if isinstance(prompt, str):
-            ids = self.tokenizer(prompt, return_tensors="pt")["input_ids"]
-        else:
-            ids = self.tokenizer.apply_chat_template(
-                prompt, add_generation_prompt=True, return_tensors="pt", return_dict=True
-            )["input_ids"]
-        return ids.to(input_device(self.target))
+    def encode(self, prompt: str | list[dict] | Prompt) -> torch.LongTensor:
+        """The prompt's ids, (1, n) long; chat messages go through the chat template.
+
+        Raises:
+            RefusedPrompt: the chat template or the tokenizer does not take it.
+        """
+        return torch.tensor([encode_prompt(self.tokenizer, prompt)[1]], device=input_device(self.target))
+
+    def usable(self, task: Task, *, strict: bool = False) -> tuple[Task, list[tuple[str, str]]]:
+        """The task without the examples whose prompts cannot be encoded, and where those stand and why.
+
+        Args:
+            strict: stop at the first such example.
+
+        Raises:
+            RefusedPrompt: none is left; with `strict`, one is refused.
+        """
+        examples, refused = [], []
+        for example in task.examples:
+            try:
+                encode_prompt(self.tokenizer, example.prompt)
+                examples.append(example)
+            except RefusedPrompt as error:
+                refused.append((task.where(example), str(error)))
+        if refused and (strict or not examples):
+            all_of_them = "" if examples else f"all {len(refused)} prompts were refused; "
+            raise RefusedPrompt(f"{all_of_them}{': '.join(refused[0])}")
+        return replace(task, examples=examples), refused
 
 
 @dataclass(frozen=True)
@@ -224,7 +245,7 @@ class Way:
                 ids,
                 attention_mask=mask,
                 max_new_tokens=max_new_tokens or self._decoding.max_new_tokens,
-                return_dict_in_generate=True,
+                **ANSWER_ALONE | {"return_dict_in_generate": True},
                 **self._kwargs,
             )
             rows = output.sequences[:, ids.shape[1] :].tolist()

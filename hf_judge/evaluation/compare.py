@@ -12,16 +12,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 import hf_judge
 from hf_judge.evaluation.answers import Answers, Decoding, Pair, evaluate
 from hf_judge.evaluation.figures import best_within, figures, warnings_of
 from hf_judge.evaluation.given_text import read_text, score_curves, score_texts, token_details
+from hf_judge.evaluation.loading import load_tokenizer, loading
 from hf_judge.evaluation.report import result
 from hf_judge.evaluation.tasks import Task
+from hf_judge.files.jsonl import listed
 from hf_judge.head.judge_head import JudgeHead
-from hf_judge.labelling.responses import read_jsonl
+from hf_judge.labelling.prompts import Prompt, RefusedPrompt, encode_prompt
+from hf_judge.labelling.responses import LabelledResponse, read_named
 from hf_judge.modeling.mixin import AutoJudgeModelForCausalLM
 from hf_judge.rules.by_name import Setting
 from hf_judge.tiny.pair import load_pair
@@ -64,13 +67,12 @@ def load_models(
         judges = [tiny.judge] if judges is None else judges
     else:
         options = {"dtype": dtype} | ({} if device_map is None else {"device_map": device_map})
-        pair = Pair(
-            AutoJudgeModelForCausalLM.from_pretrained(target, **options).eval(),
-            AutoModelForCausalLM.from_pretrained(draft, **options).eval(),
-            AutoTokenizer.from_pretrained(target),
-            name=f"target {target}, draft {draft}",
-            draft_tokenizer=AutoTokenizer.from_pretrained(draft),
-        )
+        tokenizers = load_tokenizer(target), load_tokenizer(draft)
+        with loading(f"the model '{target}'"):
+            big = AutoJudgeModelForCausalLM.from_pretrained(target, **options).eval()
+        with loading(f"the model '{draft}'"):
+            small = AutoModelForCausalLM.from_pretrained(draft, **options).eval()
+        pair = Pair(big, small, tokenizers[0], name=f"target {target}, draft {draft}", draft_tokenizer=tokenizers[1])
     for number, directory in enumerate(judges or []):
         name = "judge" if number == 0 else f"judge:{Path(directory).name}"
         if name in pair.heads:
@@ -91,15 +93,24 @@ def compare(
     *,
     command: str,
     journal_dir: str | os.PathLike | None = None,
-    texts: list[tuple[str | list, str]] = (),
+    texts: list[tuple[str, LabelledResponse]] = (),
     n_curve_examples: int = 30,
     on_answer: Callable[[int], None] = lambda n: None,
+    strict: bool = False,
 ) -> dict:
-    """Everything that ``hf-judge evaluate`` finds, as JSON values; see [`hf_judge.evaluation.report.result`]."""
+    """Everything that ``hf-judge evaluate`` finds, as JSON values; see [`hf_judge.evaluation.report.result`].
+
+    Problems and texts that the models cannot take are left out and named in the warnings; with `strict` the first of
+    them is an error.
+    """
     start = time.perf_counter()
+    task, refused = pair.usable(task, strict=strict)
+    texts, refused_texts = usable_texts(pair, texts, strict=strict)
+    on_answer(len(refused) * len(settings))
     answers = evaluate(pair, task, settings, decoding=decoding, journal_dir=journal_dir, on_answer=on_answer)
     rules = figures(answers)
-    text_rules, views = score_texts(pair, settings, list(texts), decoding) if texts else ([], [])
+    given = [(row.asked, row.response) for row in texts]
+    text_rules, views = score_texts(pair, settings, given, decoding) if given else ([], [])
     return result(
         rules,
         setup(pair, command)
@@ -113,7 +124,7 @@ def compare(
             "seed": decoding.seed,
             "seconds": round(time.perf_counter() - start, 1),
         },
-        warnings=warnings_of(answers),
+        warnings=warnings_of(answers) + refusals("problems", refused) + refusals("texts", refused_texts),
         score_curves=score_curves(pair, task, n_curve_examples, decoding),
         samples=samples(pair, task, answers, rules),
         text_rules=text_rules,
@@ -132,7 +143,8 @@ def samples(pair: Pair, task: Task, answers: Answers, rules: list[dict]) -> list
     found = []
     for example in task.examples[:N_SAMPLES]:
         prompt_ids = pair.encode(example.prompt)
-        prompt = example.prompt if isinstance(example.prompt, str) else example.prompt[-1]["content"]
+        asked = example.prompt if isinstance(example.prompt, Prompt) else Prompt(example.prompt)
+        prompt = asked.last
         for setting in ordered:
             answer = answers[setting][example.name]
             if not answer.tokens:
@@ -152,16 +164,43 @@ def samples(pair: Pair, task: Task, answers: Answers, rules: list[dict]) -> list
     return found
 
 
-def load_texts(path: str | os.PathLike) -> list[tuple[str | list, str]]:
-    """Prompts and continuations from a JSONL file with `prompt` and `response`.
+def usable_texts(
+    pair: Pair, texts: list[tuple[str, LabelledResponse]], *, strict: bool = False
+) -> tuple[list[LabelledResponse], list[tuple[str, str]]]:
+    """The given texts that the models can read, and the names of the others with the reasons.
+
+    Raises:
+        ValueError: with `strict`, one is refused.
+    """
+    usable, refused = [], []
+    for name, row in texts:
+        try:
+            encode_prompt(pair.tokenizer, row.asked)
+            if not pair.tokenizer(row.response, add_special_tokens=False).input_ids:
+                raise RefusedPrompt("the response is empty")
+            usable.append(row)
+        except RefusedPrompt as error:
+            if strict:
+                raise ValueError(f"{name}: {error}") from None
+            refused.append((name, str(error)))
+    return usable, refused
+
+
+def refusals(what: str, refused: list[tuple[str, str]]) -> list[str]:
+    """A warning that counts and lists what was left out; none if nothing was."""
+    return ["\n".join([f"{len(refused)} {what} left out:", *listed(refused)])] if refused else []
+
+
+def load_texts(path: str | os.PathLike) -> list[tuple[str, LabelledResponse]]:
+    """Prompts and continuations from a JSONL file with `prompt` and `response`, with the names of their lines.
 
     Raises:
         ValueError: a line is broken, or there are none.
     """
-    rows = list(read_jsonl(path))
+    rows = list(read_named(path))
     if not rows:
         raise ValueError(f"{path} holds no texts: one JSON object a line with 'prompt' and 'response'")
-    return [(row.prompt, row.response) for row in rows]
+    return rows
 
 
 def setup(pair: Pair, command: str) -> dict:

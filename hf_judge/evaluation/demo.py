@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from hf_judge.decoding.loop import VerdictStreamer
+from hf_judge.labelling.prompts import encode_prompt
 from hf_judge.tiny.pair import TinyPair
 from hf_judge.tiny.world import Problem, check_answer
 from hf_judge.verify.stats import JudgeStats
@@ -48,11 +49,7 @@ class Tally:
 
 def prompt_ids(pair: TinyPair, problem: Problem) -> torch.LongTensor:
     """The chat prompt of a problem, (1, n) long."""
-    messages = [{"role": "user", "content": problem.question}]
-    encoded = pair.tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
-    return encoded["input_ids"]
+    return torch.tensor([encode_prompt(pair.tokenizer, [{"role": "user", "content": problem.question}])[1]])
 
 
 def way_kwargs(way: str, pair: TinyPair, num_assistant_tokens: int) -> dict:

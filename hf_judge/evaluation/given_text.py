@@ -9,12 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from hf_judge.evaluation.answers import Decoding, Pair
+from hf_judge.evaluation.detokenizer import pieces
 from hf_judge.evaluation.tasks import Task
 from hf_judge.head.distributions import entropy
 from hf_judge.head.judge_head import JudgeHead
+from hf_judge.labelling.greedy import ANSWER_ALONE
+from hf_judge.labelling.prompts import Prompt
 from hf_judge.rules.by_name import Setting, make_verifier
 from hf_judge.upstream.states import StateReader
 from hf_judge.verify.rule import Candidates, CandidateVerifier, Rows, head_features
@@ -129,21 +131,8 @@ def token_details(pair: Pair, text: TextRows) -> list[dict]:
     ]
 
 
-def pieces(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
-    """The text that every token adds; a character of several tokens belongs to its last one."""
-    texts, so_far = [], ""
-    for i in range(len(ids)):
-        text = tokenizer.decode(ids[: i + 1])
-        if text.endswith("\N{REPLACEMENT CHARACTER}") and i + 1 < len(ids):
-            texts.append("")
-            continue
-        texts.append(text[len(so_far) :])
-        so_far = text
-    return texts
-
-
 def score_texts(
-    pair: Pair, settings: list[Setting], texts: list[tuple[str | list, str]], decoding: Decoding
+    pair: Pair, settings: list[Setting], texts: list[tuple[str | list | Prompt, str]], decoding: Decoding
 ) -> tuple[list[dict], list[dict]]:
     """Given continuations under every rule.
 
@@ -171,7 +160,7 @@ def score_texts(
             codes[setting].append(walk(verifier, text, stop_ids))
         views.append(
             {
-                "prompt": _prompt_text(prompt),
+                "prompt": (prompt if isinstance(prompt, Prompt) else Prompt(prompt)).text,
                 "tokens": token_details(pair, text),
                 "codes": {s.name: codes[s][-1] for s in verifiers},
             }
@@ -215,6 +204,7 @@ def score_curves(pair: Pair, task: Task, n_examples: int, decoding: Decoding) ->
             attention_mask=torch.ones_like(prompt_ids),
             max_new_tokens=decoding.max_new_tokens,
             do_sample=False,
+            **ANSWER_ALONE,
         )
         ids = output[:, prompt_ids.shape[1] :].to(pair.target.device)
         ids = ids[:, :-1] if torch.isin(ids[0, -1], _stop_ids(pair)) else ids
@@ -260,10 +250,6 @@ def _curve(values: list[float], thresholds: list[float]) -> dict:
 
 def _stop_ids(pair: Pair) -> torch.Tensor:
     return torch.tensor(sorted(pair.stop_ids), dtype=torch.long, device=pair.target.device)
-
-
-def _prompt_text(prompt: str | list[dict]) -> str:
-    return prompt if isinstance(prompt, str) else "\n".join(str(message["content"]) for message in prompt)
 
 
 def _short(value: float | int) -> float | int:

@@ -6,12 +6,14 @@ Texts of models and files are data to the page, never markup. Knows nothing abou
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from importlib import resources
 from pathlib import Path
 
 from hf_judge.evaluation.figures import best_within, pareto
+from hf_judge.files.durable import replacing, write_together
 
 CSV_COLUMNS = (
     "rule", "number", "threshold", "n", "accuracy", "accuracy_low", "accuracy_high", "gained", "lost", "mcnemar_p",
@@ -104,18 +106,20 @@ def write_report(found: dict, directory: str | os.PathLike, *, plots: bool = Tru
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     files = [directory / name for name in ("report.html", "report.json", "rules.csv")]
-    files[0].write_text(page(found), encoding="utf-8")
-    files[1].write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    with open(files[2], "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, CSV_COLUMNS, extrasaction="ignore")
-        writer.writeheader()
-        for row in found["rules"]:
-            ends = {
-                f"{name}_{end}": row[f"{name}_interval"][i]
-                for name in ("accuracy", "speedup")
-                for i, end in enumerate(("low", "high"))
-            }
-            writer.writerow(row | ends)
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, CSV_COLUMNS, extrasaction="ignore")
+    writer.writeheader()
+    for row in found["rules"]:
+        ends = {
+            f"{name}_{end}": row[f"{name}_interval"][i]
+            for name in ("accuracy", "speedup")
+            for i, end in enumerate(("low", "high"))
+        }
+        writer.writerow(row | ends)
+    # a text of a model may hold half a character, which UTF-8 cannot: shown as a question mark
+    text = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+    contents = [page(found), text.encode("utf-8", "replace"), table.getvalue()]
+    write_together(dict(zip(files, contents, strict=True)))
     if plots:
         files += plot(found, directory)
     return files
@@ -142,7 +146,7 @@ def plot(found: dict, directory: str | os.PathLike) -> list[Path]:
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend(fontsize=8)
-    figure.savefig(files[2], dpi=130)
+    _save_figure(figure, files[2], dpi=130)
     return files
 
 
@@ -171,7 +175,12 @@ def _scatter(figure, rules: list[dict], path: Path, measure: str) -> None:
     axes.set(xlabel=X_LABELS[measure], ylabel="accuracy")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, ncols=2)
-    figure.savefig(path, dpi=100)
+    _save_figure(figure, path, dpi=100)
+
+
+def _save_figure(figure, path: Path, *, dpi: int) -> None:
+    with replacing(path) as (file,):
+        figure.savefig(file, format="png", dpi=dpi)
 
 
 def _distances(rows: list[dict], name: str) -> list[list[float]] | None:

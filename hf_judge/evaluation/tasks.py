@@ -6,12 +6,14 @@ Knows nothing about models or rules.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 
+from hf_judge.files.jsonl import read_jsonl_lines, type_name
 from hf_judge.labelling.checkers import MultipleChoiceChecker, NumericChecker, RegexChecker, UnitTestChecker
+from hf_judge.labelling.prompts import Prompt, prompt_of
 from hf_judge.tiny.world import check_answer, first_mistake, problems
 
 TASKS = ("world",)
@@ -23,7 +25,7 @@ class Example:
     """One prompt and how its answer is checked."""
 
     name: str  # unique within the task
-    prompt: str | list[dict]  # text, or chat messages
+    prompt: str | list[dict] | Prompt  # text, or chat messages, or either as a row of a file gives it
     is_right: Callable[[str], bool] = field(repr=False)
     first_mistake: Callable[[str], tuple[int, int] | None] | None = field(default=None, repr=False)
     """Span in characters where an answer first goes wrong, for tasks that know; None: the task does not know."""
@@ -35,14 +37,19 @@ class Task:
 
     name: str  # goes into the record of a run: file and checker, or world and seed
     examples: list[Example]
+    path: str | None = None  # of the file that the examples come from, whose lines are their names
+
+    def where(self, example: Example) -> str:
+        """Where an example stands, for reports."""
+        return f"problem {example.name}" if self.path is None else f"{self.path}, line {example.name}"
 
 
 def load_task(name: str, n: int, *, seed: int = 0, checker: str | None = None, allow_code_execution=False) -> Task:
     """The first `n` examples of a task.
 
     Args:
-        name: "world", or the path of a JSONL file whose lines have a `prompt` (text or chat messages) and an `answer`
-            (or `tests`, for unit tests).
+        name: "world", or the path of a JSONL file whose lines have a `prompt` (text or chat messages; see
+            [`hf_judge.labelling.prompts.prompt_of`]) and an `answer` (or `tests`, for unit tests).
         n: how many examples; 0: all of a file.
         seed: which part of the world.
         checker: for a file: "numeric", "numeric:PATTERN", "regex:PATTERN", "choice" or "unit_tests".
@@ -55,19 +62,18 @@ def load_task(name: str, n: int, *, seed: int = 0, checker: str | None = None, a
         raise ValueError(f"the number of problems must be at least 1, got {n}")
     if name == "world":
         return Task(f"world, seed {seed}", [_world_example(i, p) for i, p in enumerate(problems(n, seed=seed))])
-    if not os.path.isfile(name):
+    if not os.path.exists(name):
         raise ValueError(f"no task {name!r}: known are {', '.join(TASKS)}, or the path of a JSONL file")
     check = make_checker(checker, allow_code_execution=allow_code_execution)
-    examples = []
-    with open(name, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip() and (n == 0 or len(examples) < n):
-                examples.append(_file_example(name, number, line, check))
+    wanted = "tests" if isinstance(check, UnitTestChecker) else "answer"
+    holds = f"a JSON object with 'prompt' and '{wanted}'"
+    rows = read_jsonl_lines(name, lambda row: _file_example(row, check, wanted, holds), holds=holds)
+    examples = [replace(example, name=str(number)) for number, example in islice(rows, n or None)]
     if not examples:
-        raise ValueError(f"{name} holds no examples")
+        raise ValueError(f"{name} holds no examples: expected JSONL, each line {holds}")
     with open(name, "rb") as file:  # a run that goes on must know that the work is the same
         content = hashlib.sha256(file.read()).hexdigest()[:12]
-    return Task(f"{os.path.basename(name)} (sha256 {content}), checker {checker}", examples)
+    return Task(f"{os.path.basename(name)} (sha256 {content}), checker {checker}", examples, name)
 
 
 def make_checker(name: str | None, *, allow_code_execution: bool = False):
@@ -97,19 +103,17 @@ def _world_example(number: int, problem) -> Example:
     )
 
 
-def _file_example(path: str, number: int, line: str, check) -> Example:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{path}, line {number}: {error}") from None
-    wanted = "tests" if isinstance(check, UnitTestChecker) else "answer"
-    if not isinstance(row, dict) or "prompt" not in row or wanted not in row:
-        raise ValueError(f"{path}, line {number}: expected a JSON object with 'prompt' and '{wanted}', got {line:.60}")
+def _file_example(row: dict, check, wanted: str, holds: str) -> Example:
+    if not row.keys() & {"prompt", "messages"} or row.get(wanted) is None:
+        raise ValueError(f"expected {holds}, got the keys {sorted(row)!s:.120}")
+    prompt = prompt_of(row)
     if isinstance(check, UnitTestChecker):
-        return Example(str(number), row["prompt"], lambda text: check(text, row))
+        if not isinstance(row["tests"], str):
+            raise TypeError(f"tests must be text, got {type_name(row['tests'])}: {row['tests']!r:.60}")
+        return Example("", prompt, lambda text: check(text, row))
     gold = check(str(row["answer"]), row)
     if gold is None and isinstance(check, MultipleChoiceChecker):
         gold = str(row["answer"]).strip().upper()  # a bare letter
     if gold is None:
-        raise ValueError(f"{path}, line {number}: the checker finds no answer in {row['answer']!r:.60}")
-    return Example(str(number), row["prompt"], lambda text: check(text, row) == gold)
+        raise ValueError(f"the checker finds no answer in {row['answer']!r:.60}")
+    return Example("", prompt, lambda text: check(text, row) == gold)

@@ -1,14 +1,74 @@
-"""A durable list of finished work: one JSON line per finished task, on disk before the next one starts.
+"""Files that a process killed at any moment leaves whole: writers of whole files, and a list of finished work.
 
-A process killed at any moment loses the tasks it was working on and nothing else; the next run reads what is done.
-Every process of a job writes a file of its own. Knows nothing about models.
+A file is written beside its place and moved into it, so that every reader sees the old one or the new one. A journal
+holds one JSON line per finished task, on disk before the next one starts; the next run reads what is done. Every
+process of a job writes a file of its own.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import secrets
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import BinaryIO
+
+from hf_judge.files.jsonl import BrokenLine, parse_lines
+
+
+@contextmanager
+def replacing(*paths: str | os.PathLike) -> Iterator[list[BinaryIO]]:
+    """Open files beside their places; at the end of the block all of them move into place, after an error none does.
+
+    Args:
+        paths: where the files belong; missing folders are made.
+
+    Yields:
+        One binary file per path, in the same order.
+    """
+    places, staged = [Path(path) for path in paths], []
+    try:
+        with ExitStack() as stack:
+            files = []
+            for place in places:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                staged.append(place.with_name(f"{place.name}.{secrets.token_hex(4)}.part"))
+                files.append(stack.enter_context(open(staged[-1], "xb")))
+            yield files
+            for file in files:
+                file.flush()
+                os.fsync(file.fileno())
+        for temporary, place in zip(staged, places, strict=True):
+            os.replace(temporary, place)
+    except BaseException:
+        for temporary in staged:
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_together(contents: dict[str | os.PathLike, bytes | str]) -> None:
+    """Write whole files, text as UTF-8: an interrupted call leaves the old files as they were."""
+    with replacing(*contents) as files:
+        for file, content in zip(files, contents.values(), strict=True):
+            file.write(content.encode() if isinstance(content, str) else content)
+
+
+def check_writable(path: str | os.PathLike) -> None:
+    """Refuse a place where a file cannot be written, before the work that it is to hold is done.
+
+    Raises:
+        OSError: it is a folder, or there is no folder that it could stand in.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"'{path}' is a folder: expected the name of a file to write")
+    folder = path.parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise OSError(f"'{path}' cannot be written: '{folder}' is {'not writable' if folder.is_dir() else 'a file'}")
 
 
 class Journal:
@@ -45,16 +105,15 @@ class Journal:
         """Task key -> what was recorded, over the files of all processes."""
         records = {}
         for path in sorted(self._directory.glob("process-*.jsonl")):
-            content = path.read_bytes()[: _whole_bytes(path)]
-            for number, line in enumerate(content.splitlines(), 1):
-                try:
-                    record = json.loads(line)
-                except ValueError as error:
-                    raise ValueError(f"{path}, line {number} is damaged: {error}; delete the line to go on") from None
-                if number == 1:
-                    self._check(path, record.get("settings"))
-                else:
-                    records[record["key"]] = record["value"]
+            lines = path.read_bytes()[: _whole_bytes(path)].splitlines()
+            try:
+                for number, record in parse_lines(lines, path, _record, holds="a finished task"):
+                    if number == 1:
+                        self._check(path, record.get("settings"))
+                    else:
+                        records[record["key"]] = record["value"]
+            except BrokenLine as error:
+                raise ValueError(f"{error} (the journal is damaged: delete the line to go on)") from None
         return records
 
     def append(self, key: str, value: dict) -> None:
@@ -76,6 +135,12 @@ class Journal:
                 f"{path} holds work done with other settings ({', '.join(changed)} differ): choose another output, or "
                 "delete it to start again"
             )
+
+
+def _record(values: dict) -> dict:
+    if "settings" not in values and not values.keys() >= {"key", "value"}:
+        raise ValueError(f"expected 'settings', or 'key' and 'value', got the keys {sorted(values)}")
+    return values
 
 
 def _whole_bytes(path: Path) -> int:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
+
+from hf_judge.files.durable import write_together
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -131,25 +132,6 @@ def write_files(directory: str | os.PathLike, values: dict, weight: torch.Tensor
     write_together(
         {directory / WEIGHTS_NAME: safetensors_bytes(tensors, metadata={"format": "pt"}), directory / CONFIG_NAME: text}
     )
-
-
-def write_together(files: dict[Path, bytes]) -> None:
-    """Write all files beside their places, then move each into it: every reader sees an old file or a new one."""
-    staged = {}
-    try:
-        for path, data in files.items():
-            handle, staged[path] = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(staged[path], 0o644)
-        for path, temporary in staged.items():
-            os.replace(temporary, path)
-    except BaseException:
-        for temporary in staged.values():
-            Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _config_bytes(directory: str | os.PathLike) -> bytes:

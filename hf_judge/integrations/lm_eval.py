@@ -22,6 +22,7 @@ try:
 except ImportError:
     raise ImportError("this needs lm-evaluation-harness: pip install 'hf-judge[lm-eval]'") from None
 
+from hf_judge.labelling.greedy import ANSWER_ALONE
 from hf_judge.modeling.mixin import judged
 from hf_judge.verify.rule import StrictVerifier
 
@@ -77,7 +78,7 @@ class JudgeLM(HFLM):
                 stop=stop,
                 attention_mask=torch.ones_like(ids),
                 **self._judged_kwargs,
-                **generation_kwargs,
+                **ANSWER_ALONE | generation_kwargs,
             )
             answers.append(output[0, ids.shape[1] :])
         padding = self.tokenizer.pad_token_id

@@ -1,1 +1,6 @@
 """From prompts to labelled responses, and from these to one label per token."""
+
+from hf_judge.labelling.prompts import encode_prompt
+from hf_judge.labelling.tokens import label_rows
+
+__all__ = ["encode_prompt", "label_rows"]

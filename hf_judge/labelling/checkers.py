@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -163,7 +162,17 @@ def run_python(code: str, *, timeout: float, max_memory: int) -> bool:
 
     Returns:
         Whether it ran to its end without an exception.
+
+    Raises:
+        OSError: this system cannot limit a process.
     """
+    try:
+        import resource  # POSIX alone has it
+    except ImportError:
+        raise OSError(
+            f"unit tests of what a model wrote need POSIX's limits on a process, which {sys.platform} does not have: "
+            "run them on Linux or macOS (on Windows: in WSL)"
+        ) from None
 
     def limit():
         seconds = max(1, int(timeout) + 1)

@@ -7,15 +7,17 @@ labelled too. Drafts are then met where decoding meets them, in texts of both mo
 
 from __future__ import annotations
 
+import operator
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_judge.labelling.greedy import GumbelNoise, greedy, stop_tokens_of
-from hf_judge.labelling.jobs import NEAR_TIE, MiningReport, decode_exactly, make_row, run_job
-from hf_judge.labelling.tokens import UnlabelledRow, decoded_offsets, encode_prompt
+from hf_judge.labelling.jobs import NEAR_TIE, TASK_ERRORS, MiningReport, decode_exactly, make_row, refusal, run_job
+from hf_judge.labelling.prompts import encode_prompt, prompt_of
+from hf_judge.labelling.tokens import UnlabelledRow, decoded_offsets
 
 Locate = Callable[[str, dict], tuple[int, int] | None]
 
@@ -34,6 +36,8 @@ def label_drafts(
     max_new_tokens: int = 512,
     batch_size: int = 16,
     seed: int = 0,
+    names: Sequence[str] | None = None,
+    strict: bool = False,
 ) -> MiningReport:
     """Label the draft's answers to tasks.
 
@@ -50,9 +54,11 @@ def label_drafts(
         max_new_tokens: of an answer.
         batch_size: answers at once. Rows do not depend on it, but for those marked `near_tie`.
         seed: of the samples.
+        names: of the tasks in the report, as "prompts.jsonl, line 3"; None: "task 3".
+        strict: stop at a task that the models or `locate` refuse, instead of listing it in the report.
 
     Returns:
-        Counts over all tasks.
+        Counts over all tasks, and the refused ones.
 
     Raises:
         ValueError: repairs without a target.
@@ -74,22 +80,29 @@ def label_drafts(
     def work(todo: list[tuple[str, dict]]) -> Iterator[tuple[str, dict]]:
         n_prompts = max(1, batch_size // num_samples)
         for start in range(0, len(todo), n_prompts):
-            batch = todo[start : start + n_prompts]
-            answers = [
-                _Answer(task, tokenizer, locate, f"{seed}/{key}/{n}" if n else None)
-                for key, task in batch
-                for n in range(num_samples)
-            ]
+            batch, answers = [], []
+            for key, task in todo[start : start + n_prompts]:
+                seeds = [f"{seed}/{key}/{n}" if n else None for n in range(num_samples)]
+                try:
+                    answers += [_Answer(task, tokenizer, locate, seed) for seed in seeds]
+                except TASK_ERRORS as error:
+                    yield key, refusal(error)
+                else:
+                    batch.append((key, task))
             for turn in range(num_repairs + 1):
                 _continue(draft, tokenizer, answers, turn, temperature, max_new_tokens)
                 if turn < num_repairs:
                     _repair(target, tokenizer, answers, max_new_tokens)
             for i, (key, _) in enumerate(batch):
                 mine = answers[i * num_samples : (i + 1) * num_samples]
+                refusals = [answer.refusal for answer in mine if answer.refusal is not None]
+                if refusals:
+                    yield key, refusals[0]
+                    continue
                 counts = sum((answer.counts for answer in mine), Counter())
                 yield key, {"rows": [row.to_dict() for answer in mine for row in answer.rows], "counts": counts}
 
-    return run_job(work, list(tasks), output, settings, draft)
+    return run_job(work, list(tasks), output, settings, draft, names=names, strict=strict)
 
 
 class _Answer:
@@ -97,9 +110,10 @@ class _Answer:
 
     def __init__(self, task: dict, tokenizer, locate: Locate, seed: str | None):
         self.task, self.seed = task, seed
-        self.prompt_ids = encode_prompt(tokenizer, task["prompt"])[1]
+        self.prompt_ids = encode_prompt(tokenizer, prompt_of(task))[1]
         self.prefix = []  # of the response: all that is right so far
         self.refused = None  # the token that the target is to replace
+        self.refusal = None  # what `locate` could not do with this task
         self.gap = float("inf")  # smallest gap between the two best logits that any token was chosen by
         self.done = False
         self.rows, self.counts = [], Counter()
@@ -118,8 +132,12 @@ class _Answer:
             self.done = True
             self.counts["skipped: tokens without text of their own"] += 1
             return
-        start, end = self._locate(text, self.task) or (len(text), len(text))
-        end = min(end, len(text))
+        try:
+            start, end = self._locate(text, self.task) or (len(text), len(text))
+            start, end = operator.index(start), min(operator.index(end), len(text))
+        except TASK_ERRORS as error:
+            self.done, self.refusal = True, refusal(error)
+            return
         wrong = [i for i, (a, b) in enumerate(offsets) if start < end and a < end and b > start]
         at = wrong[0] if wrong else len(ids)
         self.done = at < n_before or len(ids) == n_before  # the target's own token is wrong, or nothing was added

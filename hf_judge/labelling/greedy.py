@@ -14,6 +14,20 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, 
 from hf_judge.upstream.devices import input_device
 
 PASS_VALUES = 1 << 28  # logits held at once by a pass over whole texts
+# What a checkpoint's generation_config may ask for about how a result comes about and is handed out; whoever reads the
+# result passes these. What the model says (penalties, suppressed tokens, ...) stays the checkpoint's affair.
+ANSWER_ALONE = {
+    "return_dict_in_generate": False,
+    "output_scores": False,
+    "output_logits": False,
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "max_time": None,
+    "prompt_lookup_num_tokens": None,
+    "assistant_early_exit": None,
+}
 
 
 @torch.no_grad()
@@ -45,8 +59,8 @@ def greedy(
         input_ids=ids,
         attention_mask=mask,
         do_sample=False,
-        num_beams=1,
         max_new_tokens=max(limits),
+        **ANSWER_ALONE,
         pad_token_id=pad,
         logits_processor=LogitsProcessorList([gaps] if noise is None else [noise, gaps]),
     )

@@ -14,9 +14,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from hf_judge.files.durable import replacing
+from hf_judge.files.jsonl import BrokenLine, read_jsonl_lines, type_name
+from hf_judge.labelling.prompts import SYSTEM_KEYS, TEMPLATE_KEYS, Prompt, prompt_of
+
 logger = logging.getLogger(__name__)
 
 REQUIRED = {"prompt", "response"}
+HOLDS = "a JSON object with 'prompt' and 'response'"
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,8 @@ class LabelledResponse:
             then not tokenised again.
         near_tie (`bool`, *optional*): of mined rows: two choices of a model were so close that another batch size may
             give another row.
+        chat_template_kwargs (`dict`, *optional*): arguments that the chat template was rendered with (`tools`,
+            `enable_thinking`, ...); in a file they may also stand beside it under their own names.
 
     Raises:
         TypeError: a field has the wrong type.
@@ -49,9 +56,11 @@ class LabelledResponse:
     scope: tuple[tuple[int, int], ...] | None = None
     response_ids: tuple[int, ...] | None = None
     near_tie: bool | None = None
+    chat_template_kwargs: dict | None = None
 
     def __post_init__(self):
-        _check_prompt(self.prompt)
+        asked = Prompt(self.prompt, {} if self.chat_template_kwargs is None else self.chat_template_kwargs)
+        object.__setattr__(self, "chat_template_kwargs", asked.arguments or None)
         for name in ("response", "source", "task_id"):
             value = getattr(self, name)
             if not isinstance(value, str) and not (name == "task_id" and value is None):
@@ -65,6 +74,11 @@ class LabelledResponse:
             if not all(type(i) is int and i >= 0 for i in self.response_ids):
                 raise TypeError("response_ids must be token ids: integers from 0 on")
             object.__setattr__(self, "response_ids", tuple(self.response_ids))
+
+    @property
+    def asked(self) -> Prompt:
+        """The prompt with the arguments of its chat template."""
+        return Prompt(self.prompt, self.chat_template_kwargs or {})
 
     @property
     def prompt_hash(self) -> str:
@@ -92,36 +106,30 @@ def read_jsonl(path: str | os.PathLike, *, skip_errors: bool = False) -> Iterato
     Raises:
         ValueError: a line is broken; names file, line and what is wrong.
     """
+    return (row for _, row in read_named(path, skip_errors=skip_errors))
+
+
+def read_named(path: str | os.PathLike, *, skip_errors: bool = False) -> Iterator[tuple[str, LabelledResponse]]:
+    """As [`read_jsonl`], each row with the file and the line that it comes from."""
     n_broken = 0
-    # bytes: one undecodable line must not hide the number of the line it is on
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = row_from_dict(json.loads(line.decode("utf-8")))
-            except (ValueError, TypeError, RecursionError) as error:
-                if not skip_errors:
-                    raise ValueError(f"{path}, line {number}: {error}") from None
-                n_broken += 1
-                logger.warning("%s, line %d skipped: %s", path, number, error)
-                continue
-            yield row
+
+    def skip(error: BrokenLine) -> None:
+        nonlocal n_broken
+        n_broken += 1
+        logger.warning("skipped: %s", error)
+
+    lines = read_jsonl_lines(path, row_from_dict, holds=HOLDS, on_broken=skip if skip_errors else None)
+    for number, row in lines:
+        yield f"{os.fspath(path)}, line {number}", row
     if n_broken:
         logger.warning("%s: %d broken lines were skipped", path, n_broken)
 
 
 def write_jsonl(rows: Iterable[LabelledResponse], path: str | os.PathLike) -> None:
     """Write rows so that an interrupted call leaves the old file as it was."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    with open(part, "w", encoding="utf-8") as file:
+    with replacing(path) as (file,):
         for row in rows:
-            file.write(json.dumps(row.to_dict(), ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+            file.write(json.dumps(row.to_dict(), ensure_ascii=False).encode() + b"\n")
 
 
 def row_from_dict(values: dict) -> LabelledResponse:
@@ -132,7 +140,11 @@ def row_from_dict(values: dict) -> LabelledResponse:
         TypeError: a field has the wrong type.
     """
     if not isinstance(values, dict):
-        raise ValueError(f"expected a JSON object, got {type(values).__name__}")
+        raise ValueError(f"expected {HOLDS}, got {type_name(values)}")
+    if values.get("messages") is not None or any(values.get(key) is not None for key in (*TEMPLATE_KEYS, *SYSTEM_KEYS)):
+        asked = prompt_of(values)
+        values = {k: v for k, v in values.items() if k not in ("messages", *TEMPLATE_KEYS, *SYSTEM_KEYS)}
+        values |= {"prompt": asked.content, "chat_template_kwargs": asked.arguments}
     known = {f.name for f in fields(LabelledResponse)}
     missing, unknown = REQUIRED - values.keys(), values.keys() - known
     if missing or unknown:
@@ -151,7 +163,10 @@ def to_dataset(rows: Iterable[LabelledResponse]):
     """
     names = [f.name for f in fields(LabelledResponse)]
     # asdict keeps tuples of tuples; every row names every column, so that the columns do not depend on the first row
-    return _datasets().Dataset.from_list([{name: asdict(row)[name] for name in names} for row in rows])
+    columns = [{name: asdict(row)[name] for name in names} for row in rows]
+    for row in columns:  # as text: a column has one type, and a table would give every row the keys of all
+        row["chat_template_kwargs"] = row["chat_template_kwargs"] and json.dumps(row["chat_template_kwargs"])
+    return _datasets().Dataset.from_list(columns)
 
 
 def from_dataset(dataset) -> Iterator[LabelledResponse]:
@@ -162,6 +177,8 @@ def from_dataset(dataset) -> Iterator[LabelledResponse]:
     """
     for number, values in enumerate(dataset, 1):
         try:
+            if isinstance(values.get("chat_template_kwargs"), str):
+                values = values | {"chat_template_kwargs": json.loads(values["chat_template_kwargs"])}
             yield row_from_dict(values)
         except (ValueError, TypeError) as error:
             raise ValueError(f"dataset, row {number}: {error}") from None
@@ -169,9 +186,15 @@ def from_dataset(dataset) -> Iterator[LabelledResponse]:
 
 def load_rows(path: str | os.PathLike, *, skip_errors: bool = False) -> list[LabelledResponse]:
     """The rows of a JSONL file or of a directory made by `Dataset.save_to_disk`."""
+    return [row for _, row in load_named(path, skip_errors=skip_errors)]
+
+
+def load_named(path: str | os.PathLike, *, skip_errors: bool = False) -> list[tuple[str, LabelledResponse]]:
+    """As [`load_rows`], each row with the file and the line, or row, that it comes from."""
     if Path(path).is_dir():
-        return list(from_dataset(_datasets().load_from_disk(str(path))))
-    return list(read_jsonl(path, skip_errors=skip_errors))
+        rows = enumerate(from_dataset(_saved_dataset(path)), 1)
+        return [(f"{os.fspath(path)}, row {number}", row) for number, row in rows]
+    return list(read_named(path, skip_errors=skip_errors))
 
 
 def data_hash(rows: Iterable[LabelledResponse]) -> str:
@@ -214,22 +237,22 @@ def marked(row: LabelledResponse, left: str = "[[", right: str = "]]") -> str:
     return text + row.response[last:]
 
 
+def _saved_dataset(path: str | os.PathLike):
+    try:
+        return _datasets().load_from_disk(str(path))
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ValueError(
+            f"'{path}' is a folder and no dataset of Dataset.save_to_disk ({str(error).splitlines()[0]:.200}): give "
+            "such a folder, or a JSONL file"
+        ) from None
+
+
 def _datasets():
     try:
         import datasets
     except ImportError:
         raise ImportError("this needs the `datasets` package: pip install 'hf-judge[data]'") from None
     return datasets
-
-
-def _check_prompt(prompt: object) -> None:
-    if isinstance(prompt, str):
-        return
-    if not isinstance(prompt, list) or not prompt:
-        raise TypeError(f"prompt must be text or a list of chat messages, got {type(prompt).__name__}: {prompt!r:.60}")
-    for message in prompt:
-        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise TypeError(f"a chat message has 'role' and 'content', got {message!r:.60}")
 
 
 def _spans(name: str, spans: object, length: int) -> tuple[tuple[int, int], ...]:

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_judge.labelling.checkers import Checker
 from hf_judge.labelling.greedy import greedy, greedy_choices, stop_tokens_of
-from hf_judge.labelling.jobs import NEAR_TIE, MiningReport, decode_exactly, make_row, run_job
+from hf_judge.labelling.jobs import NEAR_TIE, TASK_ERRORS, MiningReport, decode_exactly, make_row, refusal, run_job
+from hf_judge.labelling.prompts import encode_prompt, prompt_of
 from hf_judge.labelling.responses import LabelledResponse
-from hf_judge.labelling.tokens import UnlabelledRow, decoded_offsets, encode_prompt
+from hf_judge.labelling.tokens import UnlabelledRow, decoded_offsets
 
 
 def mine_swaps(
@@ -31,6 +32,8 @@ def mine_swaps(
     max_new_tokens: int = 512,
     batch_size: int = 16,
     label_matched: bool = True,
+    names: Sequence[str] | None = None,
+    strict: bool = False,
 ) -> MiningReport:
     """Label swapped tokens by whether they change the target's final answer.
 
@@ -44,9 +47,11 @@ def mine_swaps(
         batch_size: prompts in work at once. Rows do not depend on it, but for prompts marked `near_tie`.
         label_matched: also label the tokens of the kept response that both models chose as acceptable: a head that has
             never seen them scores them at random.
+        names: of the tasks in the report, as "prompts.jsonl, line 3"; None: "task 3".
+        strict: stop at a task that the models or the checker refuse, instead of listing it in the report.
 
     Returns:
-        Counts over all tasks.
+        Counts over all tasks, and the refused ones.
     """
     settings = {
         "source": "swap",
@@ -58,11 +63,16 @@ def mine_swaps(
     }
 
     def work(todo: list[tuple[str, dict]]) -> Iterator[tuple[str, dict]]:
-        waiting = [_SwapWork(key, task, tokenizer, checker, label_matched) for key, task in reversed(todo)]
-        active = []
+        waiting, active = todo[::-1], []
         while waiting or active:
             while waiting and len(active) < batch_size:
-                active.append(waiting.pop())
+                key, task = waiting.pop()
+                try:
+                    active.append(_SwapWork(key, task, tokenizer, checker, label_matched))
+                except TASK_ERRORS as error:
+                    yield key, refusal(error)
+            if not active:
+                break
             prefixes = [work.prompt_ids + work.prefix for work in active]
             limits = [max_new_tokens - len(work.prefix) for work in active]
             answers = greedy(target, tokenizer, prefixes, limits)
@@ -77,7 +87,7 @@ def mine_swaps(
                     yield work.key, work.record()
             active = [work for work in active if not work.done]
 
-    return run_job(work, list(tasks), output, settings, target)
+    return run_job(work, list(tasks), output, settings, target, names=names, strict=strict)
 
 
 class _SwapWork:
@@ -85,7 +95,7 @@ class _SwapWork:
 
     def __init__(self, key: str, task: dict, tokenizer, checker: Checker, label_matched: bool):
         self.key, self.task = key, task
-        self.prompt_ids = encode_prompt(tokenizer, task["prompt"])[1]
+        self.prompt_ids = encode_prompt(tokenizer, prompt_of(task))[1]
         self.prefix = []  # of the response: what the target is to continue
         self.response = None  # ids of the response with all kept swaps
         self.done = False
@@ -96,12 +106,17 @@ class _SwapWork:
         self._kept, self._undone = [], []  # positions; whole prefixes that end in the swapped token
         self._gap = float("inf")
         self._counts = Counter()
+        self._refusal = None  # what the checker could not do with this task
 
     def receive(self, ids: list[int], gap: float) -> bool:
         """Take the target's continuation; True when the response is now another one."""
         self._gap = min(self._gap, gap)
         response = self.prefix + ids
-        answer = self._checker(self._tokenizer.decode(response, skip_special_tokens=True), self.task)
+        try:
+            answer = self._checker(self._tokenizer.decode(response, skip_special_tokens=True), self.task)
+        except TASK_ERRORS as error:
+            self.done, self._refusal = True, refusal(error)
+            return False
         if self.response is None:
             self.response, self._answer = response, answer
             if answer is None:
@@ -137,6 +152,8 @@ class _SwapWork:
 
     def record(self) -> dict:
         """The rows and counts of a finished prompt."""
+        if self._refusal is not None:
+            return self._refusal
         rows, tie = [], self._gap <= NEAR_TIE
         if self.response is not None and not self._counts:
             self._counts.update({"swaps kept": len(self._kept), "swaps undone": len(self._undone)})

@@ -9,11 +9,13 @@ about models.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
 
+from hf_judge.files.jsonl import listed
+from hf_judge.labelling.prompts import RefusedPrompt, encode_prompt
 from hf_judge.labelling.responses import LabelledResponse
 
 ACCEPTABLE, MISTAKEN, IGNORED = 1, 0, -1
@@ -43,6 +45,7 @@ class LabelReport:
     n_cut_tokens: int = 0  # tokens that a span cuts inside a word
     skipped: Counter = field(default_factory=Counter)  # reason -> rows
     first_skipped: dict = field(default_factory=dict)  # reason -> its first row, from 1 on
+    skipped_rows: list[tuple[str, str]] = field(default_factory=list)  # name of the row, and why
 
     def __str__(self) -> str:
         lines = [
@@ -50,6 +53,7 @@ class LabelReport:
             f"tokens ({self.n_cut_tokens} cut by a span)"
         ]
         lines += [f"skipped {n} rows: {why} (first: row {self.first_skipped[why]})" for why, n in self.skipped.items()]
+        lines += listed(self.skipped_rows)
         return "\n".join(lines)
 
 
@@ -64,6 +68,8 @@ def label_rows(
     after_mistake: str = "ignore",
     on_cut_token: str = "mistaken",
     max_length: int | None = None,
+    names: Sequence[str] | None = None,
+    strict: bool = False,
 ) -> tuple[list[TokenLabels], LabelReport]:
     """Label the tokens of every row.
 
@@ -74,12 +80,14 @@ def label_rows(
             do (AutoJudge's re-implementation of the paper).
         on_cut_token: a span that cuts a token inside a word makes the whole token "mistaken", or "skip"s the row.
         max_length: rows with more tokens than this, prompt included, are skipped.
+        names: of the rows in reports, as "data.jsonl, line 3"; None: "row 3".
+        strict: stop at the first row that would be skipped.
 
     Returns:
         The labelled rows, and the report of what was skipped and why.
 
     Raises:
-        ValueError: an option is unknown.
+        ValueError: an option is unknown; with `strict`, a row cannot be labelled.
     """
     for name, value, known in (
         ("after_mistake", after_mistake, AFTER_MISTAKE),
@@ -96,9 +104,13 @@ def label_rows(
                 raise UnlabelledRow("a span cuts a token inside a word")
             if max_length is not None and len(tokens.input_ids) > max_length:
                 raise UnlabelledRow(f"longer than {max_length} tokens")
-        except UnlabelledRow as error:
+        except (UnlabelledRow, RefusedPrompt) as error:
+            name = f"row {number + 1}" if names is None else names[number]
+            if strict:
+                raise ValueError(f"{name}: {error}") from None
             report.skipped[str(error)] += 1
             report.first_skipped.setdefault(str(error), number + 1)
+            report.skipped_rows.append((name, str(error)))
             continue
         encoded.append(tokens)
         report.n_labelled += 1
@@ -141,24 +153,10 @@ def label_offsets(
     return labels
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict]) -> tuple[str, list[int]]:
-    """The prompt's text and its ids, exactly as they go into `generate`.
-
-    Args:
-        tokenizer: of the target.
-        prompt: text, or chat messages for the tokenizer's chat template.
-    """
-    if isinstance(prompt, str):
-        return prompt, tokenizer(prompt).input_ids
-    text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
-    # the template writes the special tokens itself
-    return text, tokenizer(text, add_special_tokens=False).input_ids
-
-
 def _label(row: LabelledResponse, number: int, tokenizer, after_mistake: str) -> tuple[TokenLabels, int]:
     if not row.response and not row.response_ids:
         raise UnlabelledRow("empty response")
-    text, prompt_ids = encode_prompt(tokenizer, row.prompt)
+    text, prompt_ids = encode_prompt(tokenizer, row.asked)
     if row.response_ids is not None:
         ids = list(row.response_ids)
         offsets = decoded_offsets(tokenizer, ids, row.response)

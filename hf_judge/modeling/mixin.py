@@ -58,6 +58,11 @@ class JudgeGenerationMixin:
         super().__init_subclass__(**kwargs)
         let_pipelines_take(cls.__name__)
 
+    def __setattr__(self, name: str, value) -> None:
+        if name == "default_judge" and value is not None and value is not False:
+            value = self.resolve_judge(value)  # a head as such would become a submodule, and nobody would look at it
+        super().__setattr__(name, value)
+
     @torch.no_grad()
     def generate(self, *args, judge=None, judge_threshold: float | None = None, judge_engine: str = "auto", **kwargs):
         """Generate as `GenerationMixin.generate` does, accepting drafted tokens that the judge finds acceptable.
@@ -90,8 +95,8 @@ class JudgeGenerationMixin:
             raise ValueError(f"judge_engine must be one of {ENGINES}, got {judge_engine!r}")
         call = Call(self, super().generate, args, kwargs)
         settings = call.settings()
-        if judge is None and (call.custom_generate is not None or not call.drafts(settings)):
-            return super().generate(*args, **kwargs)  # the model's own judge serves the calls that it can
+        if judge is None and not call.drafts(settings):
+            return super().generate(*args, **kwargs)  # the model's own judge has nothing to do
         _check_call(call, settings)
         warn_if_untested()
         options = DraftingOptions(**{name: call.given(name) for name in _DRAFTING_OPTIONS})
@@ -228,6 +233,8 @@ def _set_default_judge(model: PreTrainedModel, judge, kwargs: dict) -> None:
 class JudgeLlamaForCausalLM(JudgeGenerationMixin, LlamaForCausalLM):
     """`LlamaForCausalLM` with ``generate(..., judge=...)``."""
 
+    __module__ = "hf_judge.modeling"  # where pickles look for it
+
 
 class AutoJudgeModelForCausalLM:
     """Loads any decoder-only causal language model as its Judge class."""
@@ -339,6 +346,11 @@ def _check_model(model: PreTrainedModel) -> None:
     name = type(model).__name__
     if not isinstance(model, PreTrainedModel) or not isinstance(model, GenerationMixin):
         raise TypeError(f"a judge needs a transformers model that generates, got {name}")
+    if "generate" in vars(model):
+        raise ValueError(
+            f"this {name} has a generate() of its own on the object (from custom_generate/ in its repository, or a "
+            "wrapper), which would not look at judge=: load it without trust_remote_code, or `del model.generate` first"
+        )
     if model.config.is_encoder_decoder:
         raise ValueError(
             f"{name} is an encoder-decoder model: judge decoding reads decoder-only causal language models"
@@ -361,8 +373,11 @@ def _check_call(call: Call, config: GenerationConfig) -> None:
         call: the call.
         config: its settings.
     """
-    if call.custom_generate is not None:
-        raise ValueError("judge= and custom_generate= are two ways to decode: pass one of them")
+    if call.custom_generate is not None or config.cache_implementation == "paged":
+        detour = "custom_generate=" if call.custom_generate is not None else 'cache_implementation="paged"'
+        raise ValueError(
+            f"{detour} answers in a way of its own, which does not look at judge=: drop it, or pass judge=False"
+        )
     if config.num_beams is not None and config.num_beams > 1:
         raise ValueError(
             f"judge= does not work with beam search (num_beams={config.num_beams}): set num_beams=1 or judge=False"
@@ -385,8 +400,6 @@ def _check_call(call: Call, config: GenerationConfig) -> None:
         )
     call.check_assistant(config)
     call.check_inputs()
-    if config.cache_implementation == "paged":
-        raise ValueError("judge= does not work with cache_implementation='paged' (continuous batching): leave one out")
     if config.guidance_scale is not None and config.guidance_scale != 1:
         raise ValueError("judge= does not work with guidance_scale: a head reads the plain forward, not the guided one")
     if config.assistant_ensemble_weight is not None:

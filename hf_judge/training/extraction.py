@@ -22,6 +22,8 @@ from safetensors.torch import save as safetensors_bytes
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import tqdm
 
+from hf_judge.files.durable import write_together
+from hf_judge.files.jsonl import read_json_object
 from hf_judge.head.compatibility import quantization_of
 from hf_judge.head.config import HIDDEN_STATES, check_extra_features
 from hf_judge.head.distributions import DRAFT_FEATURES, extra_features
@@ -36,6 +38,8 @@ logger = logging.getLogger(__name__)
 INDEX_NAME = "features.json"
 FORMAT_VERSION = 2
 SHARD_BYTES = 1 << 28
+_INDEX_TYPES = {"shards": list, "rows": list, "complete": bool, "hidden_size": int, "hidden_state": str}
+_SHARD_KEYS = {"file", "n_tokens"}
 
 
 class FeatureStore:
@@ -141,6 +145,8 @@ def extract_features(
     draft_model: PreTrainedModel | None = None,
     extra: Sequence[str] = (),
     shard_bytes: int = SHARD_BYTES,
+    names: Sequence[str] | None = None,
+    strict: bool = False,
 ) -> tuple[FeatureStore, LabelReport]:
     """Run the target once over every response and keep the states of its labelled tokens.
 
@@ -156,6 +162,7 @@ def extract_features(
         draft_model: also keep the draft's states (AutoJudge's DD-DT); it must read the same ids.
         extra: of `hf_judge.head.distributions.EXTRA_FEATURES`: also keep these numbers, from the logits of both models.
         shard_bytes: size of a shard, and about what is held in memory.
+        names, strict: of rows that cannot be labelled, see [`label_rows`].
 
     Returns:
         The store, and the report of labels and skipped rows.
@@ -171,7 +178,7 @@ def extract_features(
         raise ValueError(f"the extra features {', '.join(needing)} come from the draft: pass draft_model as well")
     rows = list(rows)
     options = {"after_mistake": after_mistake, "on_cut_token": on_cut_token, "max_length": max_length}
-    encoded, report = label_rows(rows, tokenizer, **options)
+    encoded, report = label_rows(rows, tokenizer, names=names, strict=strict, **options)
     if not encoded:
         raise ValueError(f"no labelled tokens: {report}")
     index = {
@@ -197,7 +204,7 @@ def extract_features(
         return FeatureStore(output_dir), report
     state = processes(model)
     if state.is_main_process:
-        _write(output_dir / INDEX_NAME, json.dumps(index).encode())
+        write_together({output_dir / INDEX_NAME: json.dumps(index)})
     state.wait_for_everyone()
     settings = {"settings": hashlib.sha256(json.dumps(index).encode()).hexdigest()}
     plan = list(_plan(encoded, index))
@@ -211,14 +218,14 @@ def extract_features(
     with bar, StateReader(model, hidden_state) as reader:
         for name, shard in todo:
             tensors = _shard_tensors(model, reader, shard, batch_size, draft_model, hidden_state, extra, bar)
-            _write(output_dir / name, safetensors_bytes(tensors, settings))
+            write_together({output_dir / name: safetensors_bytes(tensors, settings)})
     state.wait_for_everyone()
     if state.is_main_process:
         for name, shard in zip(names, plan, strict=True):
             n_tokens = sum(map(_n_labelled, shard))
             index["shards"].append({"file": name, "n_responses": len(shard), "n_tokens": n_tokens})
         index["complete"] = True
-        _write(output_dir / INDEX_NAME, json.dumps(index).encode())
+        write_together({output_dir / INDEX_NAME: json.dumps(index)})
     state.wait_for_everyone()
     return FeatureStore(output_dir), report
 
@@ -332,13 +339,15 @@ def _read_index(directory: Path) -> dict | None:
     path = directory / INDEX_NAME
     if not path.is_file():
         return None
-    try:
-        index = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    index = read_json_object(path)
     if index.get("format_version") != FORMAT_VERSION:
         raise ValueError(
             f"{path}: format_version {index.get('format_version')!r} is not known, expected {FORMAT_VERSION}"
+        )
+    wrong = [key for key, kind in _INDEX_TYPES.items() if not isinstance(index.get(key), kind)]
+    if wrong or any(not isinstance(shard, dict) or not shard.keys() >= _SHARD_KEYS for shard in index["shards"]):
+        raise ValueError(
+            f"{path} is damaged ({', '.join(wrong) or 'shards'} missing or of another type): make the features again"
         )
     return index
 
@@ -349,12 +358,3 @@ def _order(n: int, generator: torch.Generator | None) -> list[int]:
 
 def _name(model: PreTrainedModel) -> str:
     return model.config.name_or_path or type(model).__name__
-
-
-def _write(path: Path, data: bytes) -> None:
-    part = path.with_name(path.name + ".part")
-    with open(part, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from hf_judge.files.durable import write_together
 from hf_judge.head.config import JudgeConfig, check_extra_features, check_threshold
 from hf_judge.head.judge_head import JudgeHead
 from hf_judge.training.extraction import FeatureStore
@@ -226,7 +227,11 @@ def _config(store: FeatureStore, args: JudgeTrainingArguments, parts, labels, *,
 def _save(trained: TrainedJudge, args: JudgeTrainingArguments) -> None:
     directory = Path(args.output_dir)
     trained.head.save_pretrained(directory)
-    (directory / METRICS_NAME).write_text(json.dumps(trained.metrics, indent=2) + "\n")
-    (directory / PROMPTS_NAME).write_text(json.dumps(trained.fit_prompts) + "\n")
+    write_together(
+        {
+            directory / METRICS_NAME: json.dumps(trained.metrics, indent=2) + "\n",
+            directory / PROMPTS_NAME: json.dumps(trained.fit_prompts) + "\n",
+        }
+    )
     if args.plot:
         plot_curves(trained.metrics, directory / PLOT_NAME)
