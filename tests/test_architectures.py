@@ -150,11 +150,13 @@ class TestRefused:
     def test_cache_switched_off_in_the_config(self):
         stock = tiny_model(use_cache=False)
         with pytest.raises(ValueError, match="needs the key-value cache to verify drafts: pass use_cache=True"):
-            judged(stock).generate(prompt(0), judge=random_head(), prompt_lookup_num_tokens=3, max_new_tokens=3)
+            judged(stock).generate(
+                prompt(0), judge=random_head(), prompt_lookup_num_tokens=3, max_new_tokens=3, use_cache=False
+            )
         never = JudgeCandidateVerifier(random_head(), 1)
         plain = stock.generate(prompt(0), max_new_tokens=9, do_sample=False)
         ours = judged(stock).generate(
-            prompt(0), judge=never, assistant_model=tiny_model(), use_cache=True, max_new_tokens=9, do_sample=False
+            prompt(0), judge=never, assistant_model=tiny_model(), max_new_tokens=9, do_sample=False
         )
         assert ours.tolist() == plain.tolist()
 

@@ -164,6 +164,7 @@ OWNERS = {
     "_eos_token_tensor": lambda model: _prepared(model),
     "_pad_token_tensor": lambda model: _prepared(model),
     "_can_record_outputs": lambda model: model.get_decoder(),
+    "_orig_mod": lambda model: torch.compile(model),
     "_prefix_allowed_tokens_fn": lambda model: transformers.PrefixConstrainedLogitsProcessor(lambda row, ids: [1], 1),
 }
 ONLY_WHEN_SHARDED = {"_device_mesh"}  # tests of tensor parallelism read it

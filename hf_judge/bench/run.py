@@ -204,7 +204,15 @@ def bench(
     ways = [
         BenchWay("plain", {"judge": False}, key="plain"),
         BenchWay("plain, static cache", plain_static, key="plain_static"),
-        BenchWay("assisted", {"judge": False, "assistant_model": pair.draft}, None, best[0], None, best, "assisted"),
+        BenchWay(
+            "assisted",
+            {"judge": False, "assistant_model": pair.draft} | pair.padded_apart,
+            None,
+            best[0],
+            None,
+            best,
+            "assisted",
+        ),
         *_engine_ways(pair, m, strict_m, compile_config, batch_size),
         *judged,
     ]
@@ -381,8 +389,12 @@ def _engine_ways(pair: Pair, m: int, strict_m: int, compile_config, batch_size: 
     ]
 
 
+def _assisted(pair: Pair) -> dict:
+    return {"judge": False, "assistant_model": pair.draft} | pair.padded_apart
+
+
 def _drafting(pair: Pair, verifier, length: int) -> dict:
-    return {
+    return pair.padded_apart | {
         "assistant_model": pair.draft,
         "judge": verifier,
         "num_assistant_tokens": length,
@@ -393,7 +405,7 @@ def _drafting(pair: Pair, verifier, length: int) -> dict:
 
 def _best_upstream(pair: Pair, work: Work, lengths, max_new_tokens: int, quick: bool) -> tuple:
     settings = list(itertools.product(sorted({5, 10, *lengths}), SCHEDULES[: 1 if quick else 2], CONFIDENCES))
-    ways = [BenchWay("", {"judge": False, "assistant_model": pair.draft}, upstream=setting) for setting in settings]
+    ways = [BenchWay("", _assisted(pair), upstream=setting) for setting in settings]
     for _ in range(1 if quick else 2):
         for way in ways:
             way.repeat(pair, work[:1] if quick else work, max_new_tokens)

@@ -225,6 +225,10 @@ def run_generate(args: argparse.Namespace) -> None:
         with loading(f"the model '{args.assistant}'"):
             draft = AutoModelForCausalLM.from_pretrained(args.assistant, device_map=args.device_map)
         options["assistant_model"] = draft
+        draft_tokenizer = load_tokenizer(args.assistant)
+        widths = {model.config.get_text_config().vocab_size for model in (target, draft)}
+        if len(widths) > 1 or draft_tokenizer.get_vocab() != tokenizer.get_vocab():
+            options |= {"tokenizer": tokenizer, "assistant_tokenizer": draft_tokenizer}
     else:
         options["prompt_lookup_num_tokens"] = 10
     for name in ("judge", "judge_threshold", "num_assistant_tokens"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib
 import json
 import logging
 import sys
@@ -23,10 +22,10 @@ from hf_judge.head.config import HIDDEN_STATES
 from hf_judge.head.distributions import EXTRA_FEATURES
 from hf_judge.head.hub import is_hub_id
 from hf_judge.head.judge_head import JudgeHead
-from hf_judge.labelling.checkers import MultipleChoiceChecker, NumericChecker, RegexChecker, UnitTestChecker
+from hf_judge.labelling.checkers import CHECKERS, imported, make_checker, reference, wanted_key
 from hf_judge.labelling.drafts import label_drafts
 from hf_judge.labelling.jobs import processes
-from hf_judge.labelling.prompts import Prompt, RefusedPrompt, encode_prompt, prompt_of
+from hf_judge.labelling.prompts import Prompt, RefusedPrompt, check_one_vocabulary, encode_prompt, prompt_of
 from hf_judge.labelling.responses import HOLDS, load_named, load_rows, marked, summarise
 from hf_judge.labelling.swaps import mine_swaps
 from hf_judge.labelling.tokens import AFTER_MISTAKE, ON_CUT_TOKEN, label_rows
@@ -37,8 +36,6 @@ from hf_judge.training.metrics import THRESHOLDS
 from hf_judge.verify.rule import JudgeCandidateVerifier
 
 logger = logging.getLogger(__name__)
-
-CHECKERS = ("numeric", "regex", "choice", "unit_tests")
 
 
 def add_training_commands(commands) -> None:
@@ -92,7 +89,7 @@ def run_mine(args: argparse.Namespace) -> None:
         raise ValueError("--source draft needs --locate module:function, which finds the first mistake")
     if args.source == "swap" and args.target is None:
         raise ValueError("--source swap needs --target")
-    function = imported(args.locate) if args.source == "draft" else make_checker(args)
+    function = imported(args.locate) if args.source == "draft" else _checker(args)
     draft, tokenizer = load_model(args.draft, args), load_tokenizer(args.draft)
     if args.source == "draft":
         report = label_drafts(
@@ -112,7 +109,9 @@ def run_mine(args: argparse.Namespace) -> None:
             strict=args.strict,
         )
     else:
-        target, tokenizer = load_model(args.target, args), load_tokenizer(args.target)
+        draft_tokenizer, tokenizer = tokenizer, load_tokenizer(args.target)
+        check_one_vocabulary(tokenizer, draft_tokenizer)
+        target = load_model(args.target, args)
         report = mine_swaps(
             target,
             draft,
@@ -273,11 +272,15 @@ def _calibrate_by_task(head: JudgeHead, args: argparse.Namespace):
     for name in ("target", "draft", "prompts"):
         if getattr(args, name) is None:
             raise ValueError(f"calibrate by task needs --{name}")
-    checker = make_checker(args)
-    # other checkers may say themselves whether an answer is right
-    wanted = {"unit_tests": "tests"}.get(args.checker, "answer" if ":" not in args.checker else None)
-    tasks, names = read_tasks(args.prompts, wanted)
+    checker = _checker(args)
+    tasks, names = read_tasks(args.prompts, wanted_key(checker))
+    for name, task in zip(names, tasks, strict=True):
+        try:
+            reference(checker, task)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
     tokenizer = load_tokenizer(args.target)
+    check_one_vocabulary(tokenizer, load_tokenizer(args.draft))
     tasks, prompts = _encodable(tokenizer, tasks, names, strict=args.strict)
     target, draft = load_model(args.target, args), load_model(args.draft, args)
     options = {"max_new_tokens": args.max_new_tokens}
@@ -395,7 +398,7 @@ def _add_models(parser, *, target_required: bool = True, draft_required: bool = 
 
 def _add_tasks(parser, *, required: bool = True) -> None:
     parser.add_argument("--prompts", required=required, metavar="PATH", help="JSONL with `prompt`")
-    parser.add_argument("--checker", default="numeric", metavar="NAME", help=" | ".join((*CHECKERS, "module:function")))
+    parser.add_argument("--checker", default="numeric", metavar="NAME", help=" | ".join(CHECKERS))
     parser.add_argument("--pattern", metavar="REGEX", help="for numeric and regex: its first group is the answer")
     parser.add_argument(
         "--allow-code-execution",
@@ -481,37 +484,5 @@ def read_fit_prompts(path: Path) -> list[str]:
     return found
 
 
-def make_checker(args: argparse.Namespace):
-    """The checker that the arguments name.
-
-    Raises:
-        ValueError: an unknown name, or an option is missing.
-    """
-    if ":" in args.checker:
-        return imported(args.checker)
-    if args.checker == "numeric":
-        return NumericChecker(args.pattern)
-    if args.checker == "regex":
-        if args.pattern is None:
-            raise ValueError("--checker regex needs --pattern")
-        return RegexChecker(args.pattern)
-    if args.checker == "choice":
-        return MultipleChoiceChecker()
-    if args.checker == "unit_tests":
-        return UnitTestChecker(allow_code_execution=args.allow_code_execution)
-    raise ValueError(f"--checker must be one of {', '.join(CHECKERS)} or module:function, got '{args.checker}'")
-
-
-def imported(name: str):
-    """The user's function `module:function`; modules of the current folder are found too.
-
-    Raises:
-        ValueError: there is no such function.
-    """
-    module, _, function = name.partition(":")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"'{name}' cannot be imported: {error}") from None
+def _checker(args: argparse.Namespace):
+    return make_checker(args.checker, pattern=args.pattern, allow_code_execution=args.allow_code_execution)

@@ -11,7 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from hf_judge.decoding.loop import Draft, Forward
 from hf_judge.upstream.candidates import CandidateSource
-from hf_judge.upstream.forward import cache_of, known_length, lengthened, updated_kwargs
+from hf_judge.upstream.forward import cache_of, known_length, length_of_changing_angles, lengthened, updated_kwargs
 from hf_judge.upstream.processes import Ranks
 from hf_judge.upstream.states import StateReader
 
@@ -41,15 +41,19 @@ class CroppingBackend:
         self._config, self._kwargs = generation_config, model_kwargs
         self._outputs = None  # of the round before
         self._n_accepted = 0
+        self._longest: int | None = None  # sequence, drafted tokens included, whose forward is plain decoding's
         self._last_ids: torch.LongTensor | None = None
 
     def propose(self, answers: list[torch.LongTensor], budgets: list[int]) -> Draft:
         """See [`hf_judge.decoding.loop.Backend`]."""
         ids, logits, raw_logits = answers[0][:, :0], None, None
+        total = known_length(self._kwargs, self._config, answers[0])
+        if self._outputs is None:
+            self._longest = length_of_changing_angles(self._model.config.get_text_config(), total)
         if self._ranks.decides:
             ids, logits, raw_logits = self._source.propose(
                 answers[0],
-                budget=budgets[0],
+                budget=budgets[0] if self._longest is None else min(budgets[0], self._longest - total),
                 model_kwargs=self._kwargs,
                 outputs=self._outputs,
                 n_last_accepted=self._n_accepted,

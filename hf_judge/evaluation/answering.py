@@ -6,13 +6,12 @@ Knows nothing about how a head was made.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from decimal import Decimal, InvalidOperation
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import tqdm
 
-from hf_judge.labelling.checkers import Checker
+from hf_judge.labelling.checkers import Checker, is_right
 from hf_judge.labelling.greedy import ANSWER_ALONE, greedy
 from hf_judge.labelling.tokens import encode_prompt
 from hf_judge.modeling.mixin import judged
@@ -61,7 +60,7 @@ def judged_answers(
 
     Args:
         model: the target; need not be a Judge class.
-        draft: proposes.
+        draft: proposes; has the target's vocabulary.
         prompts: texts or chat messages.
         verifier: the rule.
         num_assistant_tokens: drafted tokens per round.
@@ -71,6 +70,9 @@ def judged_answers(
         The answers, and what the rule did over all of them.
     """
     model, before, texts = judged(model), verifier.stats, []
+    widths = {one.config.get_text_config().vocab_size for one in (model, draft)}
+    # models of one vocabulary whose matrices are padded to different sizes
+    padded_apart = {"tokenizer": tokenizer, "assistant_tokenizer": tokenizer} if len(widths) > 1 else {}
     verifier.stats = JudgeStats()
     for prompt in tqdm(prompts, desc=desc, unit="answer"):
         ids = torch.tensor([encode_prompt(tokenizer, prompt)[1]], device=input_device(model))
@@ -82,6 +84,7 @@ def judged_answers(
             do_sample=False,
             max_new_tokens=max_new_tokens,
             **ANSWER_ALONE,
+            **padded_apart,
             num_assistant_tokens=num_assistant_tokens,
             num_assistant_tokens_schedule="constant",
             assistant_confidence_threshold=0.0,
@@ -102,17 +105,4 @@ def right_answers(texts: Sequence[str], tasks: Sequence[dict], checker: Checker)
     Raises:
         ValueError: a task without `answer`.
     """
-    return [_is_right(checker(text, task), task, n) for n, (text, task) in enumerate(zip(texts, tasks, strict=True), 1)]
-
-
-def _is_right(answer: object, task: dict, number: int) -> bool:
-    if isinstance(answer, bool) or answer is None:
-        return bool(answer)
-    if "answer" not in task:
-        raise ValueError(f"task {number} has no 'answer' to compare with; its keys are {sorted(task)}")
-    if isinstance(answer, Decimal):
-        try:
-            return answer == Decimal(str(task["answer"]).replace(",", ""))
-        except InvalidOperation:
-            raise ValueError(f"task {number}: 'answer' is not a number: {task['answer']!r:.60}") from None
-    return str(answer) == str(task["answer"])
+    return [is_right(checker, text, task) for text, task in zip(texts, tasks, strict=True)]

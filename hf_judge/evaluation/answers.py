@@ -23,7 +23,7 @@ from hf_judge.evaluation.tasks import Example, Task
 from hf_judge.files.durable import Journal
 from hf_judge.head.judge_head import JudgeHead
 from hf_judge.labelling.greedy import ANSWER_ALONE
-from hf_judge.labelling.prompts import Prompt, RefusedPrompt, encode_prompt
+from hf_judge.labelling.prompts import Prompt, RefusedPrompt, check_one_vocabulary, encode_prompt
 from hf_judge.modeling.mixin import judged
 from hf_judge.rules.by_name import Setting, make_verifier
 from hf_judge.upstream.devices import input_device
@@ -49,12 +49,16 @@ class Pair:
 
     def __post_init__(self):
         self.target = judged(self.target)
-        other = self.draft_tokenizer
-        if other is not None and other.get_vocab() != self.tokenizer.get_vocab():
-            raise ValueError(
-                f"the tokenizers disagree (target: {len(self.tokenizer)} tokens, draft: {len(other)}): the rules "
-                "compare distributions over one vocabulary; choose a draft of the target's family"
-            )
+        if self.draft_tokenizer is not None:
+            check_one_vocabulary(self.tokenizer, self.draft_tokenizer)
+
+    @property
+    def padded_apart(self) -> dict:
+        """The keywords of `generate()` by which it sees that models of different widths share a vocabulary."""
+        widths = {model.config.get_text_config().vocab_size for model in (self.target, self.draft)}
+        if len(widths) == 1:
+            return {}
+        return {"tokenizer": self.tokenizer, "assistant_tokenizer": self.draft_tokenizer or self.tokenizer}
 
     @property
     def stop_ids(self) -> set[int]:
@@ -216,9 +220,9 @@ class Way:
         self.verifier = make_verifier(setting, pair.heads)
         self._kwargs = {"judge": False}
         if setting.rule == "assisted":
-            self._kwargs["assistant_model"] = pair.draft
+            self._kwargs |= {"assistant_model": pair.draft} | pair.padded_apart
         elif self.verifier is not None:
-            self._kwargs = {
+            self._kwargs = pair.padded_apart | {
                 "assistant_model": pair.draft,
                 "judge": self.verifier,
                 "num_assistant_tokens": decoding.num_assistant_tokens,

@@ -12,12 +12,11 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from hf_judge.files.jsonl import read_jsonl_lines, type_name
-from hf_judge.labelling.checkers import MultipleChoiceChecker, NumericChecker, RegexChecker, UnitTestChecker
+from hf_judge.labelling.checkers import UnitTestChecker, is_right, make_checker, reference, wanted_key
 from hf_judge.labelling.prompts import Prompt, prompt_of
 from hf_judge.tiny.world import check_answer, first_mistake, problems
 
 TASKS = ("world",)
-CHECKERS = ("numeric", "numeric:PATTERN", "regex:PATTERN", "choice", "unit_tests")
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def load_task(name: str, n: int, *, seed: int = 0, checker: str | None = None, a
     if not os.path.exists(name):
         raise ValueError(f"no task {name!r}: known are {', '.join(TASKS)}, or the path of a JSONL file")
     check = make_checker(checker, allow_code_execution=allow_code_execution)
-    wanted = "tests" if isinstance(check, UnitTestChecker) else "answer"
+    wanted = wanted_key(check) or "answer"
     holds = f"a JSON object with 'prompt' and '{wanted}'"
     rows = read_jsonl_lines(name, lambda row: _file_example(row, check, wanted, holds), holds=holds)
     examples = [replace(example, name=str(number)) for number, example in islice(rows, n or None)]
@@ -74,24 +73,6 @@ def load_task(name: str, n: int, *, seed: int = 0, checker: str | None = None, a
     with open(name, "rb") as file:  # a run that goes on must know that the work is the same
         content = hashlib.sha256(file.read()).hexdigest()[:12]
     return Task(f"{os.path.basename(name)} (sha256 {content}), checker {checker}", examples, name)
-
-
-def make_checker(name: str | None, *, allow_code_execution: bool = False):
-    """A checker from its name on the command line.
-
-    Raises:
-        ValueError: no such checker; the message lists them.
-    """
-    kind, _, pattern = (name or "").partition(":")
-    if kind == "numeric":
-        return NumericChecker(pattern or None)
-    if kind == "regex" and pattern:
-        return RegexChecker(pattern)
-    if kind == "choice" and not pattern:
-        return MultipleChoiceChecker()
-    if kind == "unit_tests" and not pattern:
-        return UnitTestChecker(allow_code_execution=allow_code_execution)
-    raise ValueError(f"a JSONL task needs a checker, one of {', '.join(CHECKERS)}; got {name!r}")
 
 
 def _world_example(number: int, problem) -> Example:
@@ -107,13 +88,7 @@ def _file_example(row: dict, check, wanted: str, holds: str) -> Example:
     if not row.keys() & {"prompt", "messages"} or row.get(wanted) is None:
         raise ValueError(f"expected {holds}, got the keys {sorted(row)!s:.120}")
     prompt = prompt_of(row)
-    if isinstance(check, UnitTestChecker):
-        if not isinstance(row["tests"], str):
-            raise TypeError(f"tests must be text, got {type_name(row['tests'])}: {row['tests']!r:.60}")
-        return Example("", prompt, lambda text: check(text, row))
-    gold = check(str(row["answer"]), row)
-    if gold is None and isinstance(check, MultipleChoiceChecker):
-        gold = str(row["answer"]).strip().upper()  # a bare letter
-    if gold is None:
-        raise ValueError(f"the checker finds no answer in {row['answer']!r:.60}")
-    return Example("", prompt, lambda text: check(text, row) == gold)
+    if isinstance(check, UnitTestChecker) and not isinstance(row["tests"], str):
+        raise TypeError(f"tests must be text, got {type_name(row['tests'])}: {row['tests']!r:.60}")
+    reference(check, row)  # refuse a row without one now, not after the work is done
+    return Example("", prompt, lambda text: is_right(check, text, row))

@@ -18,9 +18,10 @@ from hf_judge.head.config import JudgeConfig
 from hf_judge.head.files import CONFIG_NAME, WEIGHTS_NAME
 from hf_judge.head.hub import is_hub_id, locate
 from hf_judge.head.publish import publish
+from hf_judge.upstream.devices import KeepsDtype
 
 
-class JudgeHead(nn.Module):
+class JudgeHead(KeepsDtype):
     """Reads the target's hidden state at a drafted token; a positive logit means "this token is acceptable".
 
     Args:
@@ -42,8 +43,8 @@ class JudgeHead(nn.Module):
         self.config = config
         self.source: str | None = None
         self.strict_base = False
-        self.weight = nn.Parameter(torch.zeros(1, config.n_features))
-        self.bias = nn.Parameter(torch.zeros(1))
+        self.weight = nn.Parameter(torch.zeros(1, config.n_features, dtype=torch.float32))
+        self.bias = nn.Parameter(torch.zeros(1, dtype=torch.float32))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Score tokens.

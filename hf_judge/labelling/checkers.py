@@ -1,11 +1,13 @@
-"""What an answer comes down to: functions `(response, task) -> answer`, compared with ``==``; None is no answer.
+"""Extracts the final answer of a response, to compare answers: functions `(response, task) -> answer`.
 
-`task` is the dict of the prompt as the user gave it. Any function of that shape is a checker; these are the common
-ones. Knows nothing about models.
+Answers are compared with ``==``; None is no answer. `task` is the dict of the prompt as the user gave it. Any function
+of that shape is a checker; these are the common ones. [`is_right`] is the one definition of a right answer, for
+labelling, calibration and evaluation alike.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import signal
@@ -13,14 +15,104 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Hashable
-from decimal import Decimal, InvalidOperation
+from fractions import Fraction
 from pathlib import Path
+
+from hf_judge.labelling.numbers import last_number
 
 Checker = Callable[[str, dict], Hashable | None]
 
-NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 CHOICE = re.compile(r"(?:answer|choice|option)(?:\s+is)?\s*:?\s*\(?([A-Z])\b\)?", re.IGNORECASE)
 MAX_OUTPUT = 1 << 20
+CHECKERS = ("numeric", "numeric:PATTERN", "regex:PATTERN", "choice", "unit_tests", "MODULE:FUNCTION")
+
+
+def make_checker(name: str | None, *, pattern: str | None = None, allow_code_execution: bool = False) -> Checker:
+    """A checker from its name on the command line.
+
+    Args:
+        name: one of CHECKERS; `MODULE:FUNCTION` is a function of the user's.
+        pattern: the regular expression of "numeric" and "regex", where the name does not hold it.
+        allow_code_execution: needed by "unit_tests", which runs what a model wrote.
+
+    Raises:
+        ValueError: no such checker; the message lists them.
+    """
+    kind, colon, rest = (name or "").partition(":")
+    if kind == "numeric":
+        return NumericChecker(rest or pattern)
+    if kind == "regex" and (rest or pattern):
+        return RegexChecker(rest or pattern)
+    if kind == "regex":
+        raise ValueError("the checker regex needs a pattern: regex:PATTERN, or --pattern")
+    if kind == "choice" and not colon:
+        return MultipleChoiceChecker()
+    if kind == "unit_tests" and not colon:
+        return UnitTestChecker(allow_code_execution=allow_code_execution)
+    if kind and rest and kind not in ("choice", "unit_tests"):
+        return imported(name)
+    raise ValueError(f"a JSONL task needs a checker, one of {', '.join(CHECKERS)}; got {name!r}")
+
+
+def imported(name: str) -> Callable:
+    """The user's function `MODULE:FUNCTION`; modules of the current folder are found too.
+
+    Raises:
+        ValueError: there is no such function.
+    """
+    module, _, function = name.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"'{name}' cannot be imported: {error}; checkers are {', '.join(CHECKERS)}") from None
+
+
+def wanted_key(checker: Checker) -> str | None:
+    """The key of a task that a checker cannot do without; None: a user's function, which may know by itself."""
+    if isinstance(checker, UnitTestChecker):
+        return "tests"
+    return "answer" if isinstance(checker, (NumericChecker, RegexChecker, MultipleChoiceChecker)) else None
+
+
+def reference(checker: Checker, task: dict) -> Hashable | None:
+    """What the right answer of a task comes down to, read as a response is; None: the checker decides by itself.
+
+    Raises:
+        ValueError: the task has no `answer`, or the checker finds none in it.
+    """
+    if isinstance(checker, UnitTestChecker):
+        return None
+    if task.get("answer") is None:
+        if wanted_key(checker) is None:
+            return None
+        raise ValueError(f"expected the right answer under 'answer', got the keys {sorted(task)!s:.120}")
+    text = str(task["answer"])
+    found = checker(text, task)
+    if isinstance(found, bool):
+        return None  # a function that says True or False: "is the reference right" means nothing
+    if found is None:  # a pattern that only responses have around their answer: the reference is the bare answer
+        bare = getattr(checker, "bare", None)
+        found = text.strip() if bare is None else bare(text)
+    if found is None:
+        raise ValueError(f"the checker finds no answer in {text!r:.60}")
+    return found
+
+
+def is_right(checker: Checker, response: str, task: dict) -> bool:
+    """Whether a response has the right answer.
+
+    Raises:
+        ValueError: as [`reference`].
+    """
+    answer = checker(response, task)
+    if isinstance(answer, bool) or answer is None:
+        return bool(answer)
+    right = reference(checker, task)
+    if right is None:
+        raise ValueError(f"expected the right answer under 'answer', got the keys {sorted(task)!s:.120}")
+    return answer == right or (isinstance(answer, str) != isinstance(right, str) and str(answer) == str(right))
 
 
 class RegexChecker:
@@ -46,12 +138,15 @@ class RegexChecker:
         found = list(self._pattern.finditer(response))
         if not found:
             return None
-        answer = (found[-1][1] if self._pattern.groups else found[-1][0]) or ""
+        return self.bare((found[-1][1] if self._pattern.groups else found[-1][0]) or "")
+
+    def bare(self, answer: str) -> str:
+        """An answer without what stands around it."""
         return answer.strip().lower() if self._ignore_case else answer.strip()
 
 
 class NumericChecker:
-    """The last number of a response: 1,234.50 and 1234.5 are the same answer.
+    """The last number of a response, however it is written (see [`hf_judge.labelling.numbers`]).
 
     Args:
         pattern: where to look: the first group of its last match holds the number. None: the whole response.
@@ -61,14 +156,13 @@ class NumericChecker:
         self._where = None if pattern is None else RegexChecker(pattern)
         self.name = f"numeric:{pattern or ''}"
 
-    def __call__(self, response: str, task: dict) -> Decimal | None:
+    def __call__(self, response: str, task: dict) -> Fraction | None:
         text = response if self._where is None else self._where(response, task)
-        numbers = NUMBER.findall(text or "")
-        try:
-            # normalised, so that equal numbers are also written alike
-            return Decimal(numbers[-1].replace(",", "")).normalize() if numbers else None
-        except InvalidOperation:
-            return None
+        return last_number(text or "")
+
+    def bare(self, answer: str) -> Fraction | None:
+        """The number of an answer without what stands around it."""
+        return last_number(answer)
 
 
 class MultipleChoiceChecker:
@@ -79,6 +173,11 @@ class MultipleChoiceChecker:
     def __call__(self, response: str, task: dict) -> str | None:
         found = CHOICE.findall(response) or re.findall(r"^\s*\(?([A-Z])[).]?\s*$", response, re.MULTILINE)
         return found[-1].upper() if found else None
+
+    def bare(self, answer: str) -> str | None:
+        """A bare letter."""
+        letter = answer.strip().strip("().").upper()
+        return letter if re.fullmatch("[A-Z]", letter) else None
 
 
 class UnitTestChecker:

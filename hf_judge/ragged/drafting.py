@@ -48,13 +48,14 @@ class Drafter:
     ):
         self.rows = ModelRows(draft, n_rows, draft_step, compiled, limit=limit, last_position=last_position)
         self._vocabulary = vocabulary
+        self._last_id = draft.config.get_text_config().vocab_size - 1
         self._processors, self._do_sample = processors, do_sample
         self._end_ids, self._confidence = end_ids.to(self.rows.device), confidence
         self._n_read = [0] * n_rows  # tokens of every row that the cache holds
 
     def prefill(self, ids: torch.LongTensor, lengths: list[int], *, n_more: int = 0) -> None:
         """Read the prompts, (n_rows, n) long, packed to the left; the last token of each waits for the first draft."""
-        self.rows.prefill(ids, lengths, n_more=n_more)
+        self.rows.prefill(self._known(ids), lengths, n_more=n_more)
         self._n_read = [length - 1 for length in lengths]
 
     def propose(
@@ -77,7 +78,7 @@ class Drafter:
         self.rows.cache.reserve(max(lengths) + n_tokens)
         self._catch_up(texts, lengths)
         tails = [text[:, -2:] if text.shape[1] > 1 else text[:, [-1, -1]] for text in texts]
-        step = torch.cat(tails).to(self.rows.device)
+        step = self._known(torch.cat(tails)).to(self.rows.device)
         first = sent([length - 2 for length in lengths], self.rows.device)
         ids, scores, raw, confidences = [], [], [], []
         for i in range(n_tokens):
@@ -95,7 +96,7 @@ class Drafter:
             if self._confidence > 0:
                 confidences.append(logits.float().softmax(dim=-1).gather(-1, token))
             ids.append(token)
-            step, first = token, first + (2 if i == 0 else 1)
+            step, first = self._known(token), first + (2 if i == 0 else 1)
         self._n_read = [length + n_tokens - 1 for length in lengths]
         drafted, device = torch.cat(ids, dim=1), answers[0].device
         useful = self._useful(drafted, confidences)
@@ -126,7 +127,11 @@ class Drafter:
             torch.nn.functional.pad(t[:, s : s + gap], (0, gap))[:, :gap] for t, s in zip(texts, starts, strict=True)
         ]
         first = sent(starts, self.rows.device)
-        self.rows.run(torch.cat(ids).to(self.rows.device), first, eagerly=True)
+        self.rows.run(self._known(torch.cat(ids)).to(self.rows.device), first, eagerly=True)
+
+    def _known(self, ids: torch.LongTensor) -> torch.LongTensor:
+        """Ids that the draft has rows for: of a wider target's padding it reads another token, which only it sees."""
+        return ids if self._vocabulary in (None, self._last_id + 1) else ids.clamp(max=self._last_id)
 
     def _process(self, answers, ids: list[torch.LongTensor], logits: torch.Tensor) -> torch.Tensor:
         rows = []

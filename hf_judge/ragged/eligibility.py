@@ -10,7 +10,14 @@ from __future__ import annotations
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from hf_judge.upstream.forward import attention_of, forward_parameters, is_stateful, stranger_hooks, unwrapped
+from hf_judge.upstream.forward import (
+    attention_of,
+    forward_parameters,
+    is_stateful,
+    rope_types,
+    stranger_hooks,
+    unwrapped,
+)
 from hf_judge.upstream.generation import PreparedCall
 from hf_judge.upstream.processors import is_upstreams_own
 from hf_judge.upstream.versions import CACHE
@@ -173,9 +180,17 @@ CRITERIA = {
     "ConfidenceCriteria": UPSTREAM,
 }
 
-# Architectures on which a differential check found both engines equal (docs/architectures.md). Others: upstream's
-# caches.
-ARCHITECTURES = frozenset(["llama"])
+# Architectures on which a differential check found both engines equal (docs/architectures.md; Mistral: without its
+# window). Others, and those whose state depends on more than keys and values, go to upstream's caches.
+ARCHITECTURES = {
+    *("apertus", "apertus1p5_text", "arcee", "aria_text", "biogpt", "bitnet", "codegen", "cohere", "ctrl"),
+    *("diffllama", "ernie4_5", "ernie4_5_moe", "exaone", "falcon", "flex_olmo", "gemma", "glm", "glm4"),
+    *("glm4_moe", "gpt-sw3", "gpt2", "gpt_bigcode", "gpt_neox", "gpt_neox_japanese", "gptj", "granite"),
+    *("granitemoe", "granitemoeshared", "helium", "hy_v3", "hyperclovax", "internlm3", "iquestcoder", "jais2"),
+    *("jetmoe", "llama", "mellum", "minimax_m2", "ministral3", "mistral", "mixtral", "nanochat", "olmo"),
+    *("olmo2", "olmoe", "opt", "persimmon", "phi", "phi3", "phimoe", "qwen2", "qwen2_moe", "qwen3"),
+    *("qwen3_moe", "sarvam_moe", "seed_oss", "smollm3", "solar_open", "stablelm", "starcoder2", "xglm"),
+}
 # fields of a model config that change attention, positions or the cache, with the values that the engine knows
 FULL_ATTENTION = {
     "alibi": (False, None),
@@ -257,18 +272,10 @@ def _other_attention(config) -> str | None:
         return "has layers that do not attend fully (attention_types with 'local')"
     if isinstance(values.get("attn_config"), dict) and values["attn_config"].get("alibi"):
         return "has layers that do not attend fully (alibi)"
-    for rope_type in _rope_types(values.get("rope_parameters")) | _rope_types(values.get("rope_scaling")):
+    for rope_type in sorted(rope_types(config)):
         if rope_type not in ROPE_TYPES:
             return f"has positions that depend on the length of the sequence (rope_type='{rope_type}')"
     return None
-
-
-def _rope_types(parameters) -> set[str]:
-    if not isinstance(parameters, dict):
-        return set()
-    nested = set().union(*(_rope_types(value) for value in parameters.values()))
-    own = parameters.get("rope_type", parameters.get("type"))
-    return nested | ({own} if isinstance(own, str) else set())
 
 
 def _is_upstreams_own(cls: type) -> bool:

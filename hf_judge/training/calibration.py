@@ -173,6 +173,13 @@ def calibrate_by_risk(
             "calibration_fraction above 0"
         )
     scores = head_scores(head, store)
+    if not scores.isfinite().all():
+        raise ValueError("the head gives scores that are not finite on these features: train it again")
+    if scores.min() == scores.max():
+        raise ValueError(
+            f"the head gives every token the same score ({scores[0]:.3g}): no threshold can tell mistakes from other "
+            "tokens. Train it on more labels"
+        )
     mistaken = (unseen & (labels == 0)).nonzero()[:, 0].tolist()
     if unit == "prompt":
         by_prompt = {}
@@ -239,6 +246,13 @@ def calibrate_by_accuracy(
     """
     if not target_right:
         raise ValueError("calibration by task needs answers: there are none")
+    if not 0 <= margin <= 1:  # NaN is not
+        raise ValueError(f"margin must be between 0 and 1 (a share of the answers), got {margin}")
+    if not any(target_right):
+        raise ValueError(
+            f"the target answers none of the {len(target_right)} prompts right, so that every threshold loses nothing: "
+            "check the right answers, the checker and the length that answers may have (--max-new-tokens)"
+        )
     accuracy, judged = sum(target_right) / len(target_right), {}
     chosen = None
     for threshold in sorted(thresholds):

@@ -139,6 +139,9 @@ class CandidateSource:
                 self._raw_logits = _keep_raw_logits(self._generator)
         elif isinstance(self._generator, SinglePositionMultiTokenCandidateGenerator) and options.num_assistant_tokens:
             self._generator.num_assistant_tokens = options.num_assistant_tokens
+        # a draft with fewer positions than the target stops drafting where they end
+        drafts_itself = type(self._generator) is AssistedCandidateGenerator and assistant_model is not None
+        self._positions = _max_positions(assistant_model) if drafts_itself else None
         # It drafts by argmax whatever do_sample says: not a draw from its logits (5.19 to 5.24)
         self._logits_are_proposals = not isinstance(self._generator, SinglePositionMultiTokenCandidateGenerator)
 
@@ -169,7 +172,10 @@ class CandidateSource:
             Proposal: 0 <= k <= budget, on the device of `input_ids`.
         """
         is_first = outputs is None
-        if budget <= 0 or (is_first and self._skip_first) or input_ids.shape[1] == 0:
+        beyond = (
+            self._positions is not None and input_ids.shape[1] + self._generator.num_assistant_tokens > self._positions
+        )
+        if budget <= 0 or (is_first and self._skip_first) or input_ids.shape[1] == 0 or beyond:
             return Proposal(input_ids[:, :0], None, None)
         if self._skip_first and isinstance(self._generator, AssistedCandidateGenerator):
             self._skip_first = False
@@ -201,6 +207,10 @@ class CandidateSource:
         """
         if scores.shape[1] > 1:  # a round without a draft says nothing about drafts
             self._generator.update_candidate_strategy(input_ids, scores, n_accepted)
+
+
+def _max_positions(model: PreTrainedModel) -> int | None:
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def _build_generator(model, input_ids, *, generation_config, model_kwargs, **arguments) -> CandidateGenerator:

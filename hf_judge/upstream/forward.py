@@ -84,6 +84,38 @@ def stranger_hooks(model: torch.nn.Module) -> str | None:
     return None
 
 
+def rope_types(config) -> set[str]:
+    """The kinds of rotary positions of a model config."""
+    found = set()
+    for parameters in (config.to_dict().get("rope_parameters"), config.to_dict().get("rope_scaling")):
+        kinds = parameters.values() if isinstance(parameters, dict) else ()
+        for one in (parameters, *kinds):  # of the model, or for each type of layers
+            kind = one.get("rope_type", one.get("type")) if isinstance(one, dict) else None
+            found |= {kind} if isinstance(kind, str) else set()
+    return found
+
+
+def length_of_changing_angles(config, prompt_length: int) -> int | None:
+    """The length of a sequence behind which drafted tokens would change the rotary angles of others; None: none.
+
+    Two kinds of angles depend on the length of the sequence, drafted tokens included: with "longrope" all change once
+    it passes the length of the first training (models then read it again from its start), with "dynamic" they change
+    with each token behind that length.
+
+    Args:
+        config: of a text model.
+        prompt_length: tokens of the prompt; a longrope model that has read a longer one has changed for good.
+    """
+    kinds, values = rope_types(config), config.to_dict()
+    if not kinds & {"longrope", "dynamic"}:
+        return None
+    limit = values.get("original_max_position_embeddings") or values.get("max_position_embeddings")
+    parameters = values.get("rope_parameters")
+    if isinstance(parameters, dict):
+        limit = parameters.get("original_max_position_embeddings") or limit
+    return None if kinds & {"longrope"} and prompt_length > limit else limit
+
+
 def commit_of(config) -> str | None:
     """The commit on the Hub that a model's config came from, 40 hex digits; None: not known."""
     return getattr(config, "_commit_hash", None)  # only configs that were loaded have it

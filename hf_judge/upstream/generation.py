@@ -222,7 +222,9 @@ def _share_vocabulary(target, draft, target_tokenizer, draft_tokenizer) -> bool:
     """Whether the models' tokens are the same: equal tokenizers where both are known, else matrices of one size."""
     if target_tokenizer is not None and draft_tokenizer is not None:
         return target_tokenizer is draft_tokenizer or target_tokenizer.get_vocab() == draft_tokenizer.get_vocab()
-    return target.config.get_text_config().vocab_size == draft.config.get_text_config().vocab_size
+    # a DFlash or Gemma 4 assistant has no vocabulary of its own: it drafts through the target's matrices
+    own = getattr(draft.config.get_text_config(), "vocab_size", None)
+    return own is None or own == target.config.get_text_config().vocab_size
 
 
 def _stop_strings(stop_strings: str | list[str], tokenizer: PreTrainedTokenizerBase | None) -> StopStringCriteria:

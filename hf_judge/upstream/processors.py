@@ -108,10 +108,10 @@ class AtRow:
     def __init__(self, function, row: int, n_rows: int):
         self._function, self._row, self._n_rows = function, row, n_rows
 
-    def __call__(self, input_ids: torch.LongTensor, scores, **kwargs) -> torch.Tensor:
+    def __call__(self, input_ids: torch.LongTensor, scores) -> torch.Tensor:
         """The function's answer about this prompt, (1, ...): it stands at its own place, and in all others too."""
-        many = [None if scores is None else self._spread(scores)]
-        found = self._function(input_ids.repeat(self._n_rows, 1), *many, **kwargs)
+        many = None if scores is None else self._spread(scores)
+        found = self._function(input_ids.repeat(self._n_rows, 1), many)
         is_per_row = isinstance(found, torch.Tensor) and found.dim() > 0
         return found[self._row : self._row + 1] if is_per_row else found
 
