@@ -51,6 +51,15 @@ COMMANDS = {
 }  # fmt: skip
 GENERATE = ["generate", "--model", "{target}", "--assistant", "{draft}", "--judge", "{out}/head", "--prompt", "Tom",
             "--device-map", "cpu"]  # fmt: skip
+STORE = "{out}/store"
+OTHERS = {
+    "generate": GENERATE,
+    "train": ["train", "--features", STORE, "--output-dir", "{out}/new"],
+    "calibrate": ["calibrate", "--head", "{out}/head", "--features", STORE],
+    "demo": ["demo", "--problems", "1", "--json", "{out}/found.json"],
+    "bench": ["bench", *PAIR, "--quick", "--no-compile", "--json", "{out}/found.json"],
+    "push": ["push", "{out}/head", "somebody/judge"],
+}
 NEVER = ["nan", "-1", "abc", "", "1e400", "0x10", "\N{ARABIC-INDIC DIGIT FIVE}\N{FULLWIDTH DIGIT ONE}x"]
 BAD_OPTIONS = [  # (command, option): no value of NEVER will do
     ("mine", "--max-new-tokens"), ("mine", "--batch-size"), ("mine", "--seed x"), ("mine drafts", "--batch-size"),
@@ -64,6 +73,15 @@ BAD_OPTIONS = [  # (command, option): no value of NEVER will do
     ("evaluate", "--max-new-tokens"), ("texts", "--problems"), ("evaluate", "--dtype"), ("evaluate", "--judge"),
     ("info", "--samples"), ("generate", "--max-new-tokens"), ("generate", "--judge-threshold"),
     ("generate", "--num-assistant-tokens"), ("generate", "--judge"),
+    *(("train", f"--{name}") for name in ("validation-fraction", "calibration-fraction", "l2-grid", "mistake-weight",
+      "matched-weight", "optimizer", "max-iter", "num-train-epochs", "learning-rate", "train-batch-size",
+      "max-memory-gb", "extra-features", "threshold", "device", "seed x")),
+    ("calibrate", "--risk"), ("calibrate", "--confidence"), ("calibrate", "--unit"), ("calibrate", "--thresholds"),
+    ("demo", "--problems"), ("demo", "--num-assistant-tokens"), ("demo", "--seed x"),
+    ("bench", "--lengths"), ("bench", "--thresholds"), ("bench", "--repeats"), ("bench", "--task"),
+    ("bench", "--depth"),
+    ("bench", "--simulate"), ("bench", "--problems"), ("bench", "--dtype"), ("bench", "--max-new-tokens"),
+    ("push", "--base"),
 ]  # fmt: skip
 
 
@@ -205,7 +223,10 @@ def broken_file(draw, kind):
 
 @pytest.mark.parametrize("name", COMMANDS)
 @settings(
-    max_examples=15 * TIMES, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    max_examples=15 * TIMES,
+    derandomize=TIMES == 1,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 @given(data=st.data())
 def test_broken_files(home, name, data):
@@ -229,18 +250,18 @@ def test_files_that_are_none(home, name):
 # --- options --------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60 * TIMES, deadline=None)
+@settings(max_examples=60 * TIMES, derandomize=TIMES == 1, deadline=None)
 @given(bad=st.sampled_from(BAD_OPTIONS), value=st.sampled_from(NEVER))
 def test_bad_options(home, bad, value):
     name, option = bad
     if option.endswith(" x"):  # any whole number will do
         option, value = option.removesuffix(" x"), f"{value}x"
-    command = GENERATE if name == "generate" else COMMANDS[name][0]
+    command = OTHERS.get(name) or COMMANDS[name][0]
     with place(home) as names:
         refused([*command, f"{option}={value}"], names)
 
 
-@settings(max_examples=30 * TIMES, deadline=None)
+@settings(max_examples=30 * TIMES, derandomize=TIMES == 1, deadline=None)
 @given(name=st.sampled_from(list(COMMANDS)), data=st.data())
 def test_broken_command_lines(home, name, data):
     command = list(COMMANDS[name][0])
@@ -274,7 +295,7 @@ FOLDERS = [
 ]
 
 
-@settings(max_examples=40 * TIMES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40 * TIMES, derandomize=TIMES == 1, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(what=st.sampled_from(FOLDERS), data=st.data())
 def test_damaged_folders(home, what, data):
     folder, command = what
@@ -297,7 +318,7 @@ def test_damaged_folders(home, what, data):
         refused(command, names)
 
 
-@settings(max_examples=20 * TIMES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20 * TIMES, derandomize=TIMES == 1, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(name=st.sampled_from(["mine", "features", "evaluate", "generate"]), data=st.data())
 def test_damaged_models(home, name, data):
     command = GENERATE if name == "generate" else COMMANDS[name][0]
@@ -318,7 +339,7 @@ def test_damaged_models(home, name, data):
 
 @example(name="mine")
 @given(name=st.sampled_from(list(COMMANDS)))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10, derandomize=TIMES == 1, deadline=None)
 def test_the_commands_are_right_where_nothing_is_wrong(home, name):
     """Else the tests above would pass for want of a good command."""
     with place(home) as names:

@@ -22,6 +22,7 @@ from hf_judge.bench.forwards import Floor, interleaved_medians
 from hf_judge.evaluation.answers import Pair, left_padded, up_to_end
 from hf_judge.evaluation.demo import count_forwards
 from hf_judge.evaluation.tasks import Example, Task
+from hf_judge.head.config import check_threshold
 from hf_judge.labelling.greedy import ANSWER_ALONE
 from hf_judge.upstream.forward import compiling_everywhere, with_cache
 from hf_judge.verify.rule import JudgeCandidateVerifier, StrictVerifier
@@ -189,6 +190,10 @@ def bench(
     """
     if repeats < 1 or not lengths or min(lengths) < 1:
         raise ValueError(f"bench needs at least one repeat and draft lengths from 1 on, got {repeats} and {lengths}")
+    for threshold in thresholds:
+        check_threshold(threshold)
+    if thresholds and "judge" not in pair.heads:
+        raise ValueError(f"thresholds {thresholds} are of a judge, and none is given: pass one, or leave them out")
     work = [(pair.encode(example.prompt), example) for example in task.examples]
     on_step("upstream's best setting")
     best = _best_upstream(pair, work[:2], lengths, max_new_tokens, quick)

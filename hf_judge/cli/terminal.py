@@ -33,6 +33,21 @@ def positive(text: str) -> int:
     return natural(text, 1)
 
 
+def share(text: str) -> float:
+    """A number of the command line from 0 to 1.
+
+    Raises:
+        ArgumentTypeError: it is none.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
+    return number
+
+
 def above_zero(text: str) -> float:
     """A finite number of the command line above 0.
 

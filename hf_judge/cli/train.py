@@ -12,7 +12,7 @@ from pathlib import Path
 
 from transformers import AutoModelForCausalLM
 
-from hf_judge.cli.terminal import DTYPES, above_zero, natural, positive, printable
+from hf_judge.cli.terminal import DTYPES, above_zero, natural, positive, printable, share
 from hf_judge.evaluation.answering import judged_answers, plain_answers, right_answers
 from hf_judge.evaluation.loading import load_tokenizer, loading
 from hf_judge.files.durable import check_writable
@@ -236,7 +236,7 @@ def add_calibrate(commands) -> None:
     risk.add_argument("--confidence", type=float, default=0.95, metavar="C", help="default: 0.95")
     risk.add_argument("--unit", choices=UNITS, default="prompt", help="what counts as one independent mistake")
     task = calibrate.add_argument_group("by task: answers as right as the target's, up to a margin")
-    task.add_argument("--margin", type=float, metavar="M", help="allowed loss of accuracy, e.g. 0.01")
+    task.add_argument("--margin", type=share, metavar="M", help="allowed loss of accuracy, e.g. 0.01")
     task.add_argument("--num-assistant-tokens", type=positive, default=32, metavar="N")
     task.add_argument("--strict", action="store_true", help="stop at a prompt that the models refuse")
     _add_models(task, target_required=False, draft_required=False)

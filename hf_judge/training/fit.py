@@ -93,8 +93,22 @@ class JudgeTrainingArguments:
             raise ValueError(f"optimizer must be one of {OPTIMIZERS}, got {self.optimizer!r}")
         if not 0 <= self.matched_weight < math.inf:
             raise ValueError(f"matched_weight must be a number from 0 on, got {self.matched_weight}")
+        if self.mistake_weight is not None and not 0 < self.mistake_weight < math.inf:
+            raise ValueError(f"mistake_weight must be a number above 0, or None, got {self.mistake_weight}")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be a number above 0, got {self.learning_rate}")
+        if not 0 <= self.max_memory_gb < math.inf:
+            raise ValueError(f"max_memory_gb must be a number from 0 on, got {self.max_memory_gb}")
+        for name in ("max_iter", "num_train_epochs", "train_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         check_threshold(self.threshold)
-        self.device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if self.device is None:
+            self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            torch.device(self.device)
+        except RuntimeError:
+            raise ValueError(f"device must be one of torch's, as 'cpu' or 'cuda:0', got {self.device!r}") from None
 
 
 @dataclass(frozen=True)
