@@ -6,7 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -339,7 +339,7 @@ def test_answers():
     assert RegexChecker(r"[a-c]+")("abc zz cab", {}) == "cab"
     assert RegexChecker("Yes|No", ignore_case=True)("No. Yes", {}) == "yes"
     assert RegexChecker("x")("y", {}) is None
-    assert NumericChecker()("so 1,234.50 in all", {}) == NumericChecker()("= 1234.5", {}) == Decimal("1234.5")
+    assert NumericChecker()("so 1,234.50 in all", {}) == NumericChecker()("= 1234.5", {}) == Fraction("1234.5")
     assert NumericChecker(r"has (-?\d+) left")("Tom has -3 left of 9", {}) == -3
     assert NumericChecker()("none", {}) is None
     assert MultipleChoiceChecker()("The answer is (B) because A", {}) == "B"

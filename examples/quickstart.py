@@ -1,0 +1,17 @@
+"""Judged decoding on the bundled pair: runs anywhere, offline, in seconds."""
+
+from hf_judge.tiny import load_pair
+
+pair = load_pair()
+question = [{"role": "user", "content": "Ana has 17 coins and finds 5 more. How many has she?"}]
+inputs = pair.tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+out = pair.target.generate(
+    **inputs,
+    assistant_model=pair.draft,
+    judge=pair.judge,
+    num_assistant_tokens=32,
+    max_new_tokens=200,
+    return_dict_in_generate=True,
+)
+print(pair.tokenizer.decode(out.sequences[0], skip_special_tokens=True))
+print(out.judge_stats)
