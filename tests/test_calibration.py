@@ -239,3 +239,23 @@ def test_by_accuracy_refuses_answers_that_do_not_pair():
         calibrate_by_accuracy([], lambda t: [])
     with pytest.raises(ValueError, match="must pair with the target's 2, got 1"):
         calibrate_by_accuracy([True, True], lambda t: [True])
+
+
+def test_a_head_that_scores_all_tokens_alike_is_not_certified(tmp_path):
+    features, labels, row, prompts = separable(n_rows=400)
+    head = JudgeHead(JudgeConfig(hidden_size=12))
+    with torch.no_grad():
+        head.bias.fill_(-20.0)  # refuses everything: no mistake is accepted, and nothing else either
+    with pytest.raises(ValueError, match="gives every token the same score"):
+        calibrate_by_risk(head, make_store(tmp_path / "f", features, labels, row, prompts), risk=0.05, confidence=0.95)
+
+
+@pytest.mark.parametrize("margin", [-0.1, 1.5, float("nan"), float("inf")])
+def test_a_margin_that_cannot_be_is_refused(margin):
+    with pytest.raises(ValueError, match="margin must be between 0 and 1"):
+        calibrate_by_accuracy([True], lambda threshold: [True], margin=margin)
+
+
+def test_a_target_that_is_never_right_is_refused():
+    with pytest.raises(ValueError, match="the target answers none of the 3 prompts right"):
+        calibrate_by_accuracy([False] * 3, lambda threshold: [False] * 3)

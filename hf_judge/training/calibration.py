@@ -175,11 +175,6 @@ def calibrate_by_risk(
     scores = head_scores(head, store)
     if not scores.isfinite().all():
         raise ValueError("the head gives scores that are not finite on these features: train it again")
-    if scores.min() == scores.max():
-        raise ValueError(
-            f"the head gives every token the same score ({scores[0]:.3g}): no threshold can tell mistakes from other "
-            "tokens. Train it on more labels"
-        )
     mistaken = (unseen & (labels == 0)).nonzero()[:, 0].tolist()
     if unit == "prompt":
         by_prompt = {}
@@ -188,6 +183,11 @@ def calibrate_by_risk(
         mistaken = [random.Random(f"{seed}/{prompt}").choice(tokens) for prompt, tokens in by_prompt.items()]
     mistake_scores = scores[torch.tensor(mistaken, dtype=torch.long)]
     threshold, bound, n_needed = choose_by_risk(mistake_scores, risk=risk, confidence=confidence, thresholds=thresholds)
+    if threshold is not None and scores.min() == scores.max():
+        raise ValueError(
+            f"the head gives every token the same score ({scores[0]:.3g}): no threshold can tell mistakes from other "
+            "tokens. Train it on more labels"
+        )
     good = scores[unseen & (labels == 1)]
     certified = threshold is not None
     return RiskCertificate(
