@@ -9,7 +9,10 @@ PIP := -m pip install --quiet --disable-pip-version-check
 LOCK := constraints.txt
 PACKAGE := setup.cfg pyproject.toml
 
-.PHONY: demo test test-contract test-floor test-latest test-matrix test-tp test-vllm lint bench train-demo smoke lock clean
+SECONDS ?= 600
+SEED ?= 1
+
+.PHONY: demo fuzz test test-contract test-floor test-latest test-matrix test-tp test-vllm lint bench train-demo smoke lock clean
 
 demo: $(VENV)/.installed
 	$(BIN)/hf-judge demo
@@ -30,6 +33,10 @@ test-latest: $(VENV)-latest/.installed
 	$(VENV)-latest/bin/python $(PIP) --upgrade -c constraints-torch.txt \
 	    transformers peft accelerate huggingface-hub safetensors tokenizers datasets
 	$(VENV)-latest/bin/python -m pytest -n 2 $(TESTS)
+
+# Random calls, strict-judged against plain: make fuzz SECONDS=600 SEED=1
+fuzz: $(VENV)/.installed-test
+	$(BIN)/python tests/fuzz.py --seconds $(SECONDS) --seed $(SEED)
 
 # The contract on each minor release of transformers in range; writes docs/compatibility.md.
 test-matrix: $(VENV)/.installed-test

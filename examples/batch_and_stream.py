@@ -7,8 +7,8 @@ from hf_judge.tiny import load_pair
 pair = load_pair()
 settings = {"assistant_model": pair.draft, "judge": pair.judge, "num_assistant_tokens": 32, "max_new_tokens": 200}
 questions = [
-    "Ana has 17 coins and finds 5 more. How many has she?",
-    "Tom has 40 cards. He gives away 12, then buys 3. How many has he?",
+    "Ivy has 36 apples. Ivy gets 4 more. Ivy loses 3. Ivy gets 3 more. Ivy finds 8 more. How many apples are left?",
+    "Max has 5 pens. Max gives away 2. Max gets 6 more. Max loses 7. Max sells 1. How many pens are left?",
 ]
 chats = [[{"role": "user", "content": question}] for question in questions]
 options = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}

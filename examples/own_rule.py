@@ -18,9 +18,12 @@ class AmongTheBest:
 
 
 pair = load_pair()
-inputs = pair.tokenizer("Ana has 17 coins.", return_tensors="pt")
-rule = AmongTheBest(3)
-pair.target.generate(
-    **inputs, assistant_model=pair.draft, judge=rule, num_assistant_tokens=8, max_new_tokens=48, do_sample=False
+question = (
+    "Ivy has 36 apples. Ivy gets 4 more. Ivy loses 3. Ivy gets 3 more. Ivy finds 8 more. How many apples are left?"
 )
+inputs = pair.tokenizer.apply_chat_template(
+    [{"role": "user", "content": question}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+)
+rule = AmongTheBest(3)
+pair.target.generate(**inputs, assistant_model=pair.draft, judge=rule, num_assistant_tokens=8, max_new_tokens=200)
 print(rule.stats)

@@ -3,8 +3,12 @@
 from hf_judge.tiny import load_pair
 
 pair = load_pair()
-question = [{"role": "user", "content": "Ana has 17 coins and finds 5 more. How many has she?"}]
-inputs = pair.tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+question = (
+    "Ivy has 36 apples. Ivy gets 4 more. Ivy loses 3. Ivy gets 3 more. Ivy finds 8 more. How many apples are left?"
+)
+inputs = pair.tokenizer.apply_chat_template(
+    [{"role": "user", "content": question}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+)
 out = pair.target.generate(
     **inputs,
     assistant_model=pair.draft,

@@ -16,9 +16,9 @@ from hf_judge.tiny import HOME
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLES = {
-    "quickstart.py": ([], "has 22 coins"),
-    "your_models.py": ([str(HOME / part) for part in ("target", "draft", "judge")], "22"),
-    "batch_and_stream.py": ([], "31 cards"),
+    "quickstart.py": ([], "Ivy has 48 apples left"),
+    "your_models.py": ([str(HOME / part) for part in ("target", "draft", "judge")], "48 apples"),
+    "batch_and_stream.py": ([], "pens left"),
     "own_rule.py": ([], "rescued"),
     "compare_rules.py": ([], "target forwards per answer"),
 }
