@@ -1,5 +1,6 @@
 """Thresholds with a stated risk: the bound is exact, the statement holds, and nothing is chosen without evidence."""
 
+import json
 import math
 
 import pytest
@@ -9,6 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_judge import JudgeConfig, JudgeHead
+from hf_judge.cli import main
+from hf_judge.tiny import HOME
+from hf_judge.tiny.world import problems
 from hf_judge.training.calibration import (
     apply_certificate,
     binomial_upper_bound,
@@ -241,21 +245,103 @@ def test_by_accuracy_refuses_answers_that_do_not_pair():
         calibrate_by_accuracy([True, True], lambda t: [True])
 
 
-def test_a_head_that_scores_all_tokens_alike_is_not_certified(tmp_path):
-    features, labels, row, prompts = separable(n_rows=400)
-    head = JudgeHead(JudgeConfig(hidden_size=12))
-    with torch.no_grad():
-        head.bias.fill_(-20.0)  # refuses everything: no mistake is accepted, and nothing else either
-    with pytest.raises(ValueError, match="gives every token the same score"):
-        calibrate_by_risk(head, make_store(tmp_path / "f", features, labels, row, prompts), risk=0.05, confidence=0.95)
+# --- nothing to stand on --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("margin", [-0.1, 1.5, float("nan"), float("inf")])
-def test_a_margin_that_cannot_be_is_refused(margin):
-    with pytest.raises(ValueError, match="margin must be between 0 and 1"):
-        calibrate_by_accuracy([True], lambda threshold: [True], margin=margin)
+@pytest.mark.parametrize(
+    ("n_right", "n", "margin", "message"),
+    [
+        (0, 200, 0.01, "right in 0 of 200 answers and may lose 2"),
+        (0, 200, 1.0, "right in 0 of 200 answers"),
+        (2, 200, 0.01, "right in 2 of 200 answers and may lose 2"),
+        (3, 3, 0.01, "a margin of 1.0% needs at least 100 prompts, there are 3"),
+        (19, 19, 0.05, "needs at least 20 prompts, there are 19"),
+        (9, 9, float("nan"), "margin must be between 0 and 1, got nan"),
+        (9, 9, -0.1, "margin must be between 0 and 1"),
+        (9, 9, 1.5, "margin must be between 0 and 1"),
+    ],
+)
+def test_by_accuracy_refuses_what_says_nothing(n_right, n, margin, message):
+    target = [True] * n_right + [False] * (n - n_right)
+    with pytest.raises(ValueError, match=message):
+        calibrate_by_accuracy(target, lambda threshold: target, margin=margin)
 
 
-def test_a_target_that_is_never_right_is_refused():
-    with pytest.raises(ValueError, match="the target answers none of the 3 prompts right"):
-        calibrate_by_accuracy([False] * 3, lambda threshold: [False] * 3)
+def test_by_accuracy_goes_on_with_just_enough():
+    for n, margin in ((20, 0.05), (100, 0.01), (1, 1.0), (3, 0.0)):
+        assert calibrate_by_accuracy([True] * n, lambda t, n=n: [True] * n, margin=margin).threshold == min(THRESHOLDS)
+
+
+@pytest.mark.parametrize("thresholds", [(), (float("nan"),), (0.5, 1.5), (-0.1,)])
+def test_thresholds_that_no_head_can_have_are_refused(tmp_path, thresholds):
+    with pytest.raises(ValueError, match="threshold"):
+        calibrate_by_accuracy([True], lambda t: [True], margin=1.0, thresholds=thresholds)
+    with pytest.raises(ValueError, match="threshold"):
+        calibrate_by_risk(identity_head(), clustered_store(tmp_path / "f", seed=0), thresholds=thresholds)
+
+
+def store_of(directory, scores, labels):
+    features = torch.stack([torch.tensor(scores), torch.zeros(len(scores))], dim=1).float()
+    prompts = [f"{i:016x}" for i in range(len(scores))]
+    return make_store(directory, features, torch.tensor(labels), torch.arange(len(scores)), prompts, n_shards=1)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_by_risk_refuses_scores_that_are_no_numbers(tmp_path, bad):
+    """A NaN is never above a threshold, so it used to count as a mistake that was caught."""
+    store = store_of(tmp_path / "f", [-5.0] * 300 + [5.0, bad], [0] * 300 + [1, 0])
+    with pytest.raises(ValueError, match=r"1 of 302 scores are not finite \(the first is of token 301\)"):
+        calibrate_by_risk(identity_head(), store)
+    with pytest.raises(ValueError, match="not all finite"):
+        choose_by_risk(torch.tensor([0.1] * 300 + [bad]), risk=0.05, confidence=0.95)
+
+
+def test_by_risk_refuses_equal_scores(tmp_path):
+    store = store_of(tmp_path / "f", [-5.0] * 400, [0] * 300 + [1] * 100)
+    with pytest.raises(ValueError, match="gives all 400 tokens the score .*: a threshold cannot tell"):
+        calibrate_by_risk(identity_head(), store)
+
+
+def test_by_risk_certifies_nothing_without_mistakes(tmp_path):
+    certificate = calibrate_by_risk(identity_head(), store_of(tmp_path / "f", [1.0, 2.0], [1, 1]))
+    assert certificate.threshold is None
+    assert "needs 117 mistakes to calibrate on, there are 0; nothing was chosen" in certificate.message()
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "message"),
+    [
+        ("zero", ["--margin", "1"], "all weights of this judge head are 0"),
+        (None, ["--margin", "0.01"], "needs at least 100 prompts, there are 2"),
+        (None, ["--margin", "1", "--thresholds", "nan"], "threshold"),
+        (None, ["--margin", "1", "--max-new-tokens", "2"], "right in 0 of 2 answers"),
+        (None, ["--features", "{store}"], "gives all 302 tokens the score"),
+        ("nan store", ["--features", "{store}"], "scores are not finite"),
+    ],
+)
+def test_a_refused_calibration_leaves_the_files_of_the_head(tmp_path, capsys, change, arguments, message):
+    head = JudgeHead.from_pretrained(HOME / "judge")
+    if change == "zero":
+        head.weight.zero_()
+    head.save_pretrained(tmp_path / "judge")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "judge").iterdir()}
+    tasks = [
+        {"prompt": [{"role": "user", "content": p.question}], "answer": str(p.answer)} for p in problems(2, seed=5)
+    ]
+    (tmp_path / "tasks.jsonl").write_text("".join(json.dumps(task) + "\n" for task in tasks))
+    if "--features" in arguments:
+        width = head.config.n_features
+        features = torch.ones(302, width) * (float("nan") if change == "nan store" else 0.0)
+        labels, prompts = torch.tensor([0] * 301 + [1]), [f"{i:016x}" for i in range(302)]
+        make_store(tmp_path / "store", features, labels, torch.arange(302), prompts, n_shards=1)
+        with torch.no_grad():
+            head.bias.fill_(-9.0)
+        head.save_pretrained(tmp_path / "judge")
+        before = {path.name: path.read_bytes() for path in (tmp_path / "judge").iterdir()}
+        arguments = [argument.format(store=tmp_path / "store") for argument in arguments]
+    else:
+        pair = ["--target", str(HOME / "target"), "--draft", str(HOME / "draft")]
+        arguments = [*pair, "--prompts", str(tmp_path / "tasks.jsonl"), *arguments]
+    assert main(["calibrate", "--head", str(tmp_path / "judge"), *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in (tmp_path / "judge").iterdir()} == before

@@ -8,6 +8,7 @@ import json
 import logging
 import sys
 import typing
+from collections.abc import Callable
 from pathlib import Path
 
 from transformers import AutoModelForCausalLM
@@ -22,14 +23,22 @@ from hf_judge.head.config import HIDDEN_STATES
 from hf_judge.head.distributions import EXTRA_FEATURES
 from hf_judge.head.hub import is_hub_id
 from hf_judge.head.judge_head import JudgeHead
-from hf_judge.labelling.checkers import CHECKERS, imported, make_checker, reference, wanted_key
+from hf_judge.labelling.answers import CHECKERS, imported, make_checker, needed_key, reference
 from hf_judge.labelling.drafts import label_drafts
 from hf_judge.labelling.jobs import processes
 from hf_judge.labelling.prompts import Prompt, RefusedPrompt, check_one_vocabulary, encode_prompt, prompt_of
 from hf_judge.labelling.responses import HOLDS, load_named, load_rows, marked, summarise
 from hf_judge.labelling.swaps import mine_swaps
 from hf_judge.labelling.tokens import AFTER_MISTAKE, ON_CUT_TOKEN, label_rows
-from hf_judge.training.calibration import UNITS, apply_certificate, calibrate_by_accuracy, calibrate_by_risk
+from hf_judge.training.calibration import (
+    UNITS,
+    apply_certificate,
+    calibrate_by_accuracy,
+    calibrate_by_risk,
+    check_margin,
+    check_tells_apart,
+    check_thresholds,
+)
 from hf_judge.training.extraction import INDEX_NAME, FeatureStore, extract_features
 from hf_judge.training.fit import METRICS_NAME, PROMPTS_NAME, JudgeTrainingArguments, train_judge
 from hf_judge.training.metrics import THRESHOLDS
@@ -89,7 +98,7 @@ def run_mine(args: argparse.Namespace) -> None:
         raise ValueError("--source draft needs --locate module:function, which finds the first mistake")
     if args.source == "swap" and args.target is None:
         raise ValueError("--source swap needs --target")
-    function = imported(args.locate) if args.source == "draft" else _checker(args)
+    function = imported(args.locate) if args.source == "draft" else checker_of(args)
     draft, tokenizer = load_model(args.draft, args), load_tokenizer(args.draft)
     if args.source == "draft":
         report = label_drafts(
@@ -272,16 +281,15 @@ def _calibrate_by_task(head: JudgeHead, args: argparse.Namespace):
     for name in ("target", "draft", "prompts"):
         if getattr(args, name) is None:
             raise ValueError(f"calibrate by task needs --{name}")
-    checker = _checker(args)
-    tasks, names = read_tasks(args.prompts, wanted_key(checker))
-    for name, task in zip(names, tasks, strict=True):
-        try:
-            reference(checker, task)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
+    check_tells_apart(head)
+    check_margin(args.margin)
+    check_thresholds(args.thresholds)
+    checker = checker_of(args)
+    tasks, names = read_tasks(args.prompts, checker)
     tokenizer = load_tokenizer(args.target)
     check_one_vocabulary(tokenizer, load_tokenizer(args.draft))
     tasks, prompts = _encodable(tokenizer, tasks, names, strict=args.strict)
+    check_margin(args.margin, len(tasks))  # before the models work for hours
     target, draft = load_model(args.target, args), load_model(args.draft, args)
     options = {"max_new_tokens": args.max_new_tokens}
 
@@ -428,22 +436,25 @@ def load_model(name: str, args: argparse.Namespace):
     return model.eval()
 
 
-def read_tasks(path: str, wanted: str | None = None) -> tuple[list[dict], list[str]]:
+def read_tasks(path: str, checker: Callable | None = None) -> tuple[list[dict], list[str]]:
     """The prompts of a JSONL file, and where each stands: file and line.
 
     Args:
         path: the file.
-        wanted: a key that every line must have beside its prompt.
+        checker: whose reference every line must hold beside its prompt; None: prompts alone are wanted.
 
     Raises:
         ValueError: a line is not a JSON object with a prompt.
     """
+    wanted = None if checker is None else needed_key(checker)
     holds = f"a JSON object with 'prompt' and '{wanted}'" if wanted else "a JSON object with 'prompt'"
 
     def checked(row: dict) -> dict:
         prompt_of(row)
         if wanted and row.get(wanted) is None:
             raise ValueError(f"expected {holds}, got the keys {sorted(row)!s:.120}")
+        if wanted == "answer":
+            reference(checker, row)
         return row
 
     lines = list(read_jsonl_lines(path, checked, holds=holds))
@@ -484,5 +495,10 @@ def read_fit_prompts(path: Path) -> list[str]:
     return found
 
 
-def _checker(args: argparse.Namespace):
+def checker_of(args: argparse.Namespace) -> Callable[[str, dict], object]:
+    """The checker that the arguments name.
+
+    Raises:
+        ValueError: an unknown name, or an option is missing.
+    """
     return make_checker(args.checker, pattern=args.pattern, allow_code_execution=args.allow_code_execution)

@@ -5,13 +5,13 @@ Knows nothing about how a head was made.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import tqdm
 
-from hf_judge.labelling.checkers import Checker, is_right
+from hf_judge.labelling.answers import is_right
 from hf_judge.labelling.greedy import ANSWER_ALONE, greedy
 from hf_judge.labelling.tokens import encode_prompt
 from hf_judge.modeling.mixin import judged
@@ -94,8 +94,8 @@ def judged_answers(
     return texts, stats
 
 
-def right_answers(texts: Sequence[str], tasks: Sequence[dict], checker: Checker) -> list[bool]:
-    """Which answers are right.
+def right_answers(texts: Sequence[str], tasks: Sequence[dict], checker: Callable) -> list[bool]:
+    """Which answers are right, by [`hf_judge.labelling.answers.is_right`].
 
     Args:
         texts: one answer per task.
@@ -103,6 +103,12 @@ def right_answers(texts: Sequence[str], tasks: Sequence[dict], checker: Checker)
         checker: `(response, task) -> answer`.
 
     Raises:
-        ValueError: a task without `answer`.
+        ValueError: a task without an `answer` that the checker can read.
     """
-    return [is_right(checker, text, task) for text, task in zip(texts, tasks, strict=True)]
+    right = []
+    for number, (text, task) in enumerate(zip(texts, tasks, strict=True), 1):
+        try:
+            right.append(is_right(checker, text, task))
+        except ValueError as error:
+            raise ValueError(f"task {number}: {error}") from None
+    return right

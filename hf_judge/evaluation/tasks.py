@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from hf_judge.files.jsonl import read_jsonl_lines, type_name
-from hf_judge.labelling.checkers import UnitTestChecker, is_right, make_checker, reference, wanted_key
+from hf_judge.labelling.answers import CHECKERS, is_right, make_checker, needed_key, reference
 from hf_judge.labelling.prompts import Prompt, prompt_of
 from hf_judge.tiny.world import check_answer, first_mistake, problems
 
@@ -43,7 +43,15 @@ class Task:
         return f"problem {example.name}" if self.path is None else f"{self.path}, line {example.name}"
 
 
-def load_task(name: str, n: int, *, seed: int = 0, checker: str | None = None, allow_code_execution=False) -> Task:
+def load_task(
+    name: str,
+    n: int,
+    *,
+    seed: int = 0,
+    checker: str | None = None,
+    pattern: str | None = None,
+    allow_code_execution: bool = False,
+) -> Task:
     """The first `n` examples of a task.
 
     Args:
@@ -51,7 +59,8 @@ def load_task(name: str, n: int, *, seed: int = 0, checker: str | None = None, a
             [`hf_judge.labelling.prompts.prompt_of`]) and an `answer` (or `tests`, for unit tests).
         n: how many examples; 0: all of a file.
         seed: which part of the world.
-        checker: for a file: "numeric", "numeric:PATTERN", "regex:PATTERN", "choice" or "unit_tests".
+        checker: for a file: one of `hf_judge.labelling.answers.CHECKERS`.
+        pattern: of "numeric" and "regex", where the checker does not hold it.
         allow_code_execution: needed by "unit_tests", which runs what a model wrote.
 
     Raises:
@@ -63,16 +72,22 @@ def load_task(name: str, n: int, *, seed: int = 0, checker: str | None = None, a
         return Task(f"world, seed {seed}", [_world_example(i, p) for i, p in enumerate(problems(n, seed=seed))])
     if not os.path.exists(name):
         raise ValueError(f"no task {name!r}: known are {', '.join(TASKS)}, or the path of a JSONL file")
-    check = make_checker(checker, allow_code_execution=allow_code_execution)
-    wanted = wanted_key(check) or "answer"
-    holds = f"a JSON object with 'prompt' and '{wanted}'"
+    if checker is None:
+        raise ValueError(f"a JSONL task needs a checker, one of {', '.join(CHECKERS)}; got none")
+    check = make_checker(checker, pattern=pattern, allow_code_execution=allow_code_execution)
+    wanted = needed_key(check)
+    holds = "a JSON object with 'prompt'" + (f" and '{wanted}'" if wanted else "")
     rows = read_jsonl_lines(name, lambda row: _file_example(row, check, wanted, holds), holds=holds)
     examples = [replace(example, name=str(number)) for number, example in islice(rows, n or None)]
     if not examples:
         raise ValueError(f"{name} holds no examples: expected JSONL, each line {holds}")
     with open(name, "rb") as file:  # a run that goes on must know that the work is the same
         content = hashlib.sha256(file.read()).hexdigest()[:12]
-    return Task(f"{os.path.basename(name)} (sha256 {content}), checker {checker}", examples, name)
+    return Task(
+        f"{os.path.basename(name)} (sha256 {content}), checker {checker}{'' if pattern is None else f':{pattern}'}",
+        examples,
+        name,
+    )
 
 
 def _world_example(number: int, problem) -> Example:
@@ -84,11 +99,12 @@ def _world_example(number: int, problem) -> Example:
     )
 
 
-def _file_example(row: dict, check, wanted: str, holds: str) -> Example:
-    if not row.keys() & {"prompt", "messages"} or row.get(wanted) is None:
+def _file_example(row: dict, check, wanted: str | None, holds: str) -> Example:
+    if not row.keys() & {"prompt", "messages"} or (wanted and row.get(wanted) is None):
         raise ValueError(f"expected {holds}, got the keys {sorted(row)!s:.120}")
     prompt = prompt_of(row)
-    if isinstance(check, UnitTestChecker) and not isinstance(row["tests"], str):
-        raise TypeError(f"tests must be text, got {type_name(row['tests'])}: {row['tests']!r:.60}")
-    reference(check, row)  # refuse a row without one now, not after the work is done
+    if wanted == "answer":
+        reference(check, row)  # a reference that cannot be read is told with its line, before any work
+    elif wanted is not None and not isinstance(row[wanted], str):
+        raise TypeError(f"{wanted} must be text, got {type_name(row[wanted])}: {row[wanted]!r:.60}")
     return Example("", prompt, lambda text: is_right(check, text, row))

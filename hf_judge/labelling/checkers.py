@@ -1,118 +1,41 @@
-"""Extracts the final answer of a response, to compare answers: functions `(response, task) -> answer`.
+"""Extract the final answer of a response: functions `(response, task) -> answer`, where None is no answer.
 
-Answers are compared with ``==``; None is no answer. `task` is the dict of the prompt as the user gave it. Any function
-of that shape is a checker; these are the common ones. [`is_right`] is the one definition of a right answer, for
-labelling, calibration and evaluation alike.
+`task` is the dict of the prompt as the user gave it. Any function of that shape is a checker; these are the common
+ones, which also read the reference of a task. `hf_judge.labelling.answers` says whether an answer is right.
 """
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Hashable
-from fractions import Fraction
+import threading
+from collections.abc import Hashable
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
-from hf_judge.labelling.numbers import last_number
+from hf_judge.labelling.numbers import Number, last_number, marked_answer, read_number, whole_number
+from hf_judge.labelling.spelling import plain
 
-Checker = Callable[[str, dict], Hashable | None]
-
-CHOICE = re.compile(r"(?:answer|choice|option)(?:\s+is)?\s*:?\s*\(?([A-Z])\b\)?", re.IGNORECASE)
+_SAYS = r"(?i:\b(?:answer|choice|option))(?i:\s+is|\s*=)?\s*[*_`]*\s*[:：]?"
+CHOICE = re.compile(rf"{_SAYS}[*_`\s$({{\[\"']*(?P<upper>[A-Z])(?![\w'])|{_SAYS}[*_`\s$]*\(\s*(?P<lower>[a-z])\s*\)")
+ALONE = re.compile(r"^[*_`\s$({\[]*([A-Z])[*_`\s$)}\]]*[).:]?[*_`\s$]*$", re.MULTILINE)
 MAX_OUTPUT = 1 << 20
-CHECKERS = ("numeric", "numeric:PATTERN", "regex:PATTERN", "choice", "unit_tests", "MODULE:FUNCTION")
 
 
-def make_checker(name: str | None, *, pattern: str | None = None, allow_code_execution: bool = False) -> Checker:
-    """A checker from its name on the command line.
+@runtime_checkable
+class Checker(Protocol):
+    """Reads the answer of a response, and the reference of a task by the same rules."""
 
-    Args:
-        name: one of CHECKERS; `MODULE:FUNCTION` is a function of the user's.
-        pattern: the regular expression of "numeric" and "regex", where the name does not hold it.
-        allow_code_execution: needed by "unit_tests", which runs what a model wrote.
+    name: str
 
-    Raises:
-        ValueError: no such checker; the message lists them.
-    """
-    kind, colon, rest = (name or "").partition(":")
-    if kind == "numeric":
-        return NumericChecker(rest or pattern)
-    if kind == "regex" and (rest or pattern):
-        return RegexChecker(rest or pattern)
-    if kind == "regex":
-        raise ValueError("the checker regex needs a pattern: regex:PATTERN, or --pattern")
-    if kind == "choice" and not colon:
-        return MultipleChoiceChecker()
-    if kind == "unit_tests" and not colon:
-        return UnitTestChecker(allow_code_execution=allow_code_execution)
-    if kind and rest and kind not in ("choice", "unit_tests"):
-        return imported(name)
-    raise ValueError(f"a JSONL task needs a checker, one of {', '.join(CHECKERS)}; got {name!r}")
+    def __call__(self, response: str, task: dict) -> Hashable | None: ...
 
-
-def imported(name: str) -> Callable:
-    """The user's function `MODULE:FUNCTION`; modules of the current folder are found too.
-
-    Raises:
-        ValueError: there is no such function.
-    """
-    module, _, function = name.partition(":")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"'{name}' cannot be imported: {error}; checkers are {', '.join(CHECKERS)}") from None
-
-
-def wanted_key(checker: Checker) -> str | None:
-    """The key of a task that a checker cannot do without; None: a user's function, which may know by itself."""
-    if isinstance(checker, UnitTestChecker):
-        return "tests"
-    return "answer" if isinstance(checker, (NumericChecker, RegexChecker, MultipleChoiceChecker)) else None
-
-
-def reference(checker: Checker, task: dict) -> Hashable | None:
-    """What the right answer of a task comes down to, read as a response is; None: the checker decides by itself.
-
-    Raises:
-        ValueError: the task has no `answer`, or the checker finds none in it.
-    """
-    if isinstance(checker, UnitTestChecker):
-        return None
-    if task.get("answer") is None:
-        if wanted_key(checker) is None:
-            return None
-        raise ValueError(f"expected the right answer under 'answer', got the keys {sorted(task)!s:.120}")
-    text = str(task["answer"])
-    found = checker(text, task)
-    if isinstance(found, bool):
-        return None  # a function that says True or False: "is the reference right" means nothing
-    if found is None:  # a pattern that only responses have around their answer: the reference is the bare answer
-        bare = getattr(checker, "bare", None)
-        found = text.strip() if bare is None else bare(text)
-    if found is None:
-        raise ValueError(f"the checker finds no answer in {text!r:.60}")
-    return found
-
-
-def is_right(checker: Checker, response: str, task: dict) -> bool:
-    """Whether a response has the right answer.
-
-    Raises:
-        ValueError: as [`reference`].
-    """
-    answer = checker(response, task)
-    if isinstance(answer, bool) or answer is None:
-        return bool(answer)
-    right = reference(checker, task)
-    if right is None:
-        raise ValueError(f"expected the right answer under 'answer', got the keys {sorted(task)!s:.120}")
-    return answer == right or (isinstance(answer, str) != isinstance(right, str) and str(answer) == str(right))
+    def reference(self, written: object, task: dict) -> Hashable | None:
+        """The right answer in what stands in a task's `answer`: text, or a number of JSON."""
 
 
 class RegexChecker:
@@ -138,15 +61,19 @@ class RegexChecker:
         found = list(self._pattern.finditer(response))
         if not found:
             return None
-        return self.bare((found[-1][1] if self._pattern.groups else found[-1][0]) or "")
-
-    def bare(self, answer: str) -> str:
-        """An answer without what stands around it."""
+        answer = (found[-1][1] if self._pattern.groups else found[-1][0]) or ""
         return answer.strip().lower() if self._ignore_case else answer.strip()
+
+    def reference(self, written: object, task: dict) -> str:
+        """The reference: what the pattern finds in it, else all of it."""
+        found, bare = self(str(written), task), str(written).strip()
+        return found if found is not None else bare.lower() if self._ignore_case else bare
 
 
 class NumericChecker:
-    """The last number of a response, however it is written (see [`hf_judge.labelling.numbers`]).
+    """The last number of a response, exactly: 1,234.50 and 1234.5 are the same answer.
+
+    The rules of reading stand in `hf_judge.labelling.numbers`.
 
     Args:
         pattern: where to look: the first group of its last match holds the number. None: the whole response.
@@ -156,28 +83,100 @@ class NumericChecker:
         self._where = None if pattern is None else RegexChecker(pattern)
         self.name = f"numeric:{pattern or ''}"
 
-    def __call__(self, response: str, task: dict) -> Fraction | None:
+    def __call__(self, response: str, task: dict) -> Number | None:
         text = response if self._where is None else self._where(response, task)
-        return last_number(text or "")
+        return None if text is None else last_number(text)
 
-    def bare(self, answer: str) -> Fraction | None:
-        """The number of an answer without what stands around it."""
-        return last_number(answer)
+    def reference(self, written: object, task: dict) -> Number | None:
+        """The reference: where the pattern finds a number, that one, else its last."""
+        found = self(written, task) if isinstance(written, str) else None
+        return read_number(written) if found is None else found
 
 
 class MultipleChoiceChecker:
-    """The letter that a response chooses: the last "answer is (B)", else a letter that stands alone on its line."""
+    """The letter that a response chooses: the last "answer is (B)" or boxed one, else a letter alone on its line."""
 
     name = "choice"
 
     def __call__(self, response: str, task: dict) -> str | None:
-        found = CHOICE.findall(response) or re.findall(r"^\s*\(?([A-Z])[).]?\s*$", response, re.MULTILINE)
-        return found[-1].upper() if found else None
+        boxed = marked_answer(response)
+        if boxed is not None and (found := ALONE.search(plain(boxed))):
+            return found[1]
+        text = _latin(plain(response))
+        chosen = [found["upper"] or found["lower"].upper() for found in CHOICE.finditer(text)] or ALONE.findall(text)
+        return chosen[-1] if chosen else None
 
-    def bare(self, answer: str) -> str | None:
-        """A bare letter."""
-        letter = answer.strip().strip("().").upper()
-        return letter if re.fullmatch("[A-Z]", letter) else None
+    def reference(self, written: object, task: dict) -> str | None:
+        """The reference: chosen in words, or a bare letter."""
+        text = str(written)
+        bare = re.fullmatch(r"\W*([A-Za-z])\W*", _latin(plain(text)))
+        return bare[1].upper() if bare else self(text, task)
+
+
+class MathChecker:
+    """The last mathematical expression of a response, compared by value: roots, sets, intervals, symbols.
+
+    Parsed and compared by `math-verify`, which the field uses for LaTeX answers (the extra `math`).
+
+    Raises:
+        ImportError: it is not installed.
+    """
+
+    name = "math"
+
+    def __init__(self):
+        try:
+            from math_verify import parse, verify
+        except ImportError:
+            raise ImportError("the checker math needs math-verify: pip install 'hf-judge[math]'") from None
+        self._parse, self._verify = parse, verify
+
+    def __call__(self, response: str, task: dict) -> _Expression | None:
+        marked = marked_answer(response)
+        return self._read(response, None if marked is None else whole_number(marked))
+
+    def reference(self, written: object, task: dict) -> _Expression | None:
+        """The reference, as it stands or between dollar signs."""
+        text = str(written)
+        marked = marked_answer(text)
+        latex = text if "$" in text or "\\boxed" in text else f"${text}$"
+        return self._read(latex, whole_number(text if marked is None else marked))
+
+    def _read(self, text: str, number: Number | None) -> _Expression | None:
+        parsed = self._parse(text, parsing_timeout=_alarm())
+        return _Expression(parsed, number, self._verify) if parsed or number is not None else None
+
+
+def _alarm() -> int | None:
+    """Seconds that math-verify may think: it stops itself by an alarm, which only a main thread on POSIX has."""
+    in_main = threading.current_thread() is threading.main_thread()
+    return 5 if in_main and sys.platform != "win32" else None
+
+
+class _Expression:
+    """A parsed answer; equal ones are of equal value."""
+
+    def __init__(self, parsed: list, number: Number | None, verify):
+        self._parsed, self._number, self._verify = parsed, number, verify
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Expression):
+            return NotImplemented
+        if self._number is not None and other._number is not None:  # exactly: the library rounds to six decimals
+            return self._number == other._number
+        pairs = ((self._parsed, other._parsed), (other._parsed, self._parsed))
+        return any(self._verify(gold, answer, timeout_seconds=_alarm()) for gold, answer in pairs if gold and answer)
+
+    def __hash__(self) -> int:
+        return 0  # equal values are written in ways without end
+
+    def __repr__(self) -> str:
+        return f"_Expression({self._parsed!r:.80})"
+
+
+def _latin(text: str) -> str:
+    """Letters of full width as plain ones."""
+    return text.translate({0xFF21 + i: 65 + i for i in range(26)} | {0xFF41 + i: 97 + i for i in range(26)})
 
 
 class UnitTestChecker:
@@ -213,13 +212,13 @@ class UnitTestChecker:
                 "UnitTestChecker executes code written by a model: pass allow_code_execution=True (on the command line "
                 "--allow-code-execution) if you accept that; it is no sandbox against malice"
             )
-        self._timeout, self._max_memory, self._tests_key = timeout, max_memory, tests_key
+        self._timeout, self._max_memory, self.tests_key = timeout, max_memory, tests_key
 
     def __call__(self, response: str, task: dict) -> bool:
-        if not isinstance(task.get(self._tests_key), str):
-            raise ValueError(f"a task for unit tests needs the text '{self._tests_key}', got the keys {sorted(task)}")
+        if not isinstance(task.get(self.tests_key), str):
+            raise ValueError(f"a task for unit tests needs the text '{self.tests_key}', got the keys {sorted(task)}")
         return run_python(
-            f"{code_of(response)}\n\n{task[self._tests_key]}\n", timeout=self._timeout, max_memory=self._max_memory
+            f"{code_of(response)}\n\n{task[self.tests_key]}\n", timeout=self._timeout, max_memory=self._max_memory
         )
 
 

@@ -14,11 +14,13 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from hf_judge.head.config import check_threshold
 from hf_judge.head.judge_head import JudgeHead
 from hf_judge.training.extraction import FeatureStore
 from hf_judge.training.metrics import THRESHOLDS
 
 UNITS = ("prompt", "token")
+FINEST_MARGIN = 0.01  # finer ones need no more answers than this
 CHUNK_TOKENS = 4096
 
 
@@ -124,6 +126,9 @@ def choose_by_risk(
     for name, value in (("risk", risk), ("confidence", confidence)):
         if not 0 < value < 1:
             raise ValueError(f"{name} must be between 0 and 1, got {value}")
+    check_thresholds(thresholds)
+    if not mistake_scores.isfinite().all():
+        raise ValueError("the head's scores of these mistakes are not all finite: a threshold says nothing about NaN")
     n, error = len(mistake_scores), (1 - confidence) / len(thresholds)
     for threshold in sorted(thresholds):
         n_accepted = int((mistake_scores > threshold).sum())
@@ -159,7 +164,8 @@ def calibrate_by_risk(
         seed: draws the token of each prompt.
 
     Raises:
-        ValueError: the features do not fit the head; all prompts were used by the fit; an option is out of range.
+        ValueError: the features do not fit the head; all prompts were used by the fit; an option is out of range; the
+            head scores every token alike, or one not as a number.
     """
     if unit not in UNITS:
         raise ValueError(f"unit must be one of {UNITS}, got {unit!r}")
@@ -173,8 +179,6 @@ def calibrate_by_risk(
             "calibration_fraction above 0"
         )
     scores = head_scores(head, store)
-    if not scores.isfinite().all():
-        raise ValueError("the head gives scores that are not finite on these features: train it again")
     mistaken = (unseen & (labels == 0)).nonzero()[:, 0].tolist()
     if unit == "prompt":
         by_prompt = {}
@@ -183,13 +187,13 @@ def calibrate_by_risk(
         mistaken = [random.Random(f"{seed}/{prompt}").choice(tokens) for prompt, tokens in by_prompt.items()]
     mistake_scores = scores[torch.tensor(mistaken, dtype=torch.long)]
     threshold, bound, n_needed = choose_by_risk(mistake_scores, risk=risk, confidence=confidence, thresholds=thresholds)
-    if threshold is not None and scores.min() == scores.max():
-        raise ValueError(
-            f"the head gives every token the same score ({scores[0]:.3g}): no threshold can tell mistakes from other "
-            "tokens. Train it on more labels"
-        )
     good = scores[unseen & (labels == 1)]
     certified = threshold is not None
+    if certified and (scores[unseen] == scores[unseen][0]).all():
+        raise ValueError(
+            f"the head gives all {int(unseen.sum())} tokens the score {scores[unseen][0]:g}: a threshold cannot tell "
+            "good ones from mistakes; nothing was chosen. Train the head again"
+        )
     return RiskCertificate(
         threshold=threshold,
         risk=risk,
@@ -242,16 +246,19 @@ def calibrate_by_accuracy(
         thresholds: to try.
 
     Raises:
-        ValueError: no answers, or another number of judged ones.
+        ValueError: no answers, or another number of judged ones; the target's are too few or too seldom right for the
+            margin, so that any judge would do; an option is out of range.
     """
     if not target_right:
         raise ValueError("calibration by task needs answers: there are none")
-    if not 0 <= margin <= 1:  # NaN is not
-        raise ValueError(f"margin must be between 0 and 1 (a share of the answers), got {margin}")
-    if not any(target_right):
+    check_margin(margin)
+    check_thresholds(thresholds)
+    n_right, n_allowed = sum(target_right), margin * len(target_right)
+    if n_right == 0 or (margin < 1 and n_right <= n_allowed + 1e-9):
         raise ValueError(
-            f"the target answers none of the {len(target_right)} prompts right, so that every threshold loses nothing: "
-            "check the right answers, the checker and the length that answers may have (--max-new-tokens)"
+            f"the target itself is right in {n_right} of {len(target_right)} answers and may lose {n_allowed:g}: a "
+            "judge that is never right would do; nothing was chosen. Are the answers, the checker and "
+            "--max-new-tokens those of these prompts?"
         )
     accuracy, judged = sum(target_right) / len(target_right), {}
     chosen = None
@@ -264,14 +271,61 @@ def calibrate_by_accuracy(
         if sum(target_right) - sum(right) <= margin * len(right) + 1e-9:
             chosen = threshold
             break
+    if chosen is not None:
+        check_margin(margin, len(target_right))
     return AccuracyCertificate(chosen, margin, len(target_right), accuracy, judged)
+
+
+def check_margin(margin: float, n_answers: int | None = None) -> None:
+    """Refuse a margin that is no share, or too fine for a number of answers: one of n answers weighs 1 / n.
+
+    A margin of 0 needs no number of answers: it says that none of those that there are may be lost.
+
+    Raises:
+        ValueError: see above.
+    """
+    if not 0 <= margin <= 1:
+        raise ValueError(f"margin must be between 0 and 1, got {margin}")
+    n_needed = 1 if margin == 0 else math.ceil(1 / max(margin, FINEST_MARGIN) - 1e-9)
+    if n_answers is not None and n_answers < n_needed:
+        raise ValueError(
+            f"a margin of {margin:.1%} needs at least {n_needed} prompts, there are {n_answers}: one of {n_answers} "
+            f"answers weighs {1 / n_answers:.1%}; nothing was chosen. Pass more prompts, or allow a greater margin"
+        )
+
+
+def check_thresholds(thresholds: Sequence[float]) -> None:
+    """Refuse thresholds that cannot be a head's.
+
+    Raises:
+        ValueError: there are none, or one is not between 0 and 1.
+    """
+    if not thresholds:
+        raise ValueError("calibration needs thresholds to try: there are none")
+    for threshold in thresholds:
+        check_threshold(threshold)
+
+
+def check_tells_apart(head: JudgeHead) -> None:
+    """Refuse a head that scores every token alike.
+
+    Raises:
+        ValueError: all its weights are 0, or one is not finite.
+    """
+    if not (head.weight.isfinite().all() and head.bias.isfinite().all()):
+        raise ValueError("this judge head holds NaN or infinite values: train it again")
+    if not head.weight.any():
+        raise ValueError(
+            "all weights of this judge head are 0: it gives every token the same score, and a threshold cannot tell "
+            "good ones from mistakes; nothing was chosen. Train it first"
+        )
 
 
 def head_scores(head: JudgeHead, store: FeatureStore) -> torch.Tensor:
     """The head's probability for every token of the store, (n_tokens,).
 
     Raises:
-        ValueError: the features are of another kind than the head reads.
+        ValueError: the features are of another kind than the head reads, or a score is not finite.
     """
     index, config = store.index, head.config
     expected = (config.hidden_size - (config.draft_hidden_size or 0), config.hidden_state)
@@ -288,7 +342,14 @@ def head_scores(head: JudgeHead, store: FeatureStore) -> torch.Tensor:
         chunks = store.chunks(
             chunk_tokens=CHUNK_TOKENS, draft=config.draft_hidden_size is not None, extra=config.extra_features
         )
-        return torch.cat([head(features).sigmoid().cpu() for _, features in chunks])
+        logits = torch.cat([head(features).cpu() for _, features in chunks])
+    if not logits.isfinite().all():
+        bad = int((~logits.isfinite()).nonzero()[0])
+        raise ValueError(
+            f"{int((~logits.isfinite()).sum())} of {len(logits)} scores are not finite (the first is of token {bad}): "
+            "nothing can be calibrated on them. Extract the features in float32 or bfloat16"
+        )
+    return logits.sigmoid()
 
 
 def apply_certificate(head: JudgeHead, certificate: RiskCertificate | AccuracyCertificate) -> None:

@@ -1,0 +1,131 @@
+"""Whether an answer is right: one reader of answers, one of references and one checker factory, for every command.
+
+A checker reads the final answer out of a response. Its reference is read by the same rules from the task's `answer`, so
+"#### 42", "42 apples", "$42" and 42 are one reference.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
+
+from hf_judge.labelling.checkers import (
+    Checker,
+    MathChecker,
+    MultipleChoiceChecker,
+    NumericChecker,
+    RegexChecker,
+    UnitTestChecker,
+)
+from hf_judge.labelling.numbers import HugeNumber, read_number
+
+CHECKERS = ("numeric", "numeric:PATTERN", "regex:PATTERN", "choice", "math", "unit_tests", "module:function")
+
+
+def make_checker(
+    name: str | None, *, pattern: str | None = None, allow_code_execution: bool = False
+) -> Callable[[str, dict], object]:
+    """A checker from its name on the command line.
+
+    Args:
+        name: one of `CHECKERS`.
+        pattern: of "numeric" and "regex", where the name does not hold it.
+        allow_code_execution: needed by "unit_tests", which runs what a model wrote.
+
+    Raises:
+        ValueError: no such checker, or a pattern is missing or not wanted.
+        ImportError: "math" without its library.
+    """
+    kind, colon, own = (name or "").partition(":")
+    if kind in ("numeric", "regex"):
+        if own and pattern is not None:
+            raise ValueError(f"two patterns: {own!r} in --checker and {pattern!r} in --pattern; pass one of them")
+        where = own or pattern
+        if kind == "numeric":
+            return NumericChecker(where)
+        if where is None:
+            raise ValueError("--checker regex needs --pattern PATTERN (or --checker regex:PATTERN)")
+        return RegexChecker(where)
+    if pattern is not None:
+        raise ValueError(f"--pattern is for the checkers numeric and regex, got the checker {name!r}")
+    if name == "choice":
+        return MultipleChoiceChecker()
+    if name == "math":
+        return MathChecker()
+    if name == "unit_tests":
+        return UnitTestChecker(allow_code_execution=allow_code_execution)
+    if colon and kind and own and kind not in ("choice", "math", "unit_tests"):
+        return imported(name)
+    raise ValueError(f"--checker must be one of {', '.join(CHECKERS)}; got {name!r}")
+
+
+def imported(name: str) -> Callable:
+    """The user's function `module:function`; modules of the current folder are found too.
+
+    Raises:
+        ValueError: there is no such function.
+    """
+    module, _, function = name.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"'{name}' cannot be imported: {error}") from None
+    if not callable(found):
+        raise ValueError(f"'{name}' is no function, got {type(found).__name__}")
+    return found
+
+
+def needed_key(checker: Callable) -> str | None:
+    """The key that a task must have for a checker: None for a user's function, which may say itself what is right."""
+    if isinstance(checker, UnitTestChecker):
+        return checker.tests_key
+    return "answer" if isinstance(checker, Checker) else None
+
+
+def reference(checker: Callable, task: dict) -> object:
+    """The right answer of a task, as the checker reads it; None for unit tests, which need none.
+
+    Raises:
+        ValueError: the task has no `answer`, or the checker finds none in it.
+    """
+    if isinstance(checker, UnitTestChecker):
+        return None
+    written = task.get("answer")
+    if written is None:
+        raise ValueError(f"the task has no 'answer' to compare with; its keys are {sorted(map(str, task))!s:.120}")
+    if not isinstance(checker, Checker):
+        return written
+    found = checker.reference(written, task)
+    if found is None:
+        raise ValueError(f"the checker {checker.name} finds no answer in 'answer': {written!r:.60}")
+    return found
+
+
+def is_right(checker: Callable, response: str, task: dict) -> bool:
+    """Whether a response is right.
+
+    Args:
+        checker: `(response, task) -> answer`; True and False say it themselves, None is no answer.
+        response: what a model wrote.
+        task: with the right answer under `answer`, unless the checker says it itself.
+
+    Raises:
+        ValueError: see [`reference`].
+    """
+    answer = checker(response, task)
+    if isinstance(answer, bool) or answer is None:
+        return bool(answer)
+    gold = reference(checker, task)
+    if isinstance(checker, Checker):
+        return answer == gold
+    if isinstance(answer, int | float | Decimal | Fraction | HugeNumber):
+        found = read_number(gold)
+        if found is None:
+            raise ValueError(f"the checker gives the number {answer!s:.40}, 'answer' is none: {gold!r:.60}")
+        return read_number(answer) == found
+    return answer == gold or str(answer).strip() == str(gold).strip()
