@@ -26,6 +26,7 @@ from hf_judge.modeling.mixin import AutoJudgeModelForCausalLM
 from hf_judge.ragged.rows import PREFILL_CHUNK
 from hf_judge.tiny.pair import load_pair
 from hf_judge.upstream.devices import input_device
+from hf_judge.upstream.generation import disagreement
 from hf_judge.upstream.states import StateReader
 from hf_judge.upstream.versions import asked_for_by_transformers
 from hf_judge.verify.rule import StrictVerifier
@@ -214,7 +215,7 @@ class _Models:
     @property
     def other_tokenizers(self) -> dict:
         """The keywords of `generate()` for a draft of another vocabulary."""
-        if self.tokenizer.get_vocab() == self.draft_tokenizer.get_vocab():
+        if disagreement(self.tokenizer, self.draft_tokenizer) is None:
             return {}
         return {"tokenizer": self.tokenizer, "assistant_tokenizer": self.draft_tokenizer}
 

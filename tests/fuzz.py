@@ -156,7 +156,12 @@ def models_of(case: Case) -> tuple[PreTrainedModel, PreTrainedModel]:
         model_type, settings = MODELS[case.model]
         config = AutoConfig.for_model(model_type, **COMMON | settings)
         config._attn_implementation = case.attention
-        target = randomize(AutoModelForCausalLM.from_config(config).eval(), 0)
+        try:
+            target = AutoModelForCausalLM.from_config(config)
+        except ValueError:  # sdpa, where the architecture has eager attention alone
+            config._attn_implementation = "eager"
+            target = AutoModelForCausalLM.from_config(config)
+        target = randomize(target.eval(), 0)
         _models[key] = target, noisy_copy(target)
     return _models[key]
 
@@ -215,12 +220,25 @@ def run(case: Case) -> str:
         )
     except ValueError:
         return "refused"
+    except Exception:
+        if not _upstream_drafts(target, ids, options | drafting):
+            return "not served by upstream"
+        raise
     if torch.equal(got, plain):
         for mine, theirs in zip(judged_cache.values(), plain_cache.values(), strict=True):
             if mine.get_seq_length() != theirs.get_seq_length():
                 return f"the cache holds {mine.get_seq_length()} tokens, plain's {theirs.get_seq_length()}"
         return "equal"
     return "equal up to a tie" if _is_tie(target, options, plain, got, width) else "other tokens"
+
+
+def _upstream_drafts(target, ids, options: dict) -> bool:
+    """Whether upstream's own assisted generation serves the case."""
+    try:
+        target.generate(ids, **options)
+    except Exception:  # noqa: BLE001
+        return False
+    return True
 
 
 @torch.no_grad()
@@ -253,10 +271,10 @@ def smaller(case: Case) -> Case:
         for attribute, values in (
             ("lengths", [case.lengths[:-1]]),
             ("n_new", [case.n_new // 2]),
-            ("n_drafted", [1, 2]),
+            ("n_drafted", [case.n_drafted // 2]),
         ):
             for value in values:
-                if value and value != getattr(case, attribute):
+                if value:
                     candidates.append(copy.deepcopy(case))
                     setattr(candidates[-1], attribute, value)
         for candidate in candidates:

@@ -17,7 +17,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from hf_judge import JudgeCandidateVerifier
-from hf_judge.integrations.lm_eval import JudgeLM
+from hf_judge.integrations.lm_eval import JudgeLM, right
 
 TASK = """
 task: {name}
@@ -104,3 +104,28 @@ def test_the_command_line_is_that_of_lm_eval(tasks, tmp_path):
     assert results.keys() == {"words", "choices"}
     assert 0 <= results["choices"]["acc,none"] <= 1
     assert len(list((tmp_path / "out").rglob("samples_*.jsonl"))) == 2
+
+
+def test_the_metric_reads_answers_as_every_command_does(tmp_path, monkeypatch):
+    """The metric as a task names it, over answers that lm_eval's own exact_match gets wrong."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    rows = [{"question": "aaa is", "answer": answer} for answer in ("#### 1,200", r"\frac{1}{2}", "7")]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    more = "generation_kwargs: {until: ['q'], max_gen_toks: 4, do_sample: false}"
+    text = TASK.format(
+        name="numbers", data=tmp_path / "data.jsonl", kind="generate_until", more=more,
+        metric="hf_judge_right, checker: numeric, aggregation: mean, higher_is_better: true",
+    )  # fmt: skip
+    (tmp_path / "numbers.yaml").write_text(text)
+
+    class Answers(HFLM):
+        def generate_until(self, requests, disable_tqdm=False):
+            return ["so $1 200.0$", "It is 0.5.", "8"]
+
+    tokenizer = measured_pair.tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    model = Answers(pretrained=measured_pair.model(), tokenizer=tokenizer, max_length=200)
+    tasks = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    found = simple_evaluate(model=model, tasks=["numbers"], task_manager=tasks, bootstrap_iters=0)
+    assert found["results"]["numbers"]["hf_judge_right,none"] == pytest.approx(2 / 3)
+    assert right(["B"], ["The answer is (B)."], checker="choice") == 1.0

@@ -211,7 +211,7 @@ def bench(
         BenchWay("plain, static cache", plain_static, key="plain_static"),
         BenchWay(
             "assisted",
-            {"judge": False, "assistant_model": pair.draft} | pair.padded_apart,
+            {"judge": False, "assistant_model": pair.draft} | pair.tokenizers,
             None,
             best[0],
             None,
@@ -395,12 +395,13 @@ def _engine_ways(pair: Pair, m: int, strict_m: int, compile_config, batch_size: 
 
 
 def _assisted(pair: Pair) -> dict:
-    return {"judge": False, "assistant_model": pair.draft} | pair.padded_apart
+    return {"judge": False, "assistant_model": pair.draft} | pair.tokenizers
 
 
 def _drafting(pair: Pair, verifier, length: int) -> dict:
-    return pair.padded_apart | {
+    return {
         "assistant_model": pair.draft,
+        **pair.tokenizers,
         "judge": verifier,
         "num_assistant_tokens": length,
         "num_assistant_tokens_schedule": "constant",
@@ -410,7 +411,10 @@ def _drafting(pair: Pair, verifier, length: int) -> dict:
 
 def _best_upstream(pair: Pair, work: Work, lengths, max_new_tokens: int, quick: bool) -> tuple:
     settings = list(itertools.product(sorted({5, 10, *lengths}), SCHEDULES[: 1 if quick else 2], CONFIDENCES))
-    ways = [BenchWay("", _assisted(pair), upstream=setting) for setting in settings]
+    ways = [
+        BenchWay("", {"judge": False, "assistant_model": pair.draft} | pair.tokenizers, upstream=setting)
+        for setting in settings
+    ]
     for _ in range(1 if quick else 2):
         for way in ways:
             way.repeat(pair, work[:1] if quick else work, max_new_tokens)

@@ -12,10 +12,9 @@ from transformers import CompileConfig
 
 from hf_judge.bench.formula import paper_check, simulate
 from hf_judge.bench.run import bench
-from hf_judge.cli.options import add_models, command_line, write_json
+from hf_judge.cli.options import add_models, command_line, load_work, write_json
 from hf_judge.cli.terminal import printable, table
 from hf_judge.evaluation.compare import load_models, refusals, setup
-from hf_judge.evaluation.tasks import load_task
 from hf_judge.files.durable import check_writable
 
 
@@ -39,7 +38,7 @@ def run_bench(args: argparse.Namespace) -> None:
         write_json(args.json, found)
         return
     n = args.problems if args.problems is not None else 2 if args.quick else 8
-    task = load_task(args.task, n, seed=args.seed)
+    task = load_work(args, n)
     if args.json:
         check_writable(args.json)
     pair = load_models(

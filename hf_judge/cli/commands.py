@@ -21,12 +21,13 @@ from hf_judge.cli.terminal import positive, printable, table
 from hf_judge.cli.train import add_training_commands
 from hf_judge.decoding.loop import VerdictStreamer
 from hf_judge.evaluation.detokenizer import Detokenizer
-from hf_judge.evaluation.loading import load_tokenizer, loading
+from hf_judge.evaluation.loading import load_draft_tokenizer, load_tokenizer, loading
 from hf_judge.files.durable import check_writable
 from hf_judge.files.jsonl import decode_text
 from hf_judge.labelling.greedy import ANSWER_ALONE
 from hf_judge.labelling.prompts import encode_prompt
 from hf_judge.upstream.devices import input_device
+from hf_judge.upstream.generation import tokenizer_arguments
 from hf_judge.verify.stats import JudgeStats, VerdictCode
 
 # how a token of each verdict is marked, with and without colour
@@ -225,10 +226,7 @@ def run_generate(args: argparse.Namespace) -> None:
         with loading(f"the model '{args.assistant}'"):
             draft = AutoModelForCausalLM.from_pretrained(args.assistant, device_map=args.device_map)
         options["assistant_model"] = draft
-        draft_tokenizer = load_tokenizer(args.assistant)
-        widths = {model.config.get_text_config().vocab_size for model in (target, draft)}
-        if len(widths) > 1 or draft_tokenizer.get_vocab() != tokenizer.get_vocab():
-            options |= {"tokenizer": tokenizer, "assistant_tokenizer": draft_tokenizer}
+        options |= tokenizer_arguments(target, draft, tokenizer, load_draft_tokenizer(args.assistant, tokenizer))
     else:
         options["prompt_lookup_num_tokens"] = 10
     for name in ("judge", "judge_threshold", "num_assistant_tokens"):

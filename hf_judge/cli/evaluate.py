@@ -8,14 +8,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from hf_judge.cli.options import add_models, command_line, write_json
+from hf_judge.cli.options import add_models, command_line, load_work, write_json
 from hf_judge.cli.terminal import printable, table
 from hf_judge.evaluation.answers import Decoding
 from hf_judge.evaluation.compare import compare, load_models, load_texts
 from hf_judge.evaluation.report import write_report
-from hf_judge.evaluation.tasks import load_task
 from hf_judge.files.durable import check_writable
-from hf_judge.labelling.answers import CHECKERS
 from hf_judge.rules.by_name import parse_settings
 
 
@@ -26,9 +24,6 @@ def add_evaluate(commands) -> None:
         "--rules", nargs="+", default=[], metavar="RULE[=V,V]", help="e.g. judge=0.5,0.9 top-k=2 (default: all)"
     )
     evaluate.add_argument("--autojudge", metavar="DIR", help="the head of the rule autojudge")
-    evaluate.add_argument("--checker", metavar="NAME", help=f"of a JSONL task: {' | '.join(CHECKERS)}")
-    evaluate.add_argument("--pattern", metavar="REGEX", help="for numeric and regex: its first group is the answer")
-    evaluate.add_argument("--allow-code-execution", action="store_true", help="for the checker unit_tests")
     evaluate.add_argument("--texts", metavar="FILE", help="JSONL with prompt and response: given text under every rule")
     evaluate.add_argument(
         "--num-assistant-tokens", type=int, default=16, metavar="M", help="drafted tokens per round (default: 16)"
@@ -50,14 +45,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     if args.report:
         check_writable(Path(args.report) / "report.html")
     n = args.problems if args.problems is not None else 6 if args.quick else 200
-    task = load_task(
-        args.task,
-        n,
-        seed=args.seed,
-        checker=args.checker,
-        pattern=args.pattern,
-        allow_code_execution=args.allow_code_execution,
-    )
+    task = load_work(args, n)
     texts = load_texts(args.texts) if args.texts else []
     pair = load_models(args.target, args.draft, **models)
     settings = parse_settings(args.rules, pair.heads, quick=args.quick)

@@ -10,7 +10,9 @@ import json
 import shlex
 
 from hf_judge.cli.terminal import DTYPES
+from hf_judge.evaluation.tasks import Task, load_task
 from hf_judge.files.durable import write_together
+from hf_judge.labelling.answers import CHECKERS
 
 
 def add_models(parser) -> None:
@@ -28,6 +30,9 @@ def add_models(parser) -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of both models (default: auto)")
     parser.add_argument("--device-map", metavar="MAP", help="of both models, e.g. auto")
     parser.add_argument("--task", default="world", metavar="TASK", help="world (default), or a JSONL file")
+    parser.add_argument("--checker", metavar="NAME", help=f"of a JSONL task: {' | '.join(CHECKERS)}")
+    parser.add_argument("--pattern", metavar="REGEX", help="for numeric and regex: its first group is the answer")
+    parser.add_argument("--allow-code-execution", action="store_true", help="for the checker unit_tests")
     parser.add_argument("--problems", type=int, metavar="N", help="how many problems")
     parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="per answer (default: 256)")
     parser.add_argument("--seed", type=int, default=1000, metavar="S", help="which problems (default: 1000)")
@@ -45,3 +50,19 @@ def write_json(path: str | None, found: dict) -> None:
     if path:
         write_together({path: json.dumps(found, indent=1) + "\n"})
         print(f"\nThe same figures are in {path}")
+
+
+def load_work(args: argparse.Namespace, n: int) -> Task:
+    """The first `n` examples of the task that the arguments name.
+
+    Raises:
+        ValueError: no such task or checker, or a line of the file is broken.
+    """
+    return load_task(
+        args.task,
+        n,
+        seed=args.seed,
+        checker=args.checker,
+        pattern=args.pattern,
+        allow_code_execution=args.allow_code_execution,
+    )

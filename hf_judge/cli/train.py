@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from hf_judge.cli.terminal import DTYPES, above_zero, natural, positive, printable, share
 from hf_judge.evaluation.answering import judged_answers, plain_answers, right_answers
-from hf_judge.evaluation.loading import load_tokenizer, loading
+from hf_judge.evaluation.loading import load_tokenizer, load_tokenizers, loading
 from hf_judge.files.durable import check_writable
 from hf_judge.files.jsonl import listed, read_json_object, read_jsonl_lines
 from hf_judge.head.adapter import CONFIG_NAME
@@ -26,7 +26,7 @@ from hf_judge.head.judge_head import JudgeHead
 from hf_judge.labelling.answers import CHECKERS, imported, make_checker, needed_key, reference
 from hf_judge.labelling.drafts import label_drafts
 from hf_judge.labelling.jobs import processes
-from hf_judge.labelling.prompts import Prompt, RefusedPrompt, check_one_vocabulary, encode_prompt, prompt_of
+from hf_judge.labelling.prompts import Prompt, RefusedPrompt, encode_prompt, prompt_of
 from hf_judge.labelling.responses import HOLDS, load_named, load_rows, marked, summarise
 from hf_judge.labelling.swaps import mine_swaps
 from hf_judge.labelling.tokens import AFTER_MISTAKE, ON_CUT_TOKEN, label_rows
@@ -99,7 +99,9 @@ def run_mine(args: argparse.Namespace) -> None:
     if args.source == "swap" and args.target is None:
         raise ValueError("--source swap needs --target")
     function = imported(args.locate) if args.source == "draft" else checker_of(args)
-    draft, tokenizer = load_model(args.draft, args), load_tokenizer(args.draft)
+    uses_both = args.source == "swap" or (args.num_repairs and args.target)
+    tokenizer = load_tokenizers(args.target, args.draft)[0] if uses_both else load_tokenizer(args.draft)
+    draft = load_model(args.draft, args)
     if args.source == "draft":
         report = label_drafts(
             draft,
@@ -118,8 +120,6 @@ def run_mine(args: argparse.Namespace) -> None:
             strict=args.strict,
         )
     else:
-        draft_tokenizer, tokenizer = tokenizer, load_tokenizer(args.target)
-        check_one_vocabulary(tokenizer, draft_tokenizer)
         target = load_model(args.target, args)
         report = mine_swaps(
             target,
@@ -169,9 +169,10 @@ def run_features(args: argparse.Namespace) -> None:
     if not named:
         raise ValueError(f"{', '.join(args.data)} holds no rows: expected JSONL, each line {HOLDS}")
     names, rows = zip(*named, strict=True)
+    tokenizer = load_tokenizers(args.target, args.draft)[0] if args.draft else load_tokenizer(args.target)
     store, report = extract_features(
         load_model(args.target, args),
-        load_tokenizer(args.target),
+        tokenizer,
         rows,
         args.output,
         hidden_state=args.hidden_state,
@@ -286,8 +287,7 @@ def _calibrate_by_task(head: JudgeHead, args: argparse.Namespace):
     check_thresholds(args.thresholds)
     checker = checker_of(args)
     tasks, names = read_tasks(args.prompts, checker)
-    tokenizer = load_tokenizer(args.target)
-    check_one_vocabulary(tokenizer, load_tokenizer(args.draft))
+    tokenizer, draft_tokenizer = load_tokenizers(args.target, args.draft)
     tasks, prompts = _encodable(tokenizer, tasks, names, strict=args.strict)
     check_margin(args.margin, len(tasks))  # before the models work for hours
     target, draft = load_model(args.target, args), load_model(args.draft, args)
@@ -302,6 +302,7 @@ def _calibrate_by_task(head: JudgeHead, args: argparse.Namespace):
             JudgeCandidateVerifier(head, threshold),
             num_assistant_tokens=args.num_assistant_tokens,
             desc=f"Judged at {threshold:g}",
+            draft_tokenizer=draft_tokenizer,
             **options,
         )
         return right_answers(texts, tasks, checker)

@@ -16,6 +16,7 @@ from hf_judge.labelling.greedy import ANSWER_ALONE, greedy
 from hf_judge.labelling.tokens import encode_prompt
 from hf_judge.modeling.mixin import judged
 from hf_judge.upstream.devices import input_device
+from hf_judge.upstream.generation import tokenizer_arguments
 from hf_judge.verify.rule import CandidateVerifier
 from hf_judge.verify.stats import JudgeStats
 
@@ -55,6 +56,7 @@ def judged_answers(
     num_assistant_tokens: int = 32,
     max_new_tokens: int = 512,
     desc: str = "Judged answers",
+    draft_tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> tuple[list[str], JudgeStats]:
     """Greedy answers under an acceptance rule.
 
@@ -65,26 +67,25 @@ def judged_answers(
         verifier: the rule.
         num_assistant_tokens: drafted tokens per round.
         desc: of the progress bar.
+        draft_tokenizer: of the draft; None: the target's.
 
     Returns:
         The answers, and what the rule did over all of them.
     """
     model, before, texts = judged(model), verifier.stats, []
-    widths = {one.config.get_text_config().vocab_size for one in (model, draft)}
-    # models of one vocabulary whose matrices are padded to different sizes
-    padded_apart = {"tokenizer": tokenizer, "assistant_tokenizer": tokenizer} if len(widths) > 1 else {}
     verifier.stats = JudgeStats()
+    tokenizers = tokenizer_arguments(model, draft, tokenizer, draft_tokenizer or tokenizer)
     for prompt in tqdm(prompts, desc=desc, unit="answer"):
         ids = torch.tensor([encode_prompt(tokenizer, prompt)[1]], device=input_device(model))
         output = model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             assistant_model=draft,
+            **tokenizers,
             judge=verifier,
             do_sample=False,
             max_new_tokens=max_new_tokens,
             **ANSWER_ALONE,
-            **padded_apart,
             num_assistant_tokens=num_assistant_tokens,
             num_assistant_tokens_schedule="constant",
             assistant_confidence_threshold=0.0,

@@ -21,12 +21,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_judge.evaluation.demo import count_forwards, draft_length
 from hf_judge.evaluation.tasks import Example, Task
 from hf_judge.files.durable import Journal
+from hf_judge.head.compatibility import check_pair
 from hf_judge.head.judge_head import JudgeHead
 from hf_judge.labelling.greedy import ANSWER_ALONE
-from hf_judge.labelling.prompts import Prompt, RefusedPrompt, check_one_vocabulary, encode_prompt
+from hf_judge.labelling.prompts import Prompt, RefusedPrompt, encode_prompt
 from hf_judge.modeling.mixin import judged
 from hf_judge.rules.by_name import Setting, make_verifier
 from hf_judge.upstream.devices import input_device
+from hf_judge.upstream.generation import tokenizer_arguments
 from hf_judge.verify.stats import VerdictCode
 
 logger = logging.getLogger(__name__)
@@ -46,19 +48,14 @@ class Pair:
     heads: dict[str, JudgeHead] = field(default_factory=dict)  # "judge", "judge:NAME", "autojudge"
     name: str = ""  # goes into the record of a run
     draft_tokenizer: PreTrainedTokenizerBase | None = None  # None: the target's
+    tokenizers: dict = field(init=False, repr=False)  # keywords of `generate()` with this draft
 
     def __post_init__(self):
         self.target = judged(self.target)
-        if self.draft_tokenizer is not None:
-            check_one_vocabulary(self.tokenizer, self.draft_tokenizer)
-
-    @property
-    def padded_apart(self) -> dict:
-        """The keywords of `generate()` by which it sees that models of different widths share a vocabulary."""
-        widths = {model.config.get_text_config().vocab_size for model in (self.target, self.draft)}
-        if len(widths) == 1:
-            return {}
-        return {"tokenizer": self.tokenizer, "assistant_tokenizer": self.draft_tokenizer or self.tokenizer}
+        other = self.draft_tokenizer
+        if other is not None:
+            check_pair(self.tokenizer, other)
+        self.tokenizers = tokenizer_arguments(self.target, self.draft, self.tokenizer, other or self.tokenizer)
 
     @property
     def stop_ids(self) -> set[int]:
@@ -220,10 +217,11 @@ class Way:
         self.verifier = make_verifier(setting, pair.heads)
         self._kwargs = {"judge": False}
         if setting.rule == "assisted":
-            self._kwargs |= {"assistant_model": pair.draft} | pair.padded_apart
+            self._kwargs |= {"assistant_model": pair.draft} | pair.tokenizers
         elif self.verifier is not None:
-            self._kwargs = pair.padded_apart | {
+            self._kwargs = {
                 "assistant_model": pair.draft,
+                **pair.tokenizers,
                 "judge": self.verifier,
                 "num_assistant_tokens": decoding.num_assistant_tokens,
                 "num_assistant_tokens_schedule": "constant",

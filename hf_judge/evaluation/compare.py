@@ -18,7 +18,7 @@ import hf_judge
 from hf_judge.evaluation.answers import Answers, Decoding, Pair, evaluate
 from hf_judge.evaluation.figures import best_within, figures, warnings_of
 from hf_judge.evaluation.given_text import read_text, score_curves, score_texts, token_details
-from hf_judge.evaluation.loading import load_tokenizer, loading
+from hf_judge.evaluation.loading import load_tokenizers, loading
 from hf_judge.evaluation.report import result
 from hf_judge.evaluation.tasks import Task
 from hf_judge.files.jsonl import listed
@@ -67,7 +67,7 @@ def load_models(
         judges = [tiny.judge] if judges is None else judges
     else:
         options = {"dtype": dtype} | ({} if device_map is None else {"device_map": device_map})
-        tokenizers = load_tokenizer(target), load_tokenizer(draft)
+        tokenizers = load_tokenizers(target, draft)
         with loading(f"the model '{target}'"):
             big = AutoJudgeModelForCausalLM.from_pretrained(target, **options).eval()
         with loading(f"the model '{draft}'"):

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from hf_judge.head.compatibility import check_pair, draft_tokenizer_of
+
 
 @contextmanager
 def loading(what: str) -> Iterator[None]:
@@ -26,6 +28,28 @@ def loading(what: str) -> Iterator[None]:
         raise ValueError(
             f"{what} cannot be loaded ({type(error).__name__}: {reason:.200}): are its files whole?"
         ) from error
+
+
+def load_tokenizers(target: str, draft: str) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
+    """The tokenizers of a target and its draft, where the ids of one are read by the other.
+
+    Raises:
+        ValueError, OSError: one cannot be loaded, or they disagree.
+    """
+    tokenizer = load_tokenizer(target)
+    draft_tokenizer = load_draft_tokenizer(draft, tokenizer)
+    check_pair(tokenizer, draft_tokenizer)
+    return tokenizer, draft_tokenizer
+
+
+def load_draft_tokenizer(name: str, target_tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The tokenizer of a draft, or the target's: see [`hf_judge.head.compatibility.draft_tokenizer_of`].
+
+    Raises:
+        ValueError, OSError: it cannot be loaded.
+    """
+    with loading(f"the tokenizer of '{name}'"):
+        return draft_tokenizer_of(name, target_tokenizer)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:

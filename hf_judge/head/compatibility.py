@@ -9,14 +9,56 @@ import logging
 import re
 from pathlib import Path
 
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_judge.head.judge_head import JudgeHead
-from hf_judge.upstream.forward import commit_of
+from hf_judge.upstream.forward import commit_of, vocabulary_rows
+from hf_judge.upstream.generation import disagreement
 
 logger = logging.getLogger(__name__)
 
+# any of these makes a directory that of a tokenizer too
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json"),
+    *("spiece.model", "sentencepiece.bpe.model", "spm.model"),
+)
 _CACHED = re.compile(r"models--([^/\\]+)[/\\]snapshots[/\\]([0-9a-f]{40})")
+
+
+def check_pair(target_tokenizer: PreTrainedTokenizerBase, draft_tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse two models that do not share their vocabulary, wherever the ids of one are read by the other.
+
+    Rows of a matrix behind the last token do not count: whether models share a vocabulary is up to their tokenizers.
+
+    Raises:
+        ValueError: an id stands for different words.
+    """
+    at = disagreement(target_tokenizer, draft_tokenizer)
+    if at is not None:
+        vocabularies = [tokenizer.get_vocab() for tokenizer in (target_tokenizer, draft_tokenizer)]
+        ours, theirs = (next((repr(word) for word, i in v.items() if i == at), "nothing") for v in vocabularies)
+        raise ValueError(
+            f"the tokenizers disagree (target: {len(target_tokenizer)} tokens, draft: {len(draft_tokenizer)}; "
+            f"id {at} is {ours:.40} to the target and {theirs:.40} to the draft): the draft's tokens must mean the "
+            "same to the target; choose a draft of the target's family"
+        )
+
+
+def draft_tokenizer_of(draft: str, target_tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The tokenizer of a draft, to compare; a directory that holds a model alone is taken to share the target's.
+
+    Raises:
+        ValueError, OSError: it cannot be loaded.
+    """
+    directory = Path(draft)
+    if directory.is_dir() and not any((directory / name).exists() for name in TOKENIZER_FILES):
+        return target_tokenizer
+    return AutoTokenizer.from_pretrained(draft)
+
+
+def n_shared_tokens(tokenizer: PreTrainedTokenizerBase, *models: PreTrainedModel) -> int:
+    """Ids from 0 on that are words of the tokenizer and rows of all models."""
+    return min([max(tokenizer.get_vocab().values()) + 1, *map(vocabulary_rows, models)])
 
 
 def check_fit(head: JudgeHead, model: PreTrainedModel) -> None:

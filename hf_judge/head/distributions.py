@@ -28,7 +28,8 @@ def extra_features(
         names: of `EXTRA_FEATURES`.
         target_logits: (..., V) float, the target's, of the rows that predict the tokens.
         ids: (...) long, the tokens.
-        draft_logits: (..., V') float, the draft's own; None: not known.
+        draft_logits: (..., V) float, the draft's own; None: not known. Columns of -inf are tokens that the draft has no
+            rows for, as where the matrices of one tokenizer are padded to other sizes: they do not count in the KL.
 
     Returns:
         (..., len(names)) float32; NaN in place of infinite values, so that a head accepts nothing by them.
@@ -54,7 +55,7 @@ def extra_features(
         "entropy": lambda: entropy(target_logits),
         "margin": lambda: target_logits.amax(dim=-1) - at(target_logits, ids),
         "draft_log_prob": lambda: at(draft_logits.log_softmax(dim=-1), ids),
-        "kl": lambda: kl_divergence(target_logits, draft_logits),
+        "kl": lambda: kl_divergence(*over_shared_tokens(target_logits, draft_logits)),
     }
     found = torch.stack([values[name]() for name in names], dim=-1)
     return torch.where(found.isfinite(), found, torch.nan)
@@ -71,6 +72,27 @@ def kl_divergence(scores: torch.Tensor, draft_scores: torch.Tensor) -> torch.Ten
     target, draft = scores.log_softmax(dim=-1), draft_scores.log_softmax(dim=-1)
     terms = target.exp() * (target - draft)
     return torch.where(target.exp() > 0, terms, 0.0).sum(dim=-1)
+
+
+def over_shared_tokens(
+    scores: torch.Tensor, draft_scores: torch.Tensor, raw: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores over the tokens that both models have.
+
+    Args:
+        scores: (..., V) float, the target's.
+        draft_scores: (..., V) float, the draft's; -inf in the last columns where it has fewer rows than the target.
+        raw: (..., V), the draft's as the model gave them, where `draft_scores` went through processors.
+
+    Returns:
+        Both as (..., n).
+    """
+    n, raw = scores.shape[-1], draft_scores if raw is None else raw
+    # the last column alone tells whether there is anything to cut
+    if raw.numel() and (raw[..., -1] == -torch.inf).all():
+        present = (raw != -torch.inf).flatten(0, -2).any(dim=0)
+        n = int(present.nonzero().max()) + 1 if present.any() else n
+    return scores[..., :n], draft_scores[..., :n]
 
 
 def at(values: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:

@@ -17,14 +17,30 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 try:
-    from lm_eval.api.registry import register_model
+    import lm_eval.api.metrics  # noqa: F401 - the means that `register_metric` names
+    from lm_eval.api.registry import register_metric, register_model
     from lm_eval.models.huggingface import HFLM
 except ImportError:
     raise ImportError("this needs lm-evaluation-harness: pip install 'hf-judge[lm-eval]'") from None
 
+from hf_judge.head.compatibility import check_pair, draft_tokenizer_of
+from hf_judge.labelling.answers import is_right, make_checker
 from hf_judge.labelling.greedy import ANSWER_ALONE
 from hf_judge.modeling.mixin import judged
+from hf_judge.upstream.generation import tokenizer_arguments
 from hf_judge.verify.rule import StrictVerifier
+
+
+@register_metric(metric="hf_judge_right", higher_is_better=True, aggregation="mean")
+def right(references: list, predictions: list[str], checker: str = "numeric", pattern: str | None = None) -> float:
+    """The metric `hf_judge_right` of a task's `metric_list`: right by the same reading as in `hf-judge evaluate`.
+
+    Args:
+        references: the one right answer.
+        predictions: the one response.
+        checker, pattern: see [`hf_judge.labelling.answers.make_checker`].
+    """
+    return float(is_right(make_checker(checker, pattern=pattern), predictions[0], {"answer": references[0]}))
 
 
 @register_model("hf-judge")
@@ -51,7 +67,10 @@ class JudgeLM(HFLM):
     ):
         super().__init__(pretrained=pretrained, **kwargs)
         self._model = judged(self._model)
+        assistant_tokenizer = self.tokenizer
         if isinstance(assistant, str):
+            assistant_tokenizer = draft_tokenizer_of(assistant, self.tokenizer)
+            check_pair(self.tokenizer, assistant_tokenizer)
             assistant = AutoModelForCausalLM.from_pretrained(assistant, dtype=self._model.dtype)
             assistant = assistant.to(self._model.device)
         threshold = None if judge_threshold is None else float(judge_threshold)
@@ -59,6 +78,7 @@ class JudgeLM(HFLM):
         self.verifier = self._model.resolve_judge(judge, threshold)
         self._judged_kwargs = {
             "assistant_model": assistant.eval(),
+            **tokenizer_arguments(self._model, assistant, self.tokenizer, assistant_tokenizer),
             "judge": self.verifier,
             "num_assistant_tokens": int(num_assistant_tokens),
             "num_assistant_tokens_schedule": "constant",

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_judge.head.compatibility import check_pair, n_shared_tokens
 from hf_judge.labelling.greedy import GumbelNoise, greedy, stop_tokens_of
 from hf_judge.labelling.jobs import NEAR_TIE, TASK_ERRORS, MiningReport, decode_exactly, make_row, refusal, run_job
 from hf_judge.labelling.prompts import encode_prompt, prompt_of
@@ -38,12 +39,13 @@ def label_drafts(
     seed: int = 0,
     names: Sequence[str] | None = None,
     strict: bool = False,
+    target_tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> MiningReport:
     """Label the draft's answers to tasks.
 
     Args:
         draft: writes the answers.
-        tokenizer: of the draft and the target.
+        tokenizer: of the draft.
         tasks: dicts with `prompt` (text or chat messages), optionally `task_id`, and whatever `locate` reads.
         locate: `(response, task) -> (start, end)` of the first mistake in characters, or None.
         output: JSONL of [`LabelledResponse`]; finished prompts are kept in `<output>.journal`, and a rerun goes on.
@@ -56,15 +58,19 @@ def label_drafts(
         seed: of the samples.
         names: of the tasks in the report, as "prompts.jsonl, line 3"; None: "task 3".
         strict: stop at a task that the models or `locate` refuse, instead of listing it in the report.
+        target_tokenizer: of the target, to compare; None: the draft's.
 
     Returns:
         Counts over all tasks, and the refused ones.
 
     Raises:
-        ValueError: repairs without a target.
+        ValueError: repairs without a target, or the tokenizers disagree.
     """
     if num_repairs and target is None:
         raise ValueError(f"num_repairs={num_repairs} needs a target, whose tokens replace the mistakes")
+    if target is not None and target_tokenizer is not None:
+        check_pair(target_tokenizer, tokenizer)
+    n_tokens = n_shared_tokens(tokenizer, *(model for model in (draft, target) if model is not None))
     settings = {
         "source": "draft",
         "target": target.config.name_or_path if num_repairs else None,
@@ -90,9 +96,9 @@ def label_drafts(
                 else:
                     batch.append((key, task))
             for turn in range(num_repairs + 1):
-                _continue(draft, tokenizer, answers, turn, temperature, max_new_tokens)
+                _continue(draft, tokenizer, answers, turn, temperature, max_new_tokens, n_tokens)
                 if turn < num_repairs:
-                    _repair(target, tokenizer, answers, max_new_tokens)
+                    _repair(target, tokenizer, answers, max_new_tokens, n_tokens)
             for i, (key, _) in enumerate(batch):
                 mine = answers[i * num_samples : (i + 1) * num_samples]
                 refusals = [answer.refusal for answer in mine if answer.refusal is not None]
@@ -173,21 +179,23 @@ class _Answer:
             self.prefix = [*self.prefix, token]
 
 
-def _continue(draft, tokenizer, answers: list[_Answer], turn: int, temperature: float, max_new_tokens: int) -> None:
+def _continue(
+    draft, tokenizer, answers: list[_Answer], turn: int, temperature: float, max_new_tokens: int, n_tokens: int
+) -> None:
     todo = [a for a in answers if not a.done and len(a.prefix) < max_new_tokens]
     if not todo:
         return
     noise = GumbelNoise([None if a.seed is None else f"{a.seed}/{turn}" for a in todo], temperature)
     limits = [max_new_tokens - len(a.prefix) for a in todo]
-    results = greedy(draft, tokenizer, [a.prompt_ids + a.prefix for a in todo], limits, noise=noise)
+    results = greedy(draft, tokenizer, [a.prompt_ids + a.prefix for a in todo], limits, noise=noise, n_tokens=n_tokens)
     for answer, (ids, gap) in zip(todo, results, strict=True):
         answer.receive(ids, gap, stop_tokens_of(draft))
 
 
-def _repair(target, tokenizer, answers: list[_Answer], max_new_tokens: int) -> None:
+def _repair(target, tokenizer, answers: list[_Answer], max_new_tokens: int, n_tokens: int) -> None:
     todo = [a for a in answers if not a.done and len(a.prefix) < max_new_tokens]
     if not todo:
         return
-    results = greedy(target, tokenizer, [a.prompt_ids + a.prefix for a in todo], [1] * len(todo))
+    results = greedy(target, tokenizer, [a.prompt_ids + a.prefix for a in todo], [1] * len(todo), n_tokens=n_tokens)
     for answer, (ids, gap) in zip(todo, results, strict=True):
         answer.replace(ids[0], gap, stop_tokens_of(target))

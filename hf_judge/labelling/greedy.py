@@ -12,8 +12,13 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_judge.upstream.devices import input_device
+from hf_judge.upstream.forward import of_width, vocabulary_rows
 
 PASS_VALUES = 1 << 28  # logits held at once by a pass over whole texts
+# Units in the last place of the largest logit by which another batch was seen to move logits, doubled: it was 15 in
+# float32 and 2.2 in the half precisions, where sums are kept in float32 and rounded once.
+ROUNDING = {torch.float64: 32, torch.float32: 32}
+HALF_ROUNDING = 4
 # What a checkpoint's generation_config may ask for about how a result comes about and is handed out; whoever reads the
 # result passes these. What the model says (penalties, suppressed tokens, ...) stays the checkpoint's affair.
 ANSWER_ALONE = {
@@ -38,6 +43,7 @@ def greedy(
     limits: list[int],
     *,
     noise: LogitsProcessor | None = None,
+    n_tokens: int | None = None,
 ) -> list[tuple[list[int], float]]:
     """Greedy continuations of several prefixes at once.
 
@@ -45,16 +51,18 @@ def greedy(
         prefixes: token ids, of any lengths.
         limits: new tokens allowed for each.
         noise: added to the logits first.
+        n_tokens: only ids below it are written; None: all that the model has rows for.
 
     Returns:
         For each prefix its new ids, the stop token included, and the smallest gap between the two best logits that any
-        of them was chosen by.
+        of them was chosen by, see [`closeness`].
     """
     longest = max(map(len, prefixes))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prefixes], device=input_device(model))
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prefixes], device=input_device(model))
-    gaps = _Gaps()
+    gaps = _Gaps(model.dtype)
+    first = [] if n_tokens is None or n_tokens >= vocabulary_rows(model) else [_Below(n_tokens)]
     output = model.generate(
         input_ids=ids,
         attention_mask=mask,
@@ -62,7 +70,7 @@ def greedy(
         max_new_tokens=max(limits),
         **ANSWER_ALONE,
         pad_token_id=pad,
-        logits_processor=LogitsProcessorList([gaps] if noise is None else [noise, gaps]),
+        logits_processor=LogitsProcessorList([*first, *([] if noise is None else [noise]), gaps]),
     )
     stop, results = stop_tokens_of(model), []
     seen = torch.stack(gaps.rows, dim=1)  # (batch, steps)
@@ -73,15 +81,45 @@ def greedy(
     return results
 
 
-class _Gaps(LogitsProcessor):
-    """Keeps the gap between the two best logits of every step."""
+def closeness(logits: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The gap between the two best logits, in units of what rounding may move: from 1 down, another batch size or
+    another device may choose the other one.
 
-    def __init__(self):
-        self.rows = []
+    Rounding grows with the logits, so it is measured in units in the last place of the largest one: ``gap / (n * eps *
+    max |z|)``, with n of `ROUNDING`. Half precisions are coarse: gaps of 1 are common there.
+
+    Args:
+        logits: (..., V) float.
+        dtype: in which the model computed them.
+
+    Returns:
+        (...) float32.
+    """
+    logits = logits.float()
+    best = logits.topk(2, dim=-1).values
+    scale = torch.where(logits.isfinite(), logits.abs(), 0.0).amax(dim=-1)
+    unit = ROUNDING.get(dtype, HALF_ROUNDING) * torch.finfo(dtype).eps * scale
+    return (best[..., 0] - best[..., 1]) / unit.clamp(min=torch.finfo(torch.float32).tiny)
+
+
+class _Below(LogitsProcessor):
+    """Rules out the rows of a vocabulary that are no words, or that another model lacks."""
+
+    def __init__(self, n_tokens: int):
+        self._n_tokens = n_tokens
 
     def __call__(self, input_ids, scores):
-        best = scores.float().topk(2, dim=-1).values
-        self.rows.append((best[:, 0] - best[:, 1]).cpu())
+        return of_width(scores[:, : self._n_tokens], scores.shape[-1])
+
+
+class _Gaps(LogitsProcessor):
+    """Keeps how close the two best logits of every step are."""
+
+    def __init__(self, dtype: torch.dtype):
+        self.rows, self._dtype = [], dtype
+
+    def __call__(self, input_ids, scores):
+        self.rows.append(closeness(scores, self._dtype).cpu())
         return scores
 
 
@@ -106,17 +144,18 @@ class GumbelNoise(LogitsProcessor):
 
 @torch.no_grad()
 def greedy_choices(
-    model: PreTrainedModel, texts: list[tuple[list[int], list[int]]]
+    model: PreTrainedModel, texts: list[tuple[list[int], list[int]]], *, n_tokens: int | None = None
 ) -> Iterator[tuple[list[int], list[float]]]:
     """The model's own token at every position of given responses, and the gap to its second choice: one pass for all.
 
     Args:
         texts: the ids of a prompt and of a response each.
+        n_tokens: only ids below it are chosen; None: all that the model has rows for.
 
     Yields:
-        For each text n tokens and n gaps, n ids being in the response.
+        For each text n tokens and n gaps, see [`closeness`]; n ids being in the response.
     """
-    vocabulary = model.config.get_text_config().vocab_size
+    vocabulary = vocabulary_rows(model)
     while texts:
         longest = max(len(prompt) + len(response) for prompt, response in texts)
         n = max(1, PASS_VALUES // (longest * vocabulary))
@@ -125,10 +164,10 @@ def greedy_choices(
         longest = max(map(len, sequences))
         # padded on the right: causal attention never looks there
         ids = torch.tensor([s + [0] * (longest - len(s)) for s in sequences], device=input_device(model))
+        ids = ids.clamp(max=vocabulary - 1)  # another model may have more rows, and say what stands for nothing
         mask = torch.tensor([[1] * len(s) + [0] * (longest - len(s)) for s in sequences], device=input_device(model))
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        best = logits.float().topk(2, dim=-1)
-        tokens, gaps = best.indices[..., 0].cpu(), (best.values[..., 0] - best.values[..., 1]).cpu()
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[..., :n_tokens]
+        tokens, gaps = logits.argmax(dim=-1).cpu(), closeness(logits, model.dtype).cpu()
         for i, (prompt, response) in enumerate(group):
             # row j predicts token j + 1
             first, last = len(prompt) - 1, len(prompt) + len(response) - 1

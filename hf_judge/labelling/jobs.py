@@ -26,7 +26,7 @@ from hf_judge.labelling.responses import LabelledResponse, row_from_dict, write_
 from hf_judge.upstream.devices import input_device
 
 PATIENCE = timedelta(days=30)  # for processes that finish early; torch's own default is 10 or 30 minutes
-NEAR_TIE = 1e-4  # logits this close may change places with the batch size
+NEAR_TIE = 1.0  # of what rounding may move, see `hf_judge.labelling.greedy.closeness`: another batch size may choose
 
 
 @dataclass

@@ -247,16 +247,3 @@ def _message_text(message: dict) -> str:
     if isinstance(said, list):
         return "".join(str(part.get("text", "")) if isinstance(part, dict) else str(part) for part in said)
     return str(said or "")
-
-
-def check_one_vocabulary(tokenizer: PreTrainedTokenizerBase, draft_tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a pair whose ids mean different words. How many rows their matrices are padded to does not matter.
-
-    Raises:
-        ValueError: the tokenizers disagree.
-    """
-    if draft_tokenizer.get_vocab() != tokenizer.get_vocab():
-        raise ValueError(
-            f"the tokenizers disagree (target: {len(tokenizer)} tokens, draft: {len(draft_tokenizer)}): ids of one "
-            "vocabulary mean other words in the other; choose a draft of the target's family"
-        )

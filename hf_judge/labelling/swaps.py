@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_judge.head.compatibility import check_pair, n_shared_tokens
 from hf_judge.labelling.checkers import Checker
 from hf_judge.labelling.greedy import greedy, greedy_choices, stop_tokens_of
 from hf_judge.labelling.jobs import NEAR_TIE, TASK_ERRORS, MiningReport, decode_exactly, make_row, refusal, run_job
@@ -32,6 +33,7 @@ def mine_swaps(
     max_new_tokens: int = 512,
     batch_size: int = 16,
     label_matched: bool = True,
+    draft_tokenizer: PreTrainedTokenizerBase | None = None,
     names: Sequence[str] | None = None,
     strict: bool = False,
 ) -> MiningReport:
@@ -39,7 +41,7 @@ def mine_swaps(
 
     Args:
         target, draft: greedy answers of both are used; they share the tokenizer.
-        tokenizer: of both.
+        tokenizer: of the target.
         tasks: dicts with `prompt` (text or chat messages), optionally `task_id`, and whatever the checker reads.
         checker: `(response, task) -> answer`; answers are compared with the one of the target's own response.
         output: JSONL of [`LabelledResponse`]; finished prompts are kept in `<output>.journal`, and a rerun goes on.
@@ -47,12 +49,19 @@ def mine_swaps(
         batch_size: prompts in work at once. Rows do not depend on it, but for prompts marked `near_tie`.
         label_matched: also label the tokens of the kept response that both models chose as acceptable: a head that has
             never seen them scores them at random.
+        draft_tokenizer: of the draft, to compare; None: the target's.
         names: of the tasks in the report, as "prompts.jsonl, line 3"; None: "task 3".
         strict: stop at a task that the models or the checker refuse, instead of listing it in the report.
 
     Returns:
         Counts over all tasks, and the refused ones.
+
+    Raises:
+        ValueError: the tokenizers disagree.
     """
+    if draft_tokenizer is not None:
+        check_pair(tokenizer, draft_tokenizer)
+    n_tokens = n_shared_tokens(tokenizer, target, draft)
     settings = {
         "source": "swap",
         "target": target.config.name_or_path,
@@ -77,7 +86,8 @@ def mine_swaps(
             limits = [max_new_tokens - len(work.prefix) for work in active]
             answers = greedy(target, tokenizer, prefixes, limits)
             changed = [work for work, (ids, gap) in zip(active, answers, strict=True) if work.receive(ids, gap)]
-            choices = greedy_choices(draft, [(work.prompt_ids, work.response) for work in changed])
+            texts = [(work.prompt_ids, work.response) for work in changed]
+            choices = greedy_choices(draft, texts, n_tokens=n_tokens)
             for work, (tokens, gaps) in zip(changed, choices, strict=True):
                 work.look_for_swaps(tokens, gaps, stop_tokens=stop_tokens_of(target))
             for work in active:
@@ -103,7 +113,7 @@ class _SwapWork:
         self._answer = None
         self._swaps = []  # (position, draft's token) still to be tried in `response`, the leftmost last
         self.left = 0  # positions before this one are settled
-        self._kept, self._undone = [], []  # positions; whole prefixes that end in the swapped token
+        self._kept, self._undone = [], []  # positions; whole prefixes that end in the swapped token, and their ties
         self._gap = float("inf")
         self._counts = Counter()
         self._refusal = None  # what the checker could not do with this task
@@ -127,7 +137,7 @@ class _SwapWork:
             self._kept.append(len(self.prefix) - 1)
             self.response = response
             return True
-        self._undone.append(self.prefix)
+        self._undone.append((self.prefix, self._gap <= NEAR_TIE))  # later choices do not change it
         return False
 
     def look_for_swaps(self, tokens: list[int], gaps: list[float], *, stop_tokens: set[int]) -> None:
@@ -158,7 +168,7 @@ class _SwapWork:
         if self.response is not None and not self._counts:
             self._counts.update({"swaps kept": len(self._kept), "swaps undone": len(self._undone)})
             rows.append(self._labelled(self.response, self._kept, mistaken=False, tie=tie))
-            rows += [self._labelled(ids, [len(ids) - 1], mistaken=True, tie=tie) for ids in self._undone]
+            rows += [self._labelled(ids, [len(ids) - 1], mistaken=True, tie=own) for ids, own in self._undone]
         if tie:
             self._counts["prompts with a near-tie"] += 1
         return {"rows": [row.to_dict() for row in rows if row is not None], "counts": self._counts}

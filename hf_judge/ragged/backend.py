@@ -15,7 +15,7 @@ from hf_judge.ragged.rows import ModelRows
 from hf_judge.ragged.schedule import length_schedule
 from hf_judge.upstream.candidates import DraftingOptions
 from hf_judge.upstream.devices import sent
-from hf_judge.upstream.forward import stop_tokens
+from hf_judge.upstream.forward import stop_tokens, vocabulary_rows
 from hf_judge.upstream.processes import Ranks
 from hf_judge.upstream.processors import RowProcessor
 from hf_judge.upstream.states import StateReader
@@ -84,7 +84,7 @@ class RaggedBackend:
             compiled=self._compiled,
             limit=limit,
             last_position=min(last, self._draft_positions - 1),
-            vocabulary=model.config.get_text_config().vocab_size,
+            vocabulary=vocabulary_rows(model),
         )
         lengths = [input_ids.shape[1] - pad for pad in self._pads]
         packed = torch.stack([torch.roll(ids, -pad) for ids, pad in zip(input_ids, self._pads, strict=True)])

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from hf_judge.ragged.compiling import Compiled
 from hf_judge.ragged.rows import ModelRows, draft_step
 from hf_judge.upstream.devices import sent
+from hf_judge.upstream.forward import of_width, vocabulary_rows
 from hf_judge.upstream.processors import RowProcessor
 
 
@@ -48,14 +49,14 @@ class Drafter:
     ):
         self.rows = ModelRows(draft, n_rows, draft_step, compiled, limit=limit, last_position=last_position)
         self._vocabulary = vocabulary
-        self._last_id = draft.config.get_text_config().vocab_size - 1
+        self._last_id = vocabulary_rows(draft) - 1
         self._processors, self._do_sample = processors, do_sample
         self._end_ids, self._confidence = end_ids.to(self.rows.device), confidence
         self._n_read = [0] * n_rows  # tokens of every row that the cache holds
 
     def prefill(self, ids: torch.LongTensor, lengths: list[int], *, n_more: int = 0) -> None:
         """Read the prompts, (n_rows, n) long, packed to the left; the last token of each waits for the first draft."""
-        self.rows.prefill(self._known(ids), lengths, n_more=n_more)
+        self.rows.prefill(self._readable(ids), lengths, n_more=n_more)
         self._n_read = [length - 1 for length in lengths]
 
     def propose(
@@ -78,13 +79,13 @@ class Drafter:
         self.rows.cache.reserve(max(lengths) + n_tokens)
         self._catch_up(texts, lengths)
         tails = [text[:, -2:] if text.shape[1] > 1 else text[:, [-1, -1]] for text in texts]
-        step = self._known(torch.cat(tails)).to(self.rows.device)
+        step = self._readable(torch.cat(tails)).to(self.rows.device)
         first = sent([length - 2 for length in lengths], self.rows.device)
         ids, scores, raw, confidences = [], [], [], []
         for i in range(n_tokens):
             logits, token = self.rows.run(step, first, eagerly=eagerly)
             if self._vocabulary not in (None, logits.shape[-1]):
-                logits = _of_width(logits, self._vocabulary)
+                logits = of_width(logits, self._vocabulary)
                 token = logits.argmax(dim=-1, keepdim=True)
             raw.append(logits)
             if self._processors:
@@ -96,7 +97,7 @@ class Drafter:
             if self._confidence > 0:
                 confidences.append(logits.float().softmax(dim=-1).gather(-1, token))
             ids.append(token)
-            step, first = self._known(token), first + (2 if i == 0 else 1)
+            step, first = self._readable(token), first + (2 if i == 0 else 1)
         self._n_read = [length + n_tokens - 1 for length in lengths]
         drafted, device = torch.cat(ids, dim=1), answers[0].device
         useful = self._useful(drafted, confidences)
@@ -127,11 +128,11 @@ class Drafter:
             torch.nn.functional.pad(t[:, s : s + gap], (0, gap))[:, :gap] for t, s in zip(texts, starts, strict=True)
         ]
         first = sent(starts, self.rows.device)
-        self.rows.run(self._known(torch.cat(ids)).to(self.rows.device), first, eagerly=True)
+        self.rows.run(self._readable(torch.cat(ids)).to(self.rows.device), first, eagerly=True)
 
-    def _known(self, ids: torch.LongTensor) -> torch.LongTensor:
-        """Ids that the draft has rows for: of a wider target's padding it reads another token, which only it sees."""
-        return ids if self._vocabulary in (None, self._last_id + 1) else ids.clamp(max=self._last_id)
+    def _readable(self, ids: torch.LongTensor) -> torch.LongTensor:
+        """The ids with its own last one in place of those that a draft with fewer rows lacks: it drafts less well."""
+        return ids.clamp(max=self._last_id) if (self._vocabulary or 0) > self._last_id + 1 else ids
 
     def _process(self, answers, ids: list[torch.LongTensor], logits: torch.Tensor) -> torch.Tensor:
         rows = []
@@ -148,9 +149,3 @@ class Drafter:
         if confidences:
             useless = useless | ((torch.cat(confidences, dim=1) < self._confidence).cumsum(dim=1) > 0)
         return (~useless).long().cumprod(dim=1).sum(dim=1)
-
-
-def _of_width(logits: torch.Tensor, vocabulary: int) -> torch.Tensor:
-    """Logits (n_rows, V) over another number of rows: those that one model lacks can never be drawn."""
-    missing = vocabulary - logits.shape[-1]
-    return torch.nn.functional.pad(logits, (0, missing), value=-torch.inf) if missing > 0 else logits[:, :vocabulary]

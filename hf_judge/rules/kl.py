@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hf_judge.head.distributions import kl_divergence
+from hf_judge.head.distributions import kl_divergence, over_shared_tokens
 from hf_judge.rules.base import AddingRule, check, draft_scores_of, drafted
 
 
@@ -49,4 +49,5 @@ class KLVerifier(AddingRule):
 
     def judged(self, candidates, rows, choice):
         draft_scores = draft_scores_of(candidates, rows, "KLVerifier")
-        return kl_accepts(drafted(rows), draft_scores, self.threshold, self.max_confidence)
+        scores, draft_scores = over_shared_tokens(drafted(rows), draft_scores, candidates.raw_logits)
+        return kl_accepts(scores, draft_scores, self.threshold, self.max_confidence)

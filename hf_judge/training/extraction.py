@@ -31,6 +31,7 @@ from hf_judge.labelling.jobs import processes
 from hf_judge.labelling.responses import LabelledResponse, data_hash
 from hf_judge.labelling.tokens import IGNORED, LabelReport, TokenLabels, label_rows
 from hf_judge.upstream.devices import input_device
+from hf_judge.upstream.forward import of_width, vocabulary_rows
 from hf_judge.upstream.states import StateReader
 
 logger = logging.getLogger(__name__)
@@ -269,7 +270,7 @@ def _shard_tensors(model, reader, shard, batch_size, draft_model, hidden_state, 
                 wanted = any(name in DRAFT_FEATURES for name in extra)
                 drafted = _read(draft_model, draft_reader, batch, kept)
             parts["draft_features"].append(drafted.states)
-            draft_logits = drafted.logits(kept) if wanted else None
+            draft_logits = of_width(drafted.logits(kept), vocabulary_rows(model)) if wanted else None
         if extra:
             logits = read.logits(kept)
             ids = _padded([t.input_ids for t in batch], 0)[kept].to(logits.device)
@@ -301,6 +302,7 @@ def _read(model: PreTrainedModel, reader: StateReader, batch: list[TokenLabels],
     """
     ids = _padded([t.input_ids for t in batch], 0).to(input_device(model))
     mask = _padded([[1] * len(t.input_ids) for t in batch], 0).to(input_device(model))
+    ids = ids.clamp(max=vocabulary_rows(model) - 1)  # a draft may have fewer rows, which are no words
     outputs = model(**reader.request({"input_ids": ids, "attention_mask": mask, "use_cache": False}, {}))
     states = reader.read(outputs, ids.shape[1])[kept].cpu()
     # a token is predicted by the row before it; the first of a sequence is the prompt's and never labelled

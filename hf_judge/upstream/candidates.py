@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-from hf_judge.upstream.forward import cache_of, of_length
+from hf_judge.upstream.forward import cache_of, of_length, of_width, vocabulary_rows
 from hf_judge.upstream.names import (
     AssistantToTargetTranslator,
     AssistedCandidateGenerator,
@@ -112,6 +112,8 @@ class CandidateSource:
                 "or draft with prompt_lookup_num_tokens"
             )
         self._raw_logits = None  # where the generator's last raw logits are found
+        self._vocabulary = vocabulary_rows(model)
+        self._last_id = None  # of a draft that has fewer rows
         # Embeddings of the prompt and drafted ids cannot share a forward: the first round only reads the prompt.
         self._skip_first = model_kwargs.get("inputs_embeds") is not None
         if self._skip_first:
@@ -135,6 +137,13 @@ class CandidateSource:
         if isinstance(self._generator, AssistedCandidateGenerator):
             _own_settings(self._generator)
             _apply_options(self._generator, options)
+            has_other_words = isinstance(self._generator, AssistedCandidateGeneratorDifferentTokenizers)
+            n_rows = self._vocabulary if assistant_model is None else vocabulary_rows(assistant_model)
+            if n_rows != self._vocabulary and not has_other_words:
+                # first of all: the other processors and the rule then see the target's vocabulary
+                processors = [_OfWidth(self._vocabulary), *self._generator.logits_processor]
+                self._generator.logits_processor = LogitsProcessorList(processors)
+                self._last_id = n_rows - 1 if n_rows < self._vocabulary else None
             if raw_logits and not isinstance(self._generator, AssistedCandidateGeneratorDifferentTokenizers):
                 self._raw_logits = _keep_raw_logits(self._generator)
         elif isinstance(self._generator, SinglePositionMultiTokenCandidateGenerator) and options.num_assistant_tokens:
@@ -189,12 +198,16 @@ class CandidateSource:
                 n_last_matches=n_last_accepted,
             )
         else:
-            sequence, logits = self._generator.get_candidates(input_ids)
+            # an id that a draft with fewer rows lacks is read as its last one: it drafts less well
+            known = input_ids if self._last_id is None else input_ids.clamp(max=self._last_id)
+            sequence, logits = self._generator.get_candidates(known)
         ids = sequence[:, input_ids.shape[1] :][:, :budget].to(input_ids.device)
         k = ids.shape[1]
         if logits is None or k == 0 or not self._logits_are_proposals:
             return Proposal(ids, None, None)
-        raw = None if self._raw_logits is None else self._raw_logits[0][:, :k].to(input_ids.device)
+        raw = None
+        if self._raw_logits is not None:
+            raw = of_width(self._raw_logits[0][:, :k].to(input_ids.device), self._vocabulary)
         return Proposal(ids, logits[:, :k].to(input_ids.device), raw)
 
     def update(self, input_ids: torch.LongTensor, scores: torch.Tensor, n_accepted: int) -> None:
@@ -211,6 +224,16 @@ class CandidateSource:
 
 def _max_positions(model: PreTrainedModel) -> int | None:
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+class _OfWidth(LogitsProcessor):
+    """Gives a draft's scores the width of the target's vocabulary, see [`hf_judge.upstream.forward.of_width`]."""
+
+    def __init__(self, vocabulary: int):
+        self._vocabulary = vocabulary
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.Tensor) -> torch.Tensor:
+        return of_width(scores, self._vocabulary)
 
 
 def _build_generator(model, input_ids, *, generation_config, model_kwargs, **arguments) -> CandidateGenerator:

@@ -126,6 +126,22 @@ def remember_commit(config, commit: str | None) -> None:
     config._commit_hash = commit
 
 
+def of_width(logits: torch.Tensor, vocabulary: int) -> torch.Tensor:
+    """Logits (..., V) over another number of tokens: those that one model lacks can never be drawn."""
+    missing = vocabulary - logits.shape[-1]
+    return torch.nn.functional.pad(logits, (0, missing), value=-torch.inf) if missing > 0 else logits[..., :vocabulary]
+
+
+def has_own_vocabulary(model: PreTrainedModel) -> bool:
+    """Whether the model has a vocabulary; an assistant of MTP or DFlash writes with the target's."""
+    return getattr(model.config.get_text_config(), "vocab_size", None) is not None
+
+
+def vocabulary_rows(model: PreTrainedModel) -> int:
+    """Rows of a model's vocabulary, those behind the tokenizer's last token included."""
+    return model.config.get_text_config().vocab_size
+
+
 def stop_tokens(config: GenerationConfig) -> torch.LongTensor | None:
     """The end tokens of a prepared generation config, (n,) long; None: it has none."""
     tokens = private(config, "_eos_token_tensor")

@@ -25,6 +25,7 @@ from transformers import (
     StopStringCriteria,
 )
 
+from hf_judge.upstream.forward import has_own_vocabulary, vocabulary_rows
 from hf_judge.upstream.names import BaseStreamer, GenerationMode
 from hf_judge.upstream.processes import waits_for_others
 from hf_judge.upstream.versions import PIPELINES_FILL_DEFAULTS, private
@@ -221,10 +222,31 @@ class Call:
 def _share_vocabulary(target, draft, target_tokenizer, draft_tokenizer) -> bool:
     """Whether the models' tokens are the same: equal tokenizers where both are known, else matrices of one size."""
     if target_tokenizer is not None and draft_tokenizer is not None:
-        return target_tokenizer is draft_tokenizer or target_tokenizer.get_vocab() == draft_tokenizer.get_vocab()
-    # a DFlash or Gemma 4 assistant has no vocabulary of its own: it drafts through the target's matrices
-    own = getattr(draft.config.get_text_config(), "vocab_size", None)
-    return own is None or own == target.config.get_text_config().vocab_size
+        return disagreement(target_tokenizer, draft_tokenizer) is None
+    return not has_own_vocabulary(draft) or vocabulary_rows(target) == vocabulary_rows(draft)
+
+
+def disagreement(target_tokenizer, draft_tokenizer) -> int | None:
+    """The first id that two tokenizers do not know as the same word, or None: they agree."""
+    if target_tokenizer is draft_tokenizer:
+        return None
+    ours, theirs = target_tokenizer.get_vocab(), draft_tokenizer.get_vocab()
+    return min((i for _, i in ours.items() ^ theirs.items()), default=None)
+
+
+def tokenizer_arguments(target, draft, target_tokenizer, draft_tokenizer) -> dict:
+    """The keywords by which `generate()` can serve a pair: none where upstream sees by itself that the models share
+    their vocabulary, since with them it translates between tokenizers.
+
+    Args:
+        target, draft: the models; without a draft there are none.
+        target_tokenizer, draft_tokenizer: theirs.
+    """
+    if draft is None:
+        return {}
+    if disagreement(target_tokenizer, draft_tokenizer) is None and vocabulary_rows(target) == vocabulary_rows(draft):
+        return {}
+    return {"tokenizer": target_tokenizer, "assistant_tokenizer": draft_tokenizer}
 
 
 def _stop_strings(stop_strings: str | list[str], tokenizer: PreTrainedTokenizerBase | None) -> StopStringCriteria:
