@@ -49,7 +49,9 @@ class CroppingBackend:
         ids, logits, raw_logits = answers[0][:, :0], None, None
         total = known_length(self._kwargs, self._config, answers[0])
         if self._outputs is None:
-            self._longest = length_of_changing_angles(self._model.config.get_text_config(), total)
+            positions = self._kwargs.get("position_ids")
+            shift = 0 if positions is None else int(positions.max()) + 1 - total
+            self._longest = length_of_changing_angles(self._model.config.get_text_config(), total, shift)
         if self._ranks.decides:
             ids, logits, raw_logits = self._source.propose(
                 answers[0],

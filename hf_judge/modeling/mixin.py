@@ -529,6 +529,8 @@ def _check_cache_and_batch(prepared: PreparedCall, reason: str | None) -> None:
         )
     if not prepared.model_kwargs.get("use_cache", True):
         raise ValueError("judge= needs the key-value cache to verify drafts: pass use_cache=True")
+    if prepared.model.training and prepared.model.is_gradient_checkpointing:
+        raise ValueError("judge= needs the cache, which gradient checkpointing passes by: call model.eval() first")
     cache = cache_of(prepared.model_kwargs)
     if implementation in STATIC_CACHES or (cache is not None and cache.is_compileable):
         raise ValueError(

@@ -251,6 +251,8 @@ def _unfit(model: PreTrainedModel) -> str | None:
         return f"is a {type(model).__name__}, whose forward is not one of transformers'"
     if config.model_type not in ARCHITECTURES:
         return f"is of the architecture '{config.model_type}', on which the ragged engine was not checked"
+    if model.training and model.is_gradient_checkpointing:
+        return "trains with gradient checkpointing, which passes the cache by"
     if (hook := stranger_hooks(model)) is not None:
         return f"has a hook ({hook}), which may look at how its inputs are laid out: remove it"
     return None

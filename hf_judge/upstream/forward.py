@@ -95,7 +95,7 @@ def rope_types(config) -> set[str]:
     return found
 
 
-def length_of_changing_angles(config, prompt_length: int) -> int | None:
+def length_of_changing_angles(config, prompt_length: int, shift: int = 0) -> int | None:
     """The length of a sequence behind which drafted tokens would change the rotary angles of others; None: none.
 
     Two kinds of angles depend on the length of the sequence, drafted tokens included: with "longrope" all change once
@@ -105,6 +105,8 @@ def length_of_changing_angles(config, prompt_length: int) -> int | None:
     Args:
         config: of a text model.
         prompt_length: tokens of the prompt; a longrope model that has read a longer one has changed for good.
+        shift: how much later than at the sequence's length the caller's next position is: angles go by positions,
+            reading again by the length.
     """
     kinds, values = rope_types(config), config.to_dict()
     if not kinds & {"longrope", "dynamic"}:
@@ -113,7 +115,8 @@ def length_of_changing_angles(config, prompt_length: int) -> int | None:
     parameters = values.get("rope_parameters")
     if isinstance(parameters, dict):
         limit = parameters.get("original_max_position_embeddings") or limit
-    return None if kinds & {"longrope"} and prompt_length > limit else limit
+    limits = limit, limit - shift
+    return min((n for n in limits if prompt_length <= n or "longrope" not in kinds), default=None)
 
 
 def commit_of(config) -> str | None:

@@ -171,7 +171,8 @@ class Call:
         synced_gpus = waits_for_others(self._model, kwargs.pop("synced_gpus", None))
         has_own_cache, has_own_positions = self._passes("cache", "past_key_values"), self._passes("position_ids")
         chosen = kwargs.get("use_cache", getattr(self._given, "use_cache", None))
-        if settings.use_cache is False and chosen is None:  # a default of the checkpoint (MPT); it changes no token
+        if settings.use_cache is False and chosen is None and not has_own_cache:
+            # a default of the checkpoint (MPT); it changes no token, except that upstream reads a given cache again
             kwargs["use_cache"] = True
         cache_implementation = settings.cache_implementation
         if cache_implementation in STATIC_CACHES:
