@@ -7,6 +7,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 
@@ -58,3 +61,40 @@ def test_adaptive(tmp_path):
     assert rows["wrong", "M=4"]["accepted_per_forward"] < 1
     assert rows["right and expensive", "M=16"]["accepted_per_forward"] > 10
     assert all(rows[draft, "plain"]["ratio_to_plain"] == 1 for draft in ("judged", "wrong"))
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    """Lets a test import the scripts that draw."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+
+
+def test_race(tmp_path, scripts):
+    import race
+
+    path, svg = tmp_path / "race.json", tmp_path / "race.svg"
+    out = run("race.py", "--layers", 4, "--repeats", 1, "--num-assistant-tokens", 16, "--json", path, "--svg", svg)
+    ways = json.loads(path.read_text(encoding="utf-8"))["ways"]
+    assert list(ways) == ["plain", "assisted", "judged"]
+    assert [text for text, *_ in ways["plain"]["tokens"]] == [text for text, *_ in ways["assisted"]["tokens"]]
+    for lane in ways.values():
+        seconds = [second for _, second, _ in lane["tokens"]]
+        assert 0 < seconds[0] <= seconds[-1] <= lane["seconds"] + 1e-3
+        assert seconds == sorted(seconds)
+        assert lane["right"]
+    assert f"judged: {len(ways['judged']['tokens'])} tokens" in out
+    assert ways["judged"]["forwards"] < ways["assisted"]["forwards"] < ways["plain"]["forwards"]
+    assert svg.read_text(encoding="utf-8") == race.draw(json.loads(path.read_text(encoding="utf-8")))
+
+
+def test_the_race_shown_is_the_one_measured(scripts):
+    import race
+
+    found = json.loads((ROOT / "docs" / "race.json").read_text(encoding="utf-8"))
+    committed = (ROOT / "docs" / "race.svg").read_text(encoding="utf-8")
+    assert committed == race.draw(found)
+    assert len(committed.encode()) < 60_000
+    assert {verdict for *_, verdict in found["ways"]["judged"]["tokens"]} == set(race.VERDICTS)
+    words = "".join(ElementTree.fromstring(committed).itertext()).replace(" ", "")
+    for lane in found["ways"].values():
+        assert f"{lane['seconds']:.2f}s" in words
