@@ -98,3 +98,23 @@ def test_the_race_shown_is_the_one_measured(scripts):
     words = "".join(ElementTree.fromstring(committed).itertext()).replace(" ", "")
     for lane in found["ways"].values():
         assert f"{lane['seconds']:.2f}s" in words
+
+
+def test_the_round_shown_is_a_real_one(tmp_path, scripts):
+    """The committed picture and figures are what the bundled pair gives now."""
+    import rule
+
+    path, svg = tmp_path / "rule.json", tmp_path / "rule.svg"
+    run("rule.py", "--json", path, "--svg", svg)
+    found, shown = (json.loads(file.read_text(encoding="utf-8")) for file in (path, ROOT / "docs" / "rule.json"))
+    assert [token["score"] for token in found["drafted"]] == pytest.approx(
+        [token["score"] for token in shown["drafted"]], abs=0.02
+    )
+    for round_ in (found, shown):
+        for token in round_["drafted"]:
+            del token["score"]
+    assert found == shown
+    verdicts = [token["verdict"] for token in shown["drafted"]]
+    assert verdicts == ["matched", "rescued", "matched", "corrected", "discarded", "discarded"]
+    committed = json.loads((ROOT / "docs" / "rule.json").read_text(encoding="utf-8"))
+    assert (ROOT / "docs" / "rule.svg").read_text(encoding="utf-8") == rule.draw(committed)
