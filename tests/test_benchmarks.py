@@ -118,3 +118,16 @@ def test_the_round_shown_is_a_real_one(tmp_path, scripts):
     assert verdicts == ["matched", "rescued", "matched", "corrected", "discarded", "discarded"]
     committed = json.loads((ROOT / "docs" / "rule.json").read_text(encoding="utf-8"))
     assert (ROOT / "docs" / "rule.svg").read_text(encoding="utf-8") == rule.draw(committed)
+
+
+def test_plots_are_drawn_from_the_tables(tmp_path, scripts):
+    import plots
+
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    plain, *rules = plots.rules(page)
+    assert (plain["rule"], plain["threshold"], plain["accuracy"], plain["forwards_ratio"]) == ("plain", None, 1.0, 1.0)
+    assert len(rules) > 20
+    assert all(row["accuracy_interval"][0] <= row["accuracy"] <= row["accuracy_interval"][1] for row in rules)
+    assert [row["context"] for row in plots.contexts(page)] == [1024, 2048, 4096, 8192]
+    run("plots.py", "--page", ROOT / "docs" / "benchmarks.md", "--output-dir", tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["benchmarks-context.png", "benchmarks-forwards.png"]
