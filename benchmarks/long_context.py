@@ -144,19 +144,22 @@ def plot(rows: list[dict], path: Path) -> None:
     """Both costs over the context: where they run in parallel, only attention grows."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(5, 3.5))
+    figure, axes = plt.subplots(figsize=(6, 3.5))
     contexts = [row["context"] for row in rows]
-    for key, label in (
-        ("seconds_per_token", "judged decoding"),
-        ("attention_seconds_per_token", "its attention alone"),
+    for key, label, colour in (
+        ("seconds_per_token", "judged decoding", "#0072b2"),
+        ("attention_seconds_per_token", "its attention alone", "#d55e00"),
     ):
-        axes.plot(contexts, [1000 * row[key] for row in rows], marker="o", label=label)
+        costs = [1000 * row[key] for row in rows]
+        axes.plot(contexts, costs, marker="o", color=colour)
+        axes.annotate(label, (contexts[-1], costs[-1]), (8, -3), textcoords="offset points", color=colour)
     axes.set(xlabel="context (tokens)", ylabel="ms per token", ylim=(0, None))
     axes.set_xticks(contexts, [f"{n / 1024:g}k" for n in contexts])
-    axes.legend(frameon=False)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,9 @@ import re
 import shutil
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+from hf_judge.evaluation import report
 from hf_judge.evaluation.report import label, page, result, summary, write_report
 
 HOSTILE = "</script><script>window.pwned = 1</script><img src=x onerror='window.pwned = 1'>\u2028\x1b[31m &lt;b&gt; '\""
@@ -194,7 +196,7 @@ class TestInTheBrowser:
         text = "return document.querySelector('svg.plot').textContent"
         assert "wall time per answer" in browser.execute_script(text)
         Select(browser.find_elements("css selector", "select")[0]).select_by_visible_text("target forwards")
-        assert "forwards of the target per answer" in browser.execute_script(text)
+        assert "times fewer target forwards" in browser.execute_script(text)
         assert "3.6x" not in browser.execute_script(text)
         assert len(browser.find_elements("css selector", "svg.plot .mark")) == 8
         assert browser.get_log("browser") == []
@@ -241,3 +243,41 @@ class TestInTheBrowser:
             assert width[0] <= width[1] == 390
         finally:
             browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+class TestPlots:
+    def test_only_settings_near_plain_are_drawn_and_the_others_are_named(self, tmp_path, monkeypatch):
+        drawn = []
+        monkeypatch.setattr(report, "_save_figure", lambda figure, path, dpi: drawn.append(figure))
+        report.plot_accuracy(found()["rules"], tmp_path / "x.png", "forwards_ratio")
+        axes = drawn[0].axes[0]
+        assert {text.get_text() for text in axes.texts} == {"plain", "assisted", "judge 0.9"}
+        assert all(len(line.get_xdata()) == 1 for line in axes.lines if line.get_marker() != "None")
+        assert axes.get_xlabel() == "times fewer target forwards than plain decoding"
+        assert 90 < axes.lines[0].get_ydata()[0] <= 100
+        note = drawn[0].get_supxlabel().replace("\n", " ")
+        assert note.endswith("below plain: judge 0.3, judge 0.5, top-k 5, top-k 3, top-k 2.")
+
+    def test_rules_at_one_place_share_a_name_and_no_two_rules_look_alike(self, tmp_path, monkeypatch):
+        drawn = []
+        monkeypatch.setattr(report, "_save_figure", lambda figure, path, dpi: drawn.append(figure))
+        many = [row(f"rule-{i}", 0.5, 0.96, 1 + i / 9) for i in range(14)]
+        report.plot_accuracy([row("plain", None, 0.97, 1.0), *many, row("twin", 0.5, 0.96, 1.0)], "x.png", "speedup")
+        axes = drawn[0].axes[0]
+        assert "rule-0, twin 0.5" in {text.get_text() for text in axes.texts}
+        looks = [(line.get_color(), line.get_marker()) for line in axes.lines if line.get_marker() != "None"]
+        assert len(looks) == len(set(looks)) == 15
+
+    def test_names_keep_clear_of_each_other(self, tmp_path, monkeypatch):
+        drawn = []
+        monkeypatch.setattr(report, "_save_figure", lambda figure, path, dpi: drawn.append(figure))
+        near = [row("judge", i / 10, 0.96 + 0.005 * (i % 3), 2 + i / 50) for i in range(6)]
+        report.plot_accuracy([row("plain", None, 0.97, 1.0), *near], tmp_path / "x.png", "speedup")
+        figure = drawn[0]
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        boxes = [text.get_window_extent(renderer) for text in figure.axes[0].texts]
+        assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+    def test_accepted_lengths_of_nothing(self, tmp_path):
+        report.plot_accepted([], tmp_path / "x.png")
+        assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")

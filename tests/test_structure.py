@@ -116,6 +116,25 @@ def test_the_import_finder_finds():
     assert imported(rule) == {"head.config", "head.distributions", "head.judge_head", "verify.stats"}
 
 
+def test_the_picture_of_the_packages_shows_these_imports():
+    import architecture_picture  # which reads this module
+
+    committed = (PACKAGE.parent / "docs" / "architecture.svg").read_text(encoding="utf-8")
+    assert committed == architecture_picture.draw(), (
+        "draw it again: python tests/architecture_picture.py docs/architecture.svg, and look at it"
+    )
+
+
+def test_the_picture_leaves_out_what_follows():
+    import architecture_picture
+
+    found = {"moved": {"files", "head"}, "files": set(), "head": {"files"}}
+    assert architecture_picture.needed(found | {name: set() for name in ORDER if name not in found}) == [
+        ("moved", "head"),
+        ("head", "files"),
+    ]
+
+
 def test_few_modules_stand_at_the_top():
     assert len(list(PACKAGE.glob("*.py"))) <= 4
 
