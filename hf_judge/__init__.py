@@ -9,7 +9,7 @@ from hf_judge.modeling.mixin import AutoJudgeModelForCausalLM, JudgeGenerationMi
 from hf_judge.verify.rule import CandidateVerifier, JudgeCandidateVerifier, StrictVerifier
 from hf_judge.verify.stats import JudgeStats, VerdictCode
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "AutoJudgeModelForCausalLM",

@@ -12,7 +12,6 @@ from hf_judge.ragged import eligibility
 from hf_judge.ragged.backend import RaggedBackend
 from hf_judge.ragged.drafting import Drafter
 from hf_judge.upstream import processors
-from hf_judge.upstream.generation import PreparedCall
 from hf_judge.upstream.states import StateReader
 
 
@@ -37,7 +36,7 @@ FAULTS = {
     "any positions": _replaced(eligibility, "_follow_from", lambda *args: True),
     "any inputs": _replaced(eligibility, "_unknown_inputs", lambda call: None),
     "any attention": _replaced(eligibility, "_other_attention", lambda config: None),
-    "a caller's cache": _replaced(PreparedCall, "has_own_cache", False),
+    "a caller's cache": _changed(mixin, "why_not_ragged", lambda why: None if "passed a cache" in str(why) else why),
     "angles that change": _replaced(upstream_caches, "length_of_changing_angles", lambda *args: None),
     "criteria that look at the row": _replaced(loop, "is_upstreams_own", lambda one: True),
     "processors that look at the row": _replaced(processors, "_for_row", lambda processor, row, n_rows: processor),
