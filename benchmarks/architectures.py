@@ -234,7 +234,8 @@ def main() -> int:
         print(f"{name:28} {rows[name]['served by']:42} {rows[name]['upstream']:32} {rows[name]['ragged']}", flush=True)
     if args.write:
         PAGE.write_text(page(rows), encoding="utf-8")
-    wrong = [name for name, row in rows.items() if name in eligibility.ARCHITECTURES and row["ragged"] != "equal"]
+    tried = {name: row for name, row in rows.items() if not row["ragged"].startswith("the target has")}  # by its config
+    wrong = [name for name, row in tried.items() if name in eligibility.ARCHITECTURES and row["ragged"] != "equal"]
     if wrong:
         print("on the allow-list, but not equal: " + ", ".join(wrong))
     return int(bool(wrong))

@@ -364,16 +364,16 @@ def _compared(case: Case, plain, got: torch.Tensor) -> str:
     """Token for token; every row may differ from where the two best of plain's scores are as good as equal."""
     if torch.equal(got, plain.sequences):
         return "equal"
-    n = min(plain.sequences.shape[1], got.shape[1])
-    start = plain.sequences.shape[1] - len(plain.scores)
+    n, start = max(plain.sequences.shape[1], got.shape[1]), plain.sequences.shape[1] - len(plain.scores)
+    ours, theirs = (torch.nn.functional.pad(ids, (0, n - ids.shape[1])) for ids in (got, plain.sequences))  # pad id: 0
     for row in range(got.shape[0]):
-        different = (plain.sequences[row, :n] != got[row, :n]).nonzero()
-        if not len(different) and plain.sequences.shape[1] == got.shape[1]:
+        different = (ours[row] != theirs[row]).nonzero()
+        if not len(different):
             continue
-        at = int(different[0]) if len(different) else n
-        if at < start or at - start >= len(plain.scores):
+        at = int(different[0]) - start
+        if not 0 <= at < len(plain.scores):
             return "other tokens"
-        best = plain.scores[at - start][row].float().topk(2).values
+        best = plain.scores[at][row].float().topk(2).values
         if float(best[0] - best[1]) > ROUNDING[case.dtype]:
             return "other tokens"
     return "equal up to a tie"
