@@ -10,7 +10,6 @@ from hf_judge.decoding import loop, upstream_caches
 from hf_judge.modeling import mixin
 from hf_judge.ragged import eligibility
 from hf_judge.ragged.backend import RaggedBackend
-from hf_judge.ragged.drafting import Drafter
 from hf_judge.upstream import processors
 from hf_judge.upstream.states import StateReader
 
@@ -40,10 +39,8 @@ FAULTS = {
     "angles that change": _replaced(upstream_caches, "length_of_changing_angles", lambda *args: None),
     "criteria that look at the row": _replaced(loop, "is_upstreams_own", lambda one: True),
     "processors that look at the row": _replaced(processors, "_for_row", lambda processor, row, n_rows: processor),
-    "any hook": _replaced(eligibility, "stranger_hooks", lambda model: None),
     "scores of other tokens": _changed(RaggedBackend, "forward", lambda f: f._replace(logits=f.logits.roll(1, -1))),
     "states of other tokens": _changed(StateReader, "read", lambda states: states.roll(1, -2)),
-    "a draft that is never taken back": _replaced(Drafter, "accept", lambda self, lengths: None),
     "a cache without upstream's checks": _replaced(mixin, "_check_cache_and_batch", lambda *args: None),
 }
 
