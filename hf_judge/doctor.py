@@ -26,7 +26,7 @@ from hf_judge.modeling.mixin import AutoJudgeModelForCausalLM
 from hf_judge.ragged.rows import PREFILL_CHUNK
 from hf_judge.tiny.pair import load_pair
 from hf_judge.upstream.devices import input_device
-from hf_judge.upstream.generation import disagreement
+from hf_judge.upstream.generation import disagreement, tokenizer_arguments
 from hf_judge.upstream.states import StateReader
 from hf_judge.upstream.versions import asked_for_by_transformers
 from hf_judge.verify.rule import StrictVerifier
@@ -212,13 +212,6 @@ class _Models:
             loaded.get("judge"),
         )
 
-    @property
-    def other_tokenizers(self) -> dict:
-        """The keywords of `generate()` for a draft of another vocabulary."""
-        if disagreement(self.tokenizer, self.draft_tokenizer) is None:
-            return {}
-        return {"tokenizer": self.tokenizer, "assistant_tokenizer": self.draft_tokenizer}
-
 
 def _loaded(checks: list[Check], name: str, load, source: str):
     try:
@@ -242,7 +235,7 @@ def check_tokenizers(checks: list[Check], models: _Models) -> None:
     """Whether tokenizers and vocabularies agree, and what chats and batches need."""
     target_rows, draft_rows = (model.config.get_text_config().vocab_size for model in (models.target, models.draft))
     size = len(models.tokenizer)
-    if models.other_tokenizers:
+    if disagreement(models.tokenizer, models.draft_tokenizer) is not None:
         checks.append(
             Check(
                 "vocabulary",
@@ -413,7 +406,7 @@ def _strict(models: _Models, prompts: list, verifier: _FirstRound, engine: str) 
         num_assistant_tokens_schedule="constant",
         assistant_confidence_threshold=0.0,
         max_new_tokens=N_NEW,
-        **models.other_tokenizers,
+        **tokenizer_arguments(models.target, models.draft, models.tokenizer, models.draft_tokenizer),
         **_greedy(models),
     )
     return out[:, width:].tolist()

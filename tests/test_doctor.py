@@ -131,6 +131,17 @@ def test_other_tokenizers_are_named(folders):
     assert found.self_check["upstream"]["equal"]
 
 
+def test_a_pair_padded_to_two_widths_passes_its_self_check(folders, tmp_path):
+    for name, n_rows in (("target", 496), ("draft", 488)):
+        tiny_model(vocab_size=n_rows, max_position_embeddings=512).save_pretrained(tmp_path / name)
+        AutoTokenizer.from_pretrained(folders / "target").save_pretrained(tmp_path / name)
+    found = diagnose(str(tmp_path / "target"), str(tmp_path / "draft"))
+    assert any("padded to 496 rows (target) and 488 (draft)" in line for line in lines(found, "warning"))
+    assert found.self_check["ragged"]["equal"]
+    assert found.self_check["upstream"]["equal"]
+    assert found.usable
+
+
 def test_padded_vocabularies_are_named(folders):
     found = diagnose(str(folders / "padded"), str(folders / "padded"))
     assert any("one vocabulary of 483 tokens, padded to 496 rows" in line for line in lines(found, "ok"))
