@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import logging
 import random
 import sys
@@ -265,10 +266,7 @@ def drafting_of(case: Case, target: PreTrainedModel, draft: PreTrainedModel) -> 
     """The keywords of `generate()` by which it drafts."""
     n = {"num_assistant_tokens": case.n_drafted, "num_assistant_tokens_schedule": "constant"}
     if case.source == "other tokenizer":
-        if VOCAB not in _drafts:
-            _drafts[VOCAB] = tiny_model(vocab_size=76, seed=9), tiny_tokenizer(pairs=False), tiny_tokenizer(pairs=True)
-        other, own, others = _drafts[VOCAB]
-        return n | {"assistant_model": other, "tokenizer": own, "assistant_tokenizer": others}
+        return n | of_another_tokenizer()
     return {
         "assistant": n | {"assistant_model": draft},
         "itself": n | {"assistant_model": target},
@@ -277,7 +275,14 @@ def drafting_of(case: Case, target: PreTrainedModel, draft: PreTrainedModel) -> 
     }[case.source]
 
 
-_drafts: dict = {}
+@functools.cache
+def of_another_tokenizer() -> dict:
+    """A draft with other words, and both tokenizers."""
+    return {
+        "assistant_model": tiny_model(vocab_size=76, seed=9),
+        "tokenizer": tiny_tokenizer(pairs=False),
+        "assistant_tokenizer": tiny_tokenizer(pairs=True),
+    }
 
 
 def run(case: Case) -> str:
@@ -331,7 +336,7 @@ def run(case: Case) -> str:
         return "equal"
     except ValueError:
         return "refused"
-    except Exception:
+    except Exception:  # raised again, unless upstream's own drafting fails on the case too
         if not _upstream_drafts(target, ids, options):
             return "not served by upstream"
         raise
@@ -348,8 +353,8 @@ def _second_turn(case: Case, target, got, options: dict, judged_cache: dict, pla
         plain = target.generate(
             longer, **plain_options, **plain_cache, return_dict_in_generate=True, output_scores=True
         )
-    except Exception:  # noqa: BLE001
-        return "equal"  # the first turn was
+    except Exception:  # noqa: BLE001  upstream does not serve this second turn: what was compared is the first
+        return "equal"
     return _compared(case, plain, judged(target).generate(longer, **plain_options, **rest, **judged_cache))
 
 
@@ -357,7 +362,7 @@ def _upstream_drafts(target, ids, options: dict) -> bool:
     """Whether upstream's own assisted generation serves the case."""
     try:
         copy.deepcopy(target).generate(ids, **options)  # when it fails it may leave the model changed
-    except Exception:  # noqa: BLE001
+    except Exception:  # noqa: BLE001  whatever it is, upstream raised it without a judge
         return False
     return True
 
@@ -396,7 +401,9 @@ def _sampled(target, ids: torch.Tensor, options: dict, judged_options: dict) -> 
             continue
         mask = torch.nn.functional.pad(plain["attention_mask"], (0, 1), value=1) if "attention_mask" in plain else None
         longer = torch.cat([ids, torch.tensor([[first]])], dim=1)
-        for second, q in _probabilities(target, longer, plain | ({"attention_mask": mask} if mask is not None else {})):
+        behind = {name: value for name, value in plain.items() if name != "begin_suppress_tokens"}  # of the first alone
+        behind |= {"attention_mask": mask} if mask is not None else {}
+        for second, q in _probabilities(target, longer, behind):
             expected[first, second] += p * q
     model, seen = judged(target), torch.zeros_like(expected)
     for _ in range(N_DRAWS):
@@ -414,7 +421,7 @@ def _sampled(target, ids: torch.Tensor, options: dict, judged_options: dict) -> 
 
 def _probabilities(target, ids: torch.Tensor, options: dict) -> list[tuple[int, float]]:
     """Upstream's next tokens and their probabilities."""
-    options = options | {"max_new_tokens": 1, "output_scores": True}
+    options = options | {"max_new_tokens": 2, "output_scores": True}  # not 1: the last token may be a forced end
     p = target.generate(ids, **options).scores[0][0].double().softmax(-1)
     return [(int(token), float(p[token])) for token in p.nonzero().flatten()]
 
