@@ -10,6 +10,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+from house import floors
 from test_structure import FILES, ORDER, PACKAGE, place_of, places
 
 ROOT = PACKAGE.parent
@@ -62,14 +63,6 @@ def needed(found: dict[str, set[str]]) -> list[tuple[str, str]]:
     ]
 
 
-def floors(found: dict[str, set[str]]) -> dict[str, int]:
-    """How many imports a place is above the ground."""
-    levels = {}
-    for name in ORDER:  # what a place imports stands before it
-        levels[name] = 1 + max((levels[other] for other in found[name]), default=-1)
-    return levels
-
-
 def way() -> list[list[tuple[str, str]]]:
     """The (package, module) pairs of each step that docs/architecture.md tells, the step's own first."""
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
@@ -109,7 +102,7 @@ def draw() -> str:
     body += [way_arrow(spots[a], spots[b]) for a, b in zip(stations, stations[1:], strict=False)]
     for name in ORDER:
         body += draw_place(name, spots[name], steps)
-    height = TOP + (max(levels.values()) + 1) * STEP
+    height = TOP + max(levels.values()) * STEP
     return document(WIDTH, height, "The packages of hf_judge, their imports, and the way of one call", body, STYLE)
 
 

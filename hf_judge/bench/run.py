@@ -211,7 +211,7 @@ def bench(
         BenchWay("plain, static cache", plain_static, key="plain_static"),
         BenchWay(
             "assisted",
-            {"judge": False, "assistant_model": pair.draft} | pair.tokenizers,
+            _assisted(pair),
             None,
             best[0],
             None,
@@ -411,10 +411,7 @@ def _drafting(pair: Pair, verifier, length: int) -> dict:
 
 def _best_upstream(pair: Pair, work: Work, lengths, max_new_tokens: int, quick: bool) -> tuple:
     settings = list(itertools.product(sorted({5, 10, *lengths}), SCHEDULES[: 1 if quick else 2], CONFIDENCES))
-    ways = [
-        BenchWay("", {"judge": False, "assistant_model": pair.draft} | pair.tokenizers, upstream=setting)
-        for setting in settings
-    ]
+    ways = [BenchWay("", _assisted(pair), upstream=setting) for setting in settings]
     for _ in range(1 if quick else 2):
         for way in ways:
             way.repeat(pair, work[:1] if quick else work, max_new_tokens)

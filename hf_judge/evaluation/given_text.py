@@ -18,7 +18,7 @@ from hf_judge.head.judge_head import JudgeHead
 from hf_judge.labelling.greedy import ANSWER_ALONE
 from hf_judge.labelling.prompts import Prompt
 from hf_judge.rules.by_name import Setting, make_verifier
-from hf_judge.upstream.forward import of_width, vocabulary_rows
+from hf_judge.upstream.forward import of_width, readable
 from hf_judge.upstream.states import StateReader
 from hf_judge.verify.rule import Candidates, CandidateVerifier, Rows, head_features
 from hf_judge.verify.stats import VerdictCode
@@ -53,7 +53,7 @@ def read_text(pair: Pair, prompt_ids: torch.LongTensor, ids: torch.LongTensor) -
             outputs = pair.target(**reader.request({"input_ids": sequence, "use_cache": False}, {}))
             hidden[state] = reader.read(outputs, n + 1)
             logits = outputs.logits[:, -n - 1 :].float()
-    known = sequence.clamp(max=vocabulary_rows(pair.draft) - 1).to(pair.draft.device)
+    known = readable(pair.draft, sequence).to(pair.draft.device)
     draft_logits = of_width(pair.draft(input_ids=known, use_cache=False).logits, logits.shape[-1])
     return TextRows(ids, logits, hidden, draft_logits[:, -n - 1 : -1].float().to(logits.device))
 

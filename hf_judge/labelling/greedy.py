@@ -12,7 +12,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_judge.upstream.devices import input_device
-from hf_judge.upstream.forward import of_width, vocabulary_rows
+from hf_judge.upstream.forward import of_width, readable, vocabulary_rows
 
 PASS_VALUES = 1 << 28  # logits held at once by a pass over whole texts
 # Units in the last place of the largest logit by which another batch was seen to move logits, doubled: it was 15 in
@@ -164,7 +164,7 @@ def greedy_choices(
         longest = max(map(len, sequences))
         # padded on the right: causal attention never looks there
         ids = torch.tensor([s + [0] * (longest - len(s)) for s in sequences], device=input_device(model))
-        ids = ids.clamp(max=vocabulary - 1)  # another model may have more rows, and say what stands for nothing
+        ids = readable(model, ids)  # another model may have more rows
         mask = torch.tensor([[1] * len(s) + [0] * (longest - len(s)) for s in sequences], device=input_device(model))
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[..., :n_tokens]
         tokens, gaps = logits.argmax(dim=-1).cpu(), closeness(logits, model.dtype).cpu()

@@ -31,7 +31,7 @@ from hf_judge.labelling.jobs import processes
 from hf_judge.labelling.responses import LabelledResponse, data_hash
 from hf_judge.labelling.tokens import IGNORED, LabelReport, TokenLabels, label_rows
 from hf_judge.upstream.devices import input_device
-from hf_judge.upstream.forward import of_width, vocabulary_rows
+from hf_judge.upstream.forward import of_width, readable, vocabulary_rows
 from hf_judge.upstream.states import StateReader
 
 logger = logging.getLogger(__name__)
@@ -300,9 +300,8 @@ def _read(model: PreTrainedModel, reader: StateReader, batch: list[TokenLabels],
 
     Rows are padded on the right: causal attention never looks there.
     """
-    ids = _padded([t.input_ids for t in batch], 0).to(input_device(model))
+    ids = readable(model, _padded([t.input_ids for t in batch], 0)).to(input_device(model))
     mask = _padded([[1] * len(t.input_ids) for t in batch], 0).to(input_device(model))
-    ids = ids.clamp(max=vocabulary_rows(model) - 1)  # a draft may have fewer rows, which are no words
     outputs = model(**reader.request({"input_ids": ids, "attention_mask": mask, "use_cache": False}, {}))
     states = reader.read(outputs, ids.shape[1])[kept].cpu()
     # a token is predicted by the row before it; the first of a sequence is the prompt's and never labelled

@@ -144,7 +144,7 @@ class CandidateSource:
                 processors = [_OfWidth(self._vocabulary), *self._generator.logits_processor]
                 self._generator.logits_processor = LogitsProcessorList(processors)
                 self._last_id = n_rows - 1 if n_rows < self._vocabulary else None
-            if raw_logits and not isinstance(self._generator, AssistedCandidateGeneratorDifferentTokenizers):
+            if raw_logits and not has_other_words:
                 self._raw_logits = _keep_raw_logits(self._generator)
         elif isinstance(self._generator, SinglePositionMultiTokenCandidateGenerator) and options.num_assistant_tokens:
             self._generator.num_assistant_tokens = options.num_assistant_tokens

@@ -135,6 +135,11 @@ def of_width(logits: torch.Tensor, vocabulary: int) -> torch.Tensor:
     return torch.nn.functional.pad(logits, (0, missing), value=-torch.inf) if missing > 0 else logits[..., :vocabulary]
 
 
+def readable(model: PreTrainedModel, ids: torch.LongTensor) -> torch.LongTensor:
+    """The ids, with the model's last one in place of those that it has no rows for, which are no words."""
+    return ids.clamp(max=vocabulary_rows(model) - 1)
+
+
 def has_own_vocabulary(model: PreTrainedModel) -> bool:
     """Whether the model has a vocabulary; an assistant of MTP or DFlash writes with the target's."""
     return getattr(model.config.get_text_config(), "vocab_size", None) is not None

@@ -232,7 +232,9 @@ def disagreement(target_tokenizer, draft_tokenizer) -> int | None:
     if target_tokenizer is draft_tokenizer:
         return None
     ours, theirs = target_tokenizer.get_vocab(), draft_tokenizer.get_vocab()
-    return min((i for _, i in ours.items() ^ theirs.items()), default=None)
+    if ours == theirs:  # the usual case, in half the time of the difference
+        return None
+    return min((i for _, i in ours.items() ^ theirs.items()))
 
 
 def tokenizer_arguments(target, draft, target_tokenizer, draft_tokenizer) -> dict:
