@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 OUT ?= out
 PIP := -m pip install --quiet --disable-pip-version-check
 LOCK := constraints.txt
+FLOOR := constraints-floor.txt
 PACKAGE := setup.cfg pyproject.toml
 
 SECONDS ?= 600
@@ -66,14 +67,19 @@ train-demo: $(VENV)/.installed
 smoke:
 	./.ci/smoke $(PYTHON)
 
-# Packages of CUDA are left out: only other builds of torch need them, and these ask for exact versions themselves.
+# The floor holds the lowest version that setup.cfg allows of each dependency, and the newest that go with them of all
+# others. Packages of CUDA are left out: only other builds of torch need them, and these ask for exact versions
+# themselves.
+COMPILE = $(VENV)-lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.10 --no-annotate \
+    --custom-compile-command "make lock" --constraint constraints-torch.txt
 lock:
 	$(PYTHON) -m venv $(VENV)-lock
 	$(VENV)-lock/bin/python $(PIP) -c $(LOCK) uv
-	printf 'pip\nuv\n' | $(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.10 --upgrade --no-annotate \
-	    --custom-compile-command "make lock" --constraint constraints-torch.txt --extra test --extra lint \
-	    setup.cfg - --output-file $(VENV)-lock/compiled.txt
+	printf 'pip\nuv\n' | $(COMPILE) --extra test --extra lint setup.cfg - --output-file $(VENV)-lock/compiled.txt
 	grep -vE '^(cuda|nvidia|triton)' $(VENV)-lock/compiled.txt > $(LOCK)
+	$(COMPILE) --resolution lowest-direct --no-deps setup.cfg --output-file $(VENV)-lock/lowest.txt
+	$(COMPILE) --constraint $(VENV)-lock/lowest.txt --extra test setup.cfg --output-file $(VENV)-lock/compiled.txt
+	grep -vE '^(cuda|nvidia|triton)' $(VENV)-lock/compiled.txt > $(FLOOR)
 
 $(VENV)/.installed: $(PACKAGE) $(LOCK)
 	$(PYTHON) -m venv $(VENV)
@@ -85,10 +91,10 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/python $(PIP) -c $(LOCK) --build-constraint $(LOCK) -e '.[test,lint]'
 	touch $@
 
-$(VENV)-floor/.installed: $(PACKAGE) constraints-torch.txt constraints-floor.txt
+$(VENV)-floor/.installed: $(PACKAGE) $(FLOOR)
 	$(PYTHON) -m venv $(VENV)-floor
 	$(VENV)-floor/bin/python $(PIP) -c $(LOCK) pip
-	$(VENV)-floor/bin/python $(PIP) -c constraints-torch.txt -c constraints-floor.txt -e '.[test]'
+	$(VENV)-floor/bin/python $(PIP) -c $(FLOOR) -e '.[test]'
 	touch $@
 
 $(VENV)-latest/.installed: $(PACKAGE) constraints-torch.txt
