@@ -75,9 +75,10 @@ def test_an_index_of_hidden_states_means_the_input_of_the_lm_head(stock):
     assert torch.equal(outputs.hidden_states[-1], seen[0])
 
 
-def test_pipelines_fill_in_defaults_or_not(stock, monkeypatch):
+def test_pipelines_fill_in_defaults_or_not():
     from hf_judge.tiny import load_pair
 
+    model = tiny_model()
     tokenizer = load_pair().tokenizer
     given = {}
 
@@ -85,8 +86,8 @@ def test_pipelines_fill_in_defaults_or_not(stock, monkeypatch):
         given.update(kwargs)
         return kwargs["input_ids"]
 
-    monkeypatch.setattr(stock, "generate", generate)
-    transformers.pipeline("text-generation", model=stock, tokenizer=tokenizer)("1 + 1 =", max_new_tokens=2)
+    model.generate = generate
+    transformers.pipeline("text-generation", model=model, tokenizer=tokenizer)("1 + 1 =", max_new_tokens=2)
     filled = getattr(given.get("generation_config"), "num_assistant_tokens", None)
     assert (filled == 20) is versions.PIPELINES_FILL_DEFAULTS
 
