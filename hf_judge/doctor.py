@@ -22,8 +22,8 @@ from hf_judge.bench.run import measure_costs
 from hf_judge.evaluation.answers import Pair
 from hf_judge.head.compatibility import doubts
 from hf_judge.head.judge_head import JudgeHead
-from hf_judge.modeling.mixin import AutoJudgeModelForCausalLM
-from hf_judge.ragged.rows import PREFILL_CHUNK
+from hf_judge.modeling.classes import AutoJudgeModelForCausalLM
+from hf_judge.ragged.model import PREFILL_CHUNK
 from hf_judge.tiny.pair import load_pair
 from hf_judge.upstream.devices import input_device
 from hf_judge.upstream.generation import disagreement, tokenizer_arguments

@@ -14,7 +14,7 @@ from transformers import CompileConfig
 
 from hf_judge.evaluation.answers import Pair
 from hf_judge.ragged.compiling import Compiled
-from hf_judge.ragged.rows import ModelRows, draft_step
+from hf_judge.ragged.model import RaggedModel, draft_step
 from hf_judge.upstream.states import StateReader
 
 BEHIND_PROMPT = 64  # tokens: about the middle of an answer of the embedded pair
@@ -98,8 +98,8 @@ class _Round:
         if compiled is not None:
             reader.leave_forwards_alone()
         self._more = reader.request({}, {})
-        self._target = ModelRows(pair.target, n_rows, compiled=compiled)
-        self._draft = ModelRows(pair.draft, n_rows, draft_step, compiled)
+        self._target = RaggedModel(pair.target, n_rows, compiled=compiled)
+        self._draft = RaggedModel(pair.draft, n_rows, draft_step, compiled)
         # as drafting and verifying make them: a slice has other strides, and would be compiled for once more
         self._token = text[:, -1:].clone(memory_format=torch.contiguous_format)
         self._ids = self._token.repeat(1, n_drafted + 1)

@@ -14,7 +14,7 @@ from transformers.utils.logging import tqdm
 from hf_judge.labelling.answers import is_right
 from hf_judge.labelling.greedy import ANSWER_ALONE, greedy
 from hf_judge.labelling.tokens import encode_prompt
-from hf_judge.modeling.mixin import judged
+from hf_judge.modeling.classes import judged
 from hf_judge.upstream.devices import input_device
 from hf_judge.upstream.generation import tokenizer_arguments
 from hf_judge.verify.rule import CandidateVerifier

@@ -25,7 +25,7 @@ from hf_judge.head.compatibility import check_pair
 from hf_judge.head.judge_head import JudgeHead
 from hf_judge.labelling.greedy import ANSWER_ALONE
 from hf_judge.labelling.prompts import Prompt, RefusedPrompt, encode_prompt
-from hf_judge.modeling.mixin import judged
+from hf_judge.modeling.classes import judged
 from hf_judge.rules.by_name import Setting, make_verifier
 from hf_judge.upstream.devices import input_device
 from hf_judge.upstream.generation import tokenizer_arguments

@@ -25,7 +25,7 @@ from hf_judge.files.jsonl import listed
 from hf_judge.head.judge_head import JudgeHead
 from hf_judge.labelling.prompts import Prompt, RefusedPrompt, encode_prompt
 from hf_judge.labelling.responses import LabelledResponse, read_named
-from hf_judge.modeling.mixin import AutoJudgeModelForCausalLM
+from hf_judge.modeling.classes import AutoJudgeModelForCausalLM
 from hf_judge.rules.by_name import Setting
 from hf_judge.tiny.pair import load_pair
 from hf_judge.upstream import versions

@@ -26,7 +26,7 @@ except ImportError:
 from hf_judge.head.compatibility import check_pair, draft_tokenizer_of
 from hf_judge.labelling.answers import is_right, make_checker
 from hf_judge.labelling.greedy import ANSWER_ALONE
-from hf_judge.modeling.mixin import judged
+from hf_judge.modeling.classes import judged
 from hf_judge.upstream.generation import tokenizer_arguments
 from hf_judge.verify.rule import StrictVerifier
 

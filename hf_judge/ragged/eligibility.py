@@ -211,7 +211,7 @@ ROPE_TYPES = {"default", "linear", "llama3", "yarn", "proportional"}
 
 
 def why_not_ragged(call: PreparedCall) -> str | None:
-    """Why the ragged engine cannot serve this call, or None when it can."""
+    """Return why the ragged engine cannot serve this call; None: it can."""
     config, draft = call.generation_config, call.assistant_model
     others = (
         config.prompt_lookup_num_tokens,
@@ -235,7 +235,7 @@ def why_not_ragged(call: PreparedCall) -> str | None:
 
 
 def _unfit(model: PreTrainedModel) -> str | None:
-    """What the engine does not know about a model."""
+    """Return what about a model the engine does not support."""
     if not isinstance(model, PreTrainedModel):
         return f"is a {type(model).__name__}, not a transformers model: pass the model in it"
     config = model.config.get_text_config()
@@ -281,7 +281,7 @@ def _other_attention(config) -> str | None:
 
 
 def _is_upstreams_own(cls: type) -> bool:
-    """Whether the class that has the forward is one of transformers: Judge classes and FSDP's add none."""
+    """Tell whether the class that has the forward is one of transformers: Judge classes and FSDP's add none."""
     owner = next(base for base in cls.__mro__ if "forward" in vars(base))
     return owner.__module__.startswith("transformers.models.")
 
@@ -312,7 +312,7 @@ def _unknown_inputs(call: PreparedCall) -> str | None:
 
 
 def _follow_from(positions: torch.Tensor, mask: torch.Tensor | None, ids: torch.LongTensor) -> bool:
-    """Whether positions count the tokens of each prompt from 0, whatever they say about padding."""
+    """Tell whether positions count the tokens of each prompt from 0; those of padding do not matter."""
     kept = torch.ones_like(ids) if mask is None else mask.long()
     if positions.dim() != 2 or positions.shape[1] != ids.shape[1]:
         return False

@@ -6,6 +6,7 @@ Read in transformers 5.19 to 5.24.
 from __future__ import annotations
 
 import inspect
+import sys
 
 import torch
 from transformers import CompileConfig, GenerationConfig, PreTrainedModel
@@ -148,6 +149,11 @@ def has_own_vocabulary(model: PreTrainedModel) -> bool:
 def vocabulary_rows(model: PreTrainedModel) -> int:
     """Rows of a model's vocabulary, those behind the tokenizer's last token included."""
     return model.config.get_text_config().vocab_size
+
+
+def max_positions(model: PreTrainedModel) -> int:
+    """Return how many positions a model has; `sys.maxsize` where its config names no limit."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
 
 
 def stop_tokens(config: GenerationConfig) -> torch.LongTensor | None:

@@ -5,7 +5,7 @@ callable. With a callable it drops `assistant_model`, `tokenizer`, `assistant_to
 on the way, so these travel in the callable. Three parts of upstream's preparation need what was dropped, and are done
 here: the criterion of `stop_strings` needs the tokenizer; the default of `synced_gpus`; and the cache of a judged call
 must be dynamic, since upstream no longer sees that the call drafts. `token_healing` also needs the tokenizer, and is
-refused (see `modeling`). Read in transformers 5.19 to 5.24.
+refused (`modeling/refusals.py`). Read in transformers 5.19 to 5.24.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class PreparedCall:
 
     Args:
         model: the model whose `generate()` was called.
-        input_ids: (batch, n) long, one row per answer to make.
+        input_ids: (batch, n) long, one prompt for each answer to make.
         inputs_tensor: the prompts before they were repeated for several answers each, or their embeddings.
         logits_processor, stopping_criteria, generation_config: as upstream prepared them.
         model_kwargs: what the target's first forward is called with; holds the cache.
@@ -76,6 +76,12 @@ class PreparedCall:
         return self.assistant_model is not None and not _share_vocabulary(
             self.model, self.assistant_model, self.tokenizer, self.assistant_tokenizer
         )
+
+    @property
+    def drafts_with_target(self) -> bool:
+        """Whether drafting runs the target itself, in whole or in part."""
+        config = self.generation_config
+        return bool(config.assistant_early_exit is not None or config.speculation_type is not None or config.use_mtp)
 
     def has_unfinished(self, this_process_finished: bool) -> bool:
         """Whether any process has work left."""
