@@ -126,7 +126,7 @@ def _prompts(call: PreparedCall) -> list[_Prompt]:
 
 
 def _processed(prompts: list[_Prompt], forward: Forward, draft: Draft) -> tuple[torch.Tensor, torch.Tensor]:
-    """The target's scores after the processors (batch, k+1, V), and which drafted tokens these rule out (batch, k)."""
+    """Run the logits processors: scores (batch, k+1, V), and the drafted tokens that they forbid (batch, k)."""
     processed = [
         prompt.process(prompt.ids, forward.logits[i : i + 1], draft.ids[i : i + 1]) for i, prompt in enumerate(prompts)
     ]

@@ -78,14 +78,14 @@ class CroppingBackend:
         self._model(input_ids=self._last_ids[:, -1:], use_cache=False)
 
     def cache(self):
-        """The target's cache, for a later turn."""
+        """Return the target's cache for a later turn."""
         return cache_of(self._kwargs)
 
     def close(self, *, failed: bool = False) -> None:
         """See [`hf_judge.decoding.backend.Backend`]: the cache is the caller's."""
 
     def _round_inputs(self, input_ids: torch.LongTensor, candidate_ids: torch.LongTensor) -> dict:
-        """The target's forward arguments: what the cache lacks of the sequence, then the draft."""
+        """Return the arguments of the target's forward: the ids that the cache lacks, then the draft."""
         k = candidate_ids.shape[1]
         kwargs, is_first = lengthened(self._kwargs, k), self._outputs is None
         # Lengths are counted from what is there, not from input_ids: an earlier turn may live in the cache alone.

@@ -269,7 +269,7 @@ def _watermark(call: PreparedCall) -> str | None:
 
 
 def _shared_draft(call: PreparedCall) -> str | None:
-    """Where processes wait for each other, each drafts as often as its own prompt asks for: alone."""
+    """Where processes wait for each other, each must draft alone: their prompts need different numbers of drafts."""
     if not call.synced_gpus:
         return None
     draft = call.assistant_model

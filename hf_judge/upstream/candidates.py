@@ -137,7 +137,7 @@ class CandidateSource:
 
         Args:
             input_ids: (1, n) long, prompt and answer so far.
-            budget: at most this many drafted tokens are of use.
+            budget: the largest number of drafted tokens that is of use.
             model_kwargs: the target's, as of this round.
             outputs: the target's outputs of the round before; None in the first round.
             n_last_accepted: drafted tokens that the round before accepted.
