@@ -1,8 +1,8 @@
 """The allow-list of the ragged engine: every input, setting, processor and architecture, and what serves it.
 
-The engine computes positions, masks and caches itself, so it takes a call only where everything that influences
-upstream's result is on one of these lists (`eligibility.py`). What is not listed goes to upstream's caches, or is refused
-for a batch. docs/engines.md is written from these tables.
+The engine computes positions, masks and caches itself. So it takes a call only where everything that influences
+upstream's result is on one of these lists (`eligibility.py` checks that). What is not listed goes to upstream's caches;
+a batch with it is refused. docs/engines.md is written from these tables.
 """
 
 from __future__ import annotations
