@@ -11,19 +11,16 @@ class AmongTheBest:
     def __init__(self, n: int):
         self.n, self.stats = n, JudgeStats()
 
-    def verify(self, candidates, rows):
-        best = rows.scores[:, :-1].topk(self.n, dim=-1).indices  # row i predicts drafted token i
+    def verify(self, candidates, outputs):
+        best = outputs.scores[:, :-1].topk(self.n, dim=-1).indices  # position i predicts drafted token i
         accepted = (best == candidates.ids.unsqueeze(-1)).any(dim=-1)
-        return decide(candidates, rows, accepted)
+        return decide(candidates, outputs, accepted)
 
 
 pair = load_pair()
-question = (
-    "Ivy has 36 apples. Ivy gets 4 more. Ivy loses 3. Ivy gets 3 more. Ivy finds 8 more. How many apples are left?"
-)
-inputs = pair.tokenizer.apply_chat_template(
-    [{"role": "user", "content": question}], add_generation_prompt=True, return_tensors="pt", return_dict=True
-)
+question = "Ivy has 36 pens. Ivy gets 4 more. Ivy loses 3. Ivy gets 3 more. Ivy finds 8 more. How many pens are left?"
+messages = [{"role": "user", "content": question}]
+inputs = pair.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
 rule = AmongTheBest(3)
 pair.target.generate(**inputs, assistant_model=pair.draft, judge=rule, num_assistant_tokens=8, max_new_tokens=200)
 print(rule.stats)

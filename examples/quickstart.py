@@ -3,12 +3,9 @@
 from hf_judge.tiny import load_pair
 
 pair = load_pair()
-question = (
-    "Ivy has 36 apples. Ivy gets 4 more. Ivy loses 3. Ivy gets 3 more. Ivy finds 8 more. How many apples are left?"
-)
-inputs = pair.tokenizer.apply_chat_template(
-    [{"role": "user", "content": question}], add_generation_prompt=True, return_tensors="pt", return_dict=True
-)
+question = "Ivy has 36 pens. Ivy gets 4 more. Ivy loses 3. Ivy gets 3 more. Ivy finds 8 more. How many pens are left?"
+messages = [{"role": "user", "content": question}]
+inputs = pair.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
 out = pair.target.generate(
     **inputs,
     assistant_model=pair.draft,

@@ -16,8 +16,8 @@ from hf_judge.tiny import HOME
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLES = {
-    "quickstart.py": ([], "Ivy has 48 apples left"),
-    "your_models.py": ([str(HOME / part) for part in ("target", "draft", "judge")], "48 apples"),
+    "quickstart.py": ([], "Ivy has 48 pens left"),
+    "your_models.py": ([str(HOME / part) for part in ("target", "draft", "judge")], "48 pens"),
     "batch_and_stream.py": ([], "pens left"),
     "own_rule.py": ([], "rescued"),
     "compare_rules.py": ([], "target forwards per answer"),
@@ -36,8 +36,18 @@ def test_the_first_example_is_the_quickstart():
     assert blocks[0].strip() == code_of(ROOT / "examples" / "quickstart.py")
 
 
+def test_the_rule_is_that_of_the_example():
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert blocks[-1].strip() in code_of(ROOT / "examples" / "own_rule.py")
+
+
+def test_every_public_name_is_documented():
+    page = (ROOT / "docs" / "names.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(\w+)`", page, re.MULTILINE)) == set(hf_judge.__all__)
+
+
 def test_readme_is_short():
-    assert len(README.splitlines()) <= 150
+    assert len(README.splitlines()) < 120
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -191,10 +191,3 @@ def test_all_is_sorted_and_complete():
     tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
     imported_names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
     assert set(names) == imported_names
-
-
-def test_readme_lists_the_public_names():
-    readme = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")
-    table = readme.split("## Public names")[1].split("\n## ")[0]
-    names = [line.split("`")[1] for line in table.splitlines() if line.startswith("| `")]
-    assert names == hf_judge.__all__
