@@ -8,14 +8,12 @@ all of them: hard constraints, stop tokens, values that are not finite. Knows no
 from hf_judge.rules.control import RandomVerifier, random_accepts
 from hf_judge.rules.ensemble import EnsembleVerifier, ensemble_accepts, ensemble_tokens
 from hf_judge.rules.fly import FlyVerifier, fly_accepts
-from hf_judge.rules.important import AutoJudgeVerifier, autojudge_accepts
 from hf_judge.rules.kl import KLVerifier, kl_accepts
 from hf_judge.rules.thresholds import ThresholdsVerifier, thresholds_accept
 from hf_judge.rules.top_k import RelaxedVerifier, TopKVerifier, relaxed_accepts, top_k_accepts
 from hf_judge.rules.typical import TypicalVerifier, typical_accepts
 
 __all__ = [
-    "AutoJudgeVerifier",
     "EnsembleVerifier",
     "FlyVerifier",
     "KLVerifier",
@@ -24,7 +22,6 @@ __all__ = [
     "ThresholdsVerifier",
     "TopKVerifier",
     "TypicalVerifier",
-    "autojudge_accepts",
     "ensemble_accepts",
     "ensemble_tokens",
     "fly_accepts",

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from hf_judge.head.config import check_threshold
 from hf_judge.head.judge_head import JudgeHead
 from hf_judge.rules.control import RandomVerifier
 from hf_judge.rules.ensemble import EnsembleVerifier
 from hf_judge.rules.fly import FlyVerifier
-from hf_judge.rules.important import AutoJudgeVerifier
 from hf_judge.rules.kl import KLVerifier
 from hf_judge.rules.thresholds import ThresholdsVerifier
 from hf_judge.rules.top_k import RelaxedVerifier, TopKVerifier
@@ -46,7 +46,8 @@ RULES = {
         "threshold",
         (0.99, 0.9, 0.7, 0.5, 0.3, 0.1, 0.02),
         (0.5, 0.1),
-        lambda value, head: AutoJudgeVerifier(head, value),
+        # it accepts where P(important) = 1 - sigmoid(logit) is below the threshold (2504.20039)
+        lambda value, head: JudgeCandidateVerifier(head, 1 - check_threshold(value)),
         needs_head=True,
     ),
     "kl": RuleSpec("threshold", (8.0, 4.0, 3.0, 2.0, 1.5, 1.0), (4.0, 1.5), lambda value, head: KLVerifier(value)),
