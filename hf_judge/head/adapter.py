@@ -12,18 +12,7 @@ from pathlib import Path
 import torch
 
 from hf_judge.head.config import JudgeConfig
-from hf_judge.head.files import (
-    BIAS_KEY,
-    CONFIG_NAME,
-    WEIGHT_KEY,
-    WEIGHTS_NAME,
-    parse_values,
-    read_values,
-    read_weights,
-    write_files,
-)
-
-__all__ = ["BIAS_KEY", "CONFIG_NAME", "WEIGHTS_NAME", "WEIGHT_KEY", "parse_config", "read_adapter", "write_adapter"]
+from hf_judge.head.files import CONFIG_NAME, read_values, read_weights, write_files
 
 
 def read_adapter(directory: str | os.PathLike) -> tuple[JudgeConfig, torch.Tensor, torch.Tensor]:
@@ -58,13 +47,3 @@ def write_adapter(directory: str | os.PathLike, config: JudgeConfig, weight: tor
     values = {key: getattr(value, "value", value) for key, value in asdict(config).items()}
     JudgeConfig.from_values(values, "the config to save")  # its fields may have changed since it was made and checked
     write_files(directory, values, weight, bias)
-
-
-def parse_config(raw: bytes, source: str) -> JudgeConfig:
-    """The config in the bytes of an `adapter_config.json`.
-
-    Raises:
-        ValueError: not JSON, not a judge head, or a value out of range.
-        TypeError: a field of the wrong type.
-    """
-    return JudgeConfig.from_values(parse_values(raw, source), source)

@@ -22,7 +22,7 @@ import json
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
 
-from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hf_judge.head.config import JudgeConfig
 
@@ -87,83 +87,6 @@ def head_card(config: JudgeConfig, repo_id: str) -> ModelCard:
             draft=provenance.get("draft"),
             example_prompt=provenance.get("example_prompt", EXAMPLE_PROMPT),
         ),
-    )
-
-
-def dataset_card(
-    repo_id: str,
-    *,
-    filename: str,
-    counts: Mapping,
-    labelling: str,
-    limits: str,
-    license: str | None = None,
-    language: str | list[str] | None = None,
-) -> DatasetCard:
-    """The card of a labelled dataset.
-
-    Args:
-        repo_id: where it is published.
-        filename: the JSONL file in it.
-        counts: what is in it, by name: rows, tokens, mistakes, rows per source.
-        labelling: who or what marked the mistakes, and how.
-        limits: what the labels do not cover.
-        license, language: as in `DatasetCardData`.
-    """
-    name = repo_id.rpartition("/")[2]
-    data = DatasetCardData(
-        pretty_name=name, license=license, language=language, task_categories=["text-generation"], tags=list(TAGS)
-    )
-    return DatasetCard.from_template(
-        data,
-        template_str=_template("labelled_dataset.md"),
-        pretty_name=name,
-        filename=filename,
-        counts=_cells(counts),
-        labelling=labelling,
-        limits=limits,
-        code=_code(repo_id=repo_id, filename=filename),
-    )
-
-
-def pair_card(
-    *,
-    target: str,
-    draft: str,
-    judge: str,
-    figures: Mapping[str, Mapping],
-    setting: Mapping | None = None,
-    example_prompt: str = EXAMPLE_PROMPT,
-    license: str | None = None,
-) -> ModelCard:
-    """The card of a benchmark of one target with one draft.
-
-    Args:
-        target, draft, judge: their Hub ids.
-        figures: for each way of decoding, its figures by name, as `hf-judge demo --json` writes them.
-        setting: what must be known to measure again: prompts, lengths, machine, versions.
-        example_prompt: for the usage example.
-        license: as in `ModelCardData`.
-    """
-    columns = list(dict.fromkeys(name for values in figures.values() for name in values))
-    judged = [(name, value) for name, value in figures.get("judged", {}).items() if _is_number(value)]
-    return ModelCard.from_template(
-        _model_data(
-            judge.rpartition("/")[2],
-            judged,
-            dataset="the prompts of this benchmark",
-            base_model=target,
-            license=license,
-            tags=[*TAGS, "benchmark"],
-        ),
-        template_str=_template("pair_benchmark.md"),
-        target=target,
-        draft=draft,
-        judge=judge,
-        setting=_cells(setting or {}),
-        columns=[_cell(name) for name in columns],
-        rows=[(_cell(way), [_cell(values.get(name, "")) for name in columns]) for way, values in figures.items()],
-        code=_code(target=target, draft=draft, judge=judge, example_prompt=example_prompt),
     )
 
 

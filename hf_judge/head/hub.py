@@ -25,7 +25,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import validate_repo_id
 
-from hf_judge.head.files import write_together
+from hf_judge.files.durable import write_together
 
 logger = logging.getLogger(__name__)
 

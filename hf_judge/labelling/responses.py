@@ -155,20 +155,6 @@ def row_from_dict(values: dict) -> LabelledResponse:
     return LabelledResponse(**{key: value for key, value in values.items() if value is not None or key in REQUIRED})
 
 
-def to_dataset(rows: Iterable[LabelledResponse]):
-    """The rows as a `datasets.Dataset`.
-
-    Raises:
-        ImportError: `datasets` is not installed.
-    """
-    names = [f.name for f in fields(LabelledResponse)]
-    # asdict keeps tuples of tuples; every row names every column, so that the columns do not depend on the first row
-    columns = [{name: asdict(row)[name] for name in names} for row in rows]
-    for row in columns:  # as text: a column has one type, and a table would give every row the keys of all
-        row["chat_template_kwargs"] = row["chat_template_kwargs"] and json.dumps(row["chat_template_kwargs"])
-    return _datasets().Dataset.from_list(columns)
-
-
 def from_dataset(dataset) -> Iterator[LabelledResponse]:
     """The rows of a `datasets.Dataset` with the columns of [`LabelledResponse`].
 

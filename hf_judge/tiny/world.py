@@ -70,7 +70,6 @@ class Style:
 
 ANY_STYLE = Style()
 TARGET_STYLE = Style(target=1.0)
-DRAFT_STYLE = Style(draft=1.0)
 
 
 def apply(op: str, left: int, right: int) -> int:
@@ -232,12 +231,6 @@ def scan(problem: Problem, text: str) -> tuple[tuple[int, int] | None, int]:
 def common_prefix(one: str, other: str) -> int:
     """How many first characters two strings share."""
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-
-
-def extract_answer(text: str) -> int | None:
-    """The number of the last final answer in a text, whoever and whatever it is about; None if there is none."""
-    answers = _FINAL.findall(text)
-    return int(answers[-1][1]) if answers else None
 
 
 def check_answer(problem: Problem, text: str) -> bool:
