@@ -18,9 +18,9 @@ from hf_judge.evaluation.answering import judged_answers, plain_answers, right_a
 from hf_judge.evaluation.loading import load_tokenizer, load_tokenizers, loading
 from hf_judge.files.durable import check_writable
 from hf_judge.files.jsonl import listed, read_json_object, read_jsonl_lines
-from hf_judge.head.adapter import CONFIG_NAME
 from hf_judge.head.config import HIDDEN_STATES
 from hf_judge.head.distributions import EXTRA_FEATURES
+from hf_judge.head.files import CONFIG_NAME
 from hf_judge.head.hub import is_hub_id
 from hf_judge.head.judge_head import JudgeHead
 from hf_judge.labelling.answers import CHECKERS, imported, make_checker, needed_key, reference
@@ -39,9 +39,10 @@ from hf_judge.training.calibration import (
     check_tells_apart,
     check_thresholds,
 )
-from hf_judge.training.extraction import INDEX_NAME, FeatureStore, extract_features
+from hf_judge.training.extraction import extract_features
 from hf_judge.training.fit import METRICS_NAME, PROMPTS_NAME, JudgeTrainingArguments, train_judge
 from hf_judge.training.metrics import THRESHOLDS
+from hf_judge.training.store import INDEX_NAME, FeatureStore
 from hf_judge.verify.rule import JudgeCandidateVerifier
 
 logger = logging.getLogger(__name__)
@@ -370,9 +371,8 @@ def _features_info(path: Path) -> None:
 
 
 def _widths(store: FeatureStore) -> str:
-    """E.g. "64 + 256 + entropy": the draft's state, the target's, the extra features."""
-    sizes = (store.index["draft_hidden_size"], store.index["hidden_size"])
-    return " + ".join([str(size) for size in sizes if size] + store.extra_features)
+    """E.g. "256 + entropy": the width of the target's state, and the extra features."""
+    return " + ".join([str(store.index["hidden_size"]), *store.extra_features])
 
 
 def _head_info(path: Path | str, revision: str | None = None) -> None:

@@ -69,11 +69,6 @@ def check_fit(head: JudgeHead, model: PreTrainedModel) -> None:
     Raises:
         ValueError: the width differs, or `strict_base` and the target is not known to be the head's own.
     """
-    if head.config.draft_hidden_size is not None:
-        raise ValueError(
-            "this head reads the draft's state beside the target's, which generate() does not pass on: train one "
-            "without draft features"
-        )
     name, commit = model.config.name_or_path, commit_of(model.config)
     check_target(head, model.config.get_text_config().hidden_size, name, commit)
     _check_quantization(head, model)

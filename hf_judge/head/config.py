@@ -45,6 +45,7 @@ HIDDEN_STATES = ("post_norm", "pre_norm")
 MAX_HIDDEN_SIZE = 1 << 20
 MAX_TEXT = 4096
 MAX_PROVENANCE = 1 << 18
+READS_DRAFT = "draft_hidden_size"  # a field of earlier releases, null in every head that generate() can serve
 
 
 @dataclass
@@ -56,8 +57,6 @@ class JudgeConfig(PeftConfig):
             model.
         hidden_state (`str`): which state the head reads. ``"post_norm"``: the input of the LM head. ``"pre_norm"``: the
             input of the final norm, as in the paper (section 3).
-        draft_hidden_size (`int`, *optional*): the first so many of the `hidden_size` features are the draft's state,
-            the rest the target's (AutoJudge's DD-DT); None: the head reads the target alone, as `generate` needs it.
         extra_features (`list[str]`): numbers of the verification that the head reads behind the state, of
             `EXTRA_FEATURES` in `distributions`; not counted in `hidden_size`. Those of the draft need drafts that
             come with logits.
@@ -78,7 +77,6 @@ class JudgeConfig(PeftConfig):
     hidden_state: str = "post_norm"
     threshold: float = 0.5
     label: str = "1 = acceptable"
-    draft_hidden_size: int | None = None
     extra_features: list = field(default_factory=list)
     quantization: str | None = None
     format_version: int = FORMAT_VERSION
@@ -112,11 +110,16 @@ class JudgeConfig(PeftConfig):
         """The config in the JSON object of an `adapter_config.json`; keys of later versions are ignored with a warning.
 
         Raises:
-            ValueError: `hidden_size` is missing, or a value is out of range.
+            ValueError: `hidden_size` is missing, a value is out of range, or the head reads the draft's state.
             TypeError: a field has the wrong type.
         """
+        if values.get(READS_DRAFT) is not None:
+            raise ValueError(
+                f"{source} sets '{READS_DRAFT}': the head reads the draft's state beside the target's, which this "
+                "hf_judge does not serve; train a head on the target's state alone"
+            )
         known = {f.name for f in fields(cls)}
-        unknown = sorted(set(values) - known)
+        unknown = sorted(set(values) - known - {READS_DRAFT})
         if unknown:
             logger.warning("%s: unknown keys ignored: %s", source, ", ".join(key[:80] for key in unknown[:20]))
         config = cls(**{key: value for key, value in values.items() if key in known})
@@ -156,13 +159,6 @@ class JudgeConfig(PeftConfig):
             _check_type("hidden_size", self.hidden_size, int)
             if not 1 <= self.hidden_size <= MAX_HIDDEN_SIZE:
                 raise ValueError(f"hidden_size must be between 1 and {MAX_HIDDEN_SIZE}, got {_short(self.hidden_size)}")
-        if self.draft_hidden_size is not None:
-            _check_type("draft_hidden_size", self.draft_hidden_size, int)
-            if not 1 <= self.draft_hidden_size < (self.hidden_size or MAX_HIDDEN_SIZE):
-                raise ValueError(
-                    f"draft_hidden_size must be between 1 and hidden_size ({self.hidden_size}), which counts the "
-                    f"target's features too, got {_short(self.draft_hidden_size)}"
-                )
         self.extra_features = check_extra_features(self.extra_features)
         if self.hidden_state not in HIDDEN_STATES:
             raise ValueError(f"hidden_state must be one of {HIDDEN_STATES}, got {_short(self.hidden_state)}")

@@ -61,7 +61,6 @@ def import_autojudge_head(
     path: str | os.PathLike,
     *,
     allow_pickle: bool = False,
-    draft_hidden_size: int | None = None,
     threshold: float | None = None,
     base_model_name_or_path: str | None = None,
 ) -> JudgeHead:
@@ -74,7 +73,6 @@ def import_autojudge_head(
     Args:
         path: the pickle.
         allow_pickle: must be True: only for files whose origin you trust.
-        draft_hidden_size: of heads on "DD-DT" features, the width of the draft's state, which comes first.
         threshold: AutoJudge's own, on the probability of "important" (it accepts below); ours is 1 minus that.
             None: 0.5.
         base_model_name_or_path: the target.
@@ -99,7 +97,6 @@ def import_autojudge_head(
     bias = -bias - weight @ mean  # weight is flipped already: -(c - v . m / s) = -c - w . m
     config = JudgeConfig(
         hidden_size=len(weight),
-        draft_hidden_size=draft_hidden_size,
         hidden_state="post_norm",  # AutoJudge reads transformers' last_hidden_state, which is after the final norm
         threshold=0.5 if threshold is None else 1 - threshold,
         base_model_name_or_path=base_model_name_or_path,

@@ -91,11 +91,6 @@ def load_verifier(settings: JudgeSettings) -> JudgeCandidateVerifier:
             f"the head '{settings.judge}' reads the {head.config.hidden_state} state; vLLM hands out the post_norm one "
             "only (the input of the LM head): train a head with hidden_state='post_norm'"
         )
-    if head.config.draft_hidden_size is not None:
-        raise ValueError(
-            f"the head '{settings.judge}' reads the draft's state beside the target's, which vLLM does not hand out: "
-            "train one without draft features"
-        )
     if head.config.extra_features:
         names = ", ".join(head.config.extra_features)
         raise ValueError(

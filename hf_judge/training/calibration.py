@@ -16,8 +16,8 @@ import torch
 
 from hf_judge.head.config import check_threshold
 from hf_judge.head.judge_head import JudgeHead
-from hf_judge.training.extraction import FeatureStore
 from hf_judge.training.metrics import THRESHOLDS
+from hf_judge.training.store import FeatureStore
 
 UNITS = ("prompt", "token")
 FINEST_MARGIN = 0.01  # finer ones need no more answers than this
@@ -328,20 +328,15 @@ def head_scores(head: JudgeHead, store: FeatureStore) -> torch.Tensor:
         ValueError: the features are of another kind than the head reads, or a score is not finite.
     """
     index, config = store.index, head.config
-    expected = (config.hidden_size - (config.draft_hidden_size or 0), config.hidden_state)
-    draft_fits = config.draft_hidden_size in (None, index["draft_hidden_size"])
-    extra_fits = set(config.extra_features) <= set(store.extra_features)
-    if expected != (index["hidden_size"], index["hidden_state"]) or not draft_fits or not extra_fits:
+    same_state = (config.hidden_size, config.hidden_state) == (index["hidden_size"], index["hidden_state"])
+    if not same_state or not set(config.extra_features) <= set(store.extra_features):
         raise ValueError(
-            f"head reads '{config.hidden_state}' states of size {expected[0]} (draft: {config.draft_hidden_size}, "
-            f"extra: {', '.join(config.extra_features) or None}), the features are '{index['hidden_state']}' states of "
-            f"size {index['hidden_size']} (draft: {index['draft_hidden_size']}, extra: "
-            f"{', '.join(store.extra_features) or None}): extract features for this head"
+            f"head reads '{config.hidden_state}' states of size {config.hidden_size} (extra: "
+            f"{', '.join(config.extra_features) or None}), the features are '{index['hidden_state']}' states of size "
+            f"{index['hidden_size']} (extra: {', '.join(store.extra_features) or None}): extract features for this head"
         )
     with torch.no_grad():
-        chunks = store.chunks(
-            chunk_tokens=CHUNK_TOKENS, draft=config.draft_hidden_size is not None, extra=config.extra_features
-        )
+        chunks = store.chunks(chunk_tokens=CHUNK_TOKENS, extra=config.extra_features)
         logits = torch.cat([head(features).cpu() for _, features in chunks])
     if not logits.isfinite().all():
         bad = int((~logits.isfinite()).nonzero()[0])

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,9 @@ import torch
 from hf_judge.files.durable import write_together
 from hf_judge.head.config import JudgeConfig, check_extra_features, check_threshold
 from hf_judge.head.judge_head import JudgeHead
-from hf_judge.training.extraction import FeatureStore
 from hf_judge.training.metrics import auc_standard_error, judge_metrics, plot_curves, roc_auc
 from hf_judge.training.solvers import Design, solve
-
-logger = logging.getLogger(__name__)
+from hf_judge.training.store import FeatureStore
 
 METRICS_NAME = "judge_metrics.json"
 PROMPTS_NAME = "fit_prompts.json"  # prompts that the fit saw: calibration must not use them
@@ -49,7 +46,6 @@ class JudgeTrainingArguments:
         max_iter (`int`): L-BFGS iterations per penalty.
         num_train_epochs, learning_rate, train_batch_size: of adamw; the batch is in tokens.
         max_memory_gb (`float`): larger features are streamed from disk.
-        use_draft_features (`bool`): let the head read the draft's state too.
         extra_features (`tuple[str]`): let the head read these numbers of the verification too, see [`JudgeConfig`].
         threshold (`float`): of the saved head, until it is calibrated.
         seed (`int`): of the split and of the minibatches.
@@ -72,7 +68,6 @@ class JudgeTrainingArguments:
     learning_rate: float = 3e-3
     train_batch_size: int = 1024
     max_memory_gb: float = 2.0
-    use_draft_features: bool = False
     extra_features: tuple[str, ...] = ()
     threshold: float = 0.5
     seed: int = 0
@@ -128,8 +123,7 @@ def train_judge(store: FeatureStore, args: JudgeTrainingArguments) -> TrainedJud
         args: see there.
 
     Raises:
-        ValueError: fit or validation part lacks one of the classes; draft or extra features were asked for and are not
-            there.
+        ValueError: fit or validation part lacks one of the classes; extra features were asked for and are not there.
     """
     missing = [name for name in args.extra_features if name not in store.extra_features]
     if missing:
@@ -137,8 +131,6 @@ def train_judge(store: FeatureStore, args: JudgeTrainingArguments) -> TrainedJud
             f"extra_features: {', '.join(missing)} not among the stored features (there are: "
             f"{', '.join(store.extra_features) or 'none'}): make them with `hf-judge features --extra-features ...`"
         )
-    if args.use_draft_features and not store.index["draft_hidden_size"]:
-        raise ValueError("use_draft_features needs features made with a draft model: `hf-judge features --draft`")
     labels, rows = store.column("labels"), store.column("row")
     part_of_prompt = {
         row["prompt"]: part_of(row["prompt"], args.seed, args.validation_fraction, args.calibration_fraction)
@@ -217,9 +209,8 @@ def fold_scaler(
 def _config(store: FeatureStore, args: JudgeTrainingArguments, parts, labels, *, l2: float, auc: float) -> JudgeConfig:
     index = store.index
     return JudgeConfig(
-        hidden_size=store.width(draft=args.use_draft_features),
+        hidden_size=index["hidden_size"],
         extra_features=list(args.extra_features),
-        draft_hidden_size=index["draft_hidden_size"] if args.use_draft_features else None,
         hidden_state=index["hidden_state"],
         quantization=index.get("quantization"),
         threshold=args.threshold,

@@ -12,8 +12,8 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers.utils.logging import tqdm
 
-from hf_judge.training.extraction import FeatureStore
 from hf_judge.training.metrics import roc_auc
+from hf_judge.training.store import FeatureStore
 
 
 class Design:
@@ -32,8 +32,7 @@ class Design:
         self._store, self._chosen, self._args = store, chosen, args
         self._all_labels, self._all_weights = labels, weights
         self.labels, self.weights = labels[chosen].float(), weights[chosen]
-        self._parts = {"draft": args.use_draft_features, "extra": args.extra_features}
-        self.width = store.width(**self._parts)
+        self.width = store.width(args.extra_features)
         self._chunk = max(256, (1 << 26) // (4 * self.width))  # tokens of 64 MB
         self.in_memory = len(self.labels) * self.width * 4 <= args.max_memory_gb * 2**30
         self.scaler = scaler or self._moments()
@@ -72,7 +71,9 @@ class Design:
             yield features, labels.to(self._args.device), weights.to(self._args.device)
 
     def _raw(self, generator=None):
-        for numbers, features in self._store.chunks(chunk_tokens=self._chunk, generator=generator, **self._parts):
+        for numbers, features in self._store.chunks(
+            chunk_tokens=self._chunk, extra=self._args.extra_features, generator=generator
+        ):
             kept = self._chosen[numbers]
             if kept.any():
                 yield numbers[kept], features[kept]
