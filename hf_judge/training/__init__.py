@@ -1,4 +1,4 @@
-"""From labelled tokens to a fitted head and its threshold: features, fit, calibration."""
+"""Turn labelled tokens into a fitted head and its threshold: features, fit, calibration."""
 
 from hf_judge.training.fit import JudgeTrainingArguments, TrainedJudge, fold_scaler, part_of, train_judge
 

@@ -1,6 +1,6 @@
-"""Features -> a judge head: a class-weighted logistic fit on standardised features, L2 chosen on held-out prompts.
+"""Fit a judge head to features: logistic, class-weighted, standardised, with the L2 penalty chosen on held-out prompts.
 
-The scaler is folded into the saved weights, so a head reads raw hidden states. Knows nothing about models or text.
+The scaler is folded into the saved weights, so a head reads raw hidden states.
 """
 
 from __future__ import annotations
@@ -28,29 +28,28 @@ OPTIMIZERS = ("auto", "lbfgs", "adamw")
 
 @dataclass
 class JudgeTrainingArguments:
-    """How to fit a head.
+    """Says how to fit a head.
 
     Args:
-        output_dir (`str`): where the head, its metrics and its plot go.
+        output_dir (`str`): folder of the head, its metrics and its plot.
         l2_grid (`tuple[float]`): penalties l2 / 2 * |w|^2 on standardised features. The strongest one wins whose
             validation AUC is not clearly below the best (within 1.96 standard errors of it).
         validation_fraction (`float`): share of the prompts that choose the penalty.
-        calibration_fraction (`float`): share of the prompts that is left alone, for `calibrate`; 0 when that has data
-            of its own.
-        mistake_weight (`float`, *optional*): weight of a mistaken token relative to an acceptable one; None: what makes
-            both classes weigh the same.
+        calibration_fraction (`float`): share of the prompts that is left for `calibrate`; 0 where other data calibrate.
+        mistake_weight (`float`, *optional*): weight of a mistaken token relative to an acceptable one; None: the
+            weight at which both classes weigh the same.
         matched_weight (`float`): weight of an acceptable token that strict verification accepts anyway, relative to
             another acceptable one: the judge decides nothing there, and there are many of them.
         optimizer (`str`): "lbfgs" (exact), "adamw" (minibatches, all penalties in one go) or "auto": lbfgs as long as
             the features fit in `max_memory_gb`.
         max_iter (`int`): L-BFGS iterations per penalty.
-        num_train_epochs, learning_rate, train_batch_size: of adamw; the batch is in tokens.
-        max_memory_gb (`float`): larger features are streamed from disk.
-        extra_features (`tuple[str]`): let the head read these numbers of the verification too, see [`JudgeConfig`].
-        threshold (`float`): of the saved head, until it is calibrated.
-        seed (`int`): of the split and of the minibatches.
-        device (`str`, *optional*): default: a GPU if there is one.
-        plot (`bool`): draw the curves.
+        num_train_epochs, learning_rate, train_batch_size: settings of adamw; the batch is counted in tokens.
+        max_memory_gb (`float`): limit above which the features are streamed from disk.
+        extra_features (`tuple[str]`): numbers of the verification that the head reads too, see [`JudgeConfig`].
+        threshold (`float`): threshold of the saved head, until it is calibrated.
+        seed (`int`): seed of the split and of the minibatches.
+        device (`str`, *optional*): device of the fit; default: a GPU if there is one.
+        plot (`bool`): whether to draw the curves.
 
     Raises:
         ValueError: a value is out of range.
@@ -108,7 +107,7 @@ class JudgeTrainingArguments:
 
 @dataclass(frozen=True)
 class TrainedJudge:
-    """A fitted head and what is known about it."""
+    """Holds a fitted head and what is known about it."""
 
     head: JudgeHead
     metrics: dict  # of the validation tokens: see `judge_metrics`; and "l2", "auc_by_l2", "n_fit"
@@ -120,10 +119,10 @@ def train_judge(store: FeatureStore, args: JudgeTrainingArguments) -> TrainedJud
 
     Args:
         store: features of labelled tokens.
-        args: see there.
+        args: settings of the fit.
 
     Raises:
-        ValueError: fit or validation part lacks one of the classes; extra features were asked for and are not there.
+        ValueError: fit or validation part lacks one of the classes; extra features are not in the store.
     """
     missing = [name for name in args.extra_features if name not in store.extra_features]
     if missing:
@@ -131,66 +130,91 @@ def train_judge(store: FeatureStore, args: JudgeTrainingArguments) -> TrainedJud
             f"extra_features: {', '.join(missing)} not among the stored features (there are: "
             f"{', '.join(store.extra_features) or 'none'}): make them with `hf-judge features --extra-features ...`"
         )
-    labels, rows = store.column("labels"), store.column("row")
-    part_of_prompt = {
-        row["prompt"]: part_of(row["prompt"], args.seed, args.validation_fraction, args.calibration_fraction)
-        for row in store.rows
-    }
-    part_of_row = [part_of_prompt[row["prompt"]] for row in store.rows]
-    parts = {name: torch.tensor([part == name for part in part_of_row])[rows] for name in ("fit", "validation")}
-    for name, part in parts.items():
-        n_mistaken = int((labels[part] == 0).sum())
-        if n_mistaken == 0 or n_mistaken == int(part.sum()):
-            raise ValueError(
-                f"the {name} part has {int(part.sum())} tokens of which {n_mistaken} are mistaken: both classes are "
-                "needed in it; label more responses or change the fractions"
-            )
+    labels, part_by_prompt = store.column("labels"), _parts(store, args)
+    is_fit, is_validation = (_tokens_of(store, part_by_prompt, name, labels) for name in ("fit", "validation"))
     decided = _decided(labels, store.column("matched").bool())
     token_weights = torch.where(decided, 1.0, args.matched_weight)
-    fit = Design(store, labels, parts["fit"], args, weights=token_weights)
-    validation = Design(store, labels, parts["validation"], args, weights=token_weights, scaler=fit.scaler)
+    fit = Design(store, labels, is_fit, args, weights=token_weights)
+    validation = Design(store, labels, is_validation, args, weights=token_weights, scaler=fit.scaler)
     weights, biases = solve(fit, args, validation)
-    chosen_by = decided[parts["validation"]]
-    if not bool((validation.labels[chosen_by] > 0).any()):
-        chosen_by = torch.ones_like(chosen_by)
-    aucs = [
-        roc_auc(validation.logits(w, b)[chosen_by], validation.labels[chosen_by])
-        for w, b in zip(weights, biases, strict=True)
-    ]
-    best = _strongest_of_the_best(aucs, validation.labels[chosen_by])
+    aucs, n_chosen_by = _aucs(validation, weights, biases, decided[is_validation])
+    best = _strongest_of_the_best(aucs, *n_chosen_by)
 
-    head = JudgeHead(_config(store, args, parts, labels, l2=args.l2_grid[best], auc=aucs[best]))
+    metrics = _metrics(store, validation, is_validation, weights[best], biases[best])
+    metrics["decided"] = {"auc": aucs[best], "tokens": sum(n_chosen_by)}
+    metrics |= {"l2": args.l2_grid[best], "auc_by_l2": dict(zip(map(str, args.l2_grid), aucs, strict=True))}
+    metrics["n_fit"] = {"acceptable": int((fit.labels == 1).sum()), "mistaken": int((fit.labels == 0).sum())}
+    head = JudgeHead(_config(store, args, metrics, n_validation=int(is_validation.sum())))
     weight, bias = fold_scaler(weights[best], biases[best], *fit.scaler)
     with torch.no_grad():
         head.weight.copy_(weight.view(1, -1))
         head.bias.copy_(bias.view(1))
-    sources = [store.rows[i]["source"] for i in rows[parts["validation"]].tolist()]
-    scores = validation.logits(weights[best], biases[best]).sigmoid()
-    metrics = judge_metrics(scores, validation.labels, sources)
-    metrics["decided"] = {"auc": aucs[best], "tokens": int(chosen_by.sum())}
-    metrics |= {"l2": args.l2_grid[best], "auc_by_l2": dict(zip(map(str, args.l2_grid), aucs, strict=True))}
-    metrics["n_fit"] = {"acceptable": int((fit.labels == 1).sum()), "mistaken": int((fit.labels == 0).sum())}
-    trained = TrainedJudge(head, metrics, sorted(p for p, part in part_of_prompt.items() if part != "calibration"))
+    seen = sorted(prompt for prompt, part in part_by_prompt.items() if part != "calibration")
+    trained = TrainedJudge(head, metrics, seen)
     _save(trained, args)
     return trained
 
 
+def _parts(store: FeatureStore, args: JudgeTrainingArguments) -> dict[str, str]:
+    """Return the part of the data, see [`part_of`], by prompt."""
+    fractions = args.validation_fraction, args.calibration_fraction
+    return {row["prompt"]: part_of(row["prompt"], args.seed, *fractions) for row in store.rows}
+
+
+def _tokens_of(store: FeatureStore, part_by_prompt: dict[str, str], name: str, labels: torch.Tensor) -> torch.Tensor:
+    """Return which tokens belong to a part of the data, (n_tokens,) bool.
+
+    Raises:
+        ValueError: the part lacks one of the classes.
+    """
+    of_row = torch.tensor([part_by_prompt[row["prompt"]] == name for row in store.rows])
+    chosen = of_row[store.column("row")]
+    n, n_mistaken = int(chosen.sum()), int((labels[chosen] == 0).sum())
+    if n_mistaken in (0, n):
+        raise ValueError(
+            f"the {name} part has {n} tokens of which {n_mistaken} are mistaken: both classes are needed in it; label "
+            "more responses or change the fractions"
+        )
+    return chosen
+
+
 def _decided(labels: torch.Tensor, matched: torch.Tensor) -> torch.Tensor:
-    """The tokens on which a judge decides: mistakes, and acceptable tokens that strict verification rejects."""
+    """Return the tokens on which a judge decides: mistakes, and acceptable ones that strict verification rejects."""
     decided = (labels == 0) | ~matched
     # text of the target's own: its tokens are all that there is to learn from
     return decided if bool((decided & (labels > 0)).any()) else torch.ones_like(decided)
 
 
-def _strongest_of_the_best(aucs: list[float], labels: torch.Tensor) -> int:
-    """The first (strongest) penalty whose AUC chance may have put below the best one's, at 95%."""
-    n_mistaken = int((labels == 0).sum())
-    good_enough = max(aucs) - 1.96 * auc_standard_error(max(aucs), len(labels) - n_mistaken, n_mistaken)
+def _aucs(
+    validation: Design, weights: list[torch.Tensor], biases: list[torch.Tensor], decided: torch.Tensor
+) -> tuple[list[float], tuple[int, int]]:
+    """Return the AUC of every penalty over the decided tokens, and the numbers of acceptable and mistaken ones.
+
+    Where none of the decided tokens is acceptable, all tokens count.
+    """
+    if not bool((validation.labels[decided] > 0).any()):
+        decided = torch.ones_like(decided)
+    labels = validation.labels[decided]
+    aucs = [roc_auc(validation.logits(w, b)[decided], labels) for w, b in zip(weights, biases, strict=True)]
+    return aucs, (int((labels > 0).sum()), int((labels == 0).sum()))
+
+
+def _strongest_of_the_best(aucs: list[float], n_acceptable: int, n_mistaken: int) -> int:
+    """Return the first (strongest) penalty whose AUC chance may have put below the best one's, at 95%."""
+    good_enough = max(aucs) - 1.96 * auc_standard_error(max(aucs), n_acceptable, n_mistaken)
     return next(i for i, auc in enumerate(aucs) if auc >= good_enough)
 
 
+def _metrics(
+    store: FeatureStore, validation: Design, chosen: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
+) -> dict:
+    """Return the figures of a fit on the validation tokens, overall and by source."""
+    sources = [store.rows[i]["source"] for i in store.column("row")[chosen].tolist()]
+    return judge_metrics(validation.logits(weight, bias).sigmoid(), validation.labels, sources)
+
+
 def part_of(prompt_hash: str, seed: int, validation_fraction: float, calibration_fraction: float) -> str:
-    """The part of the data that a prompt belongs to: "fit", "validation" or "calibration"; the same on every run."""
+    """Return the part that a prompt belongs to on every run: "fit", "validation" or "calibration"."""
     digest = hashlib.sha256(f"{seed}/{prompt_hash}".encode()).digest()
     share = int.from_bytes(digest[:8], "big") / 2**64
     if share < validation_fraction:
@@ -201,13 +225,14 @@ def part_of(prompt_hash: str, seed: int, validation_fraction: float, calibration
 def fold_scaler(
     weight: torch.Tensor, bias: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights for raw features from weights for standardised ones: w' = w / s, b' = b - w' . m."""
+    """Turn weights for standardised features into weights for raw ones: w' = w / s, b' = b - w' . m."""
     weight = weight.double().cpu() / scale.double().cpu()
     return weight.float(), (bias.double().cpu() - (weight * mean.double().cpu()).sum()).float()
 
 
-def _config(store: FeatureStore, args: JudgeTrainingArguments, parts, labels, *, l2: float, auc: float) -> JudgeConfig:
-    index = store.index
+def _config(store: FeatureStore, args: JudgeTrainingArguments, metrics: dict, *, n_validation: int) -> JudgeConfig:
+    """Make the config of a head that has these metrics."""
+    index, n_fit = store.index, metrics["n_fit"]
     return JudgeConfig(
         hidden_size=index["hidden_size"],
         extra_features=list(args.extra_features),
@@ -219,12 +244,12 @@ def _config(store: FeatureStore, args: JudgeTrainingArguments, parts, labels, *,
             "data_hash": index["data_hash"],
             "labels": index["options"],
             "fit": {
-                "tokens": int(parts["fit"].sum()),
-                "mistaken": int((labels[parts["fit"]] == 0).sum()),
-                "l2": l2,
+                "tokens": sum(n_fit.values()),
+                "mistaken": n_fit["mistaken"],
+                "l2": metrics["l2"],
                 "seed": args.seed,
             },
-            "validation": {"tokens": int(parts["validation"].sum()), "auc": auc},
+            "validation": {"tokens": n_validation, "auc": metrics["decided"]["auc"]},
         },
     )
 

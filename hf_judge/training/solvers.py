@@ -1,7 +1,7 @@
-"""The logistic fit: standardised features in memory or streamed from disk, and two ways to minimise the loss.
+"""Fit logistic weights: standardised features in memory or streamed from disk, and two ways to minimise the loss.
 
-Loss: sum_i c_i log(1 + exp(-s_i z_i)) + l2 / 2 |w|^2 with z = X w + b, s = +1 for acceptable and -1 for mistaken
-tokens, and weights c that sum to 1: of the class, times the token's own. Knows nothing about heads or files.
+Loss: sum_i c_i log(1 + exp(-s_i z_i)) + l2 / 2 |w|^2 with z = X w + b, and s = +1 for acceptable, -1 for mistaken
+tokens. The weights c sum to 1; each is the weight of the class times that of the token.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from hf_judge.training.store import FeatureStore
 
 
 class Design:
-    """The standardised features and labels of some tokens: in memory where they fit, streamed where they do not.
+    """Holds standardised features and labels of some tokens: in memory where they fit, else streamed from disk.
 
     Args:
-        store: all features.
-        labels: (n_tokens,) int8, of all.
+        store: features of all n_tokens tokens.
+        labels: (n_tokens,) int8, labels of all tokens.
         chosen: (n_tokens,) bool, the tokens of this design.
-        args ([`JudgeTrainingArguments`]): device, memory, seed.
-        weights: (n_tokens,) float32, how much each counts.
-        scaler: mean and scale (D,) to use; None: those of these tokens.
+        args ([`JudgeTrainingArguments`]): device, memory, extra features.
+        weights: (n_tokens,) float32, weights of all tokens.
+        scaler: mean and scale (D,) to use; None: those of the chosen tokens.
     """
 
     def __init__(self, store: FeatureStore, labels, chosen, args, *, weights, scaler=None):
@@ -45,7 +45,11 @@ class Design:
                 start += len(features)
 
     def chunks(self, generator: torch.Generator | None = None) -> Iterator[tuple[torch.Tensor, ...]]:
-        """Standardised features (n, D), labels (n,) float and weights (n,), on the device; shuffled by a generator."""
+        """Yield standardised features (n, D), labels (n,) float and weights (n,), on the device.
+
+        Args:
+            generator: shuffles the tokens; None: in order.
+        """
         if self._features is None:
             yield from self._stream(generator)
         elif generator is None:
@@ -57,7 +61,7 @@ class Design:
                 yield tuple(column[part.to(column.device)].to(self._args.device) for column in columns)
 
     def logits(self, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        """(n,) float32 on the CPU, in the order of `labels`."""
+        """Return the logits (n,) float32 of a weight (D,) and a bias (), on the CPU, in the order of `labels`."""
         return torch.cat([(features @ weight + bias).cpu() for features, *_ in self.chunks()])
 
     def _stream(self, generator):
@@ -79,8 +83,10 @@ class Design:
                 yield numbers[kept], features[kept]
 
     def _moments(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and standard deviation (D,) float32; deviations from the first chunk's mean are summed, so that large
-        means lose no digits."""
+        """Return mean and standard deviation (D,) float32.
+
+        Deviations from the first chunk's mean are summed, so that large means lose no digits.
+        """
         shift = total = squares = None
         for numbers, features in self._raw():
             if not features.isfinite().all():
@@ -94,13 +100,13 @@ class Design:
             squares += features.square().sum(dim=0).double()
         mean = total / len(self.labels)
         scale = (squares / len(self.labels) - mean.square()).clamp(min=0).sqrt()
-        # a feature that never changes carries nothing: leave it as it is instead of dividing by nothing
+        # a feature that never changes carries nothing: keep it, do not divide by 0
         scale[scale < 1e-6] = 1.0
         return (mean + shift).float(), scale.float()
 
 
 def solve(fit: Design, args, validation: Design) -> tuple[list, list]:
-    """Weights (D,) and biases () for every penalty of the grid."""
+    """Return weights (D,) and biases () for every penalty of the grid."""
     mistaken = fit.labels == 0
     n_mistaken, n_acceptable = fit.weights[mistaken].sum().item(), fit.weights[~mistaken].sum().item()
     ratio = n_acceptable / n_mistaken if args.mistake_weight is None else args.mistake_weight
@@ -114,7 +120,7 @@ def solve(fit: Design, args, validation: Design) -> tuple[list, list]:
 
 
 def _lbfgs(fit: Design, args, token_weights: Callable, validation: Design) -> tuple[list, list]:
-    """Full gradients, from the strongest penalty to the weakest, each starting from the one before."""
+    """Minimise with full gradients, from the strongest penalty to the weakest, each starting at the result before."""
     point = torch.zeros(fit.width + 1, device=args.device, requires_grad=True)  # weight and bias
     weights, biases = [], []
     with tqdm(total=len(args.l2_grid), desc="Fit", unit="penalty") as bar:
@@ -152,7 +158,7 @@ def _full_gradient(point: torch.Tensor, fit: Design, token_weights: Callable, l2
 
 
 def _adamw(fit: Design, args, token_weights: Callable, validation: Design) -> tuple[list, list]:
-    """Minibatches; every penalty is a column of one matrix, so that one pass over the features serves all."""
+    """Minimise over minibatches; every penalty is a column of one matrix, so one pass over the features serves all."""
     torch.manual_seed(args.seed)
     l2 = torch.tensor(args.l2_grid, device=args.device)
     weight = torch.zeros(fit.width, len(l2), device=args.device, requires_grad=True)
