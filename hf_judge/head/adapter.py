@@ -1,6 +1,6 @@
-"""A judge head between its two files and its config and tensors.
+"""Read and write a judge head: its two files on one side, its config and tensors on the other.
 
-What the files may look like stands in `files`, what the config may say in `config`; this module puts both together.
+The files' form is checked in `hf_judge.head.files`, the config's fields in `hf_judge.head.config`.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -15,21 +16,29 @@ from hf_judge.head.config import JudgeConfig
 from hf_judge.head.files import CONFIG_NAME, read_values, read_weights, write_files
 
 
-def read_adapter(directory: str | os.PathLike) -> tuple[JudgeConfig, torch.Tensor, torch.Tensor]:
+class Adapter(NamedTuple):
+    """Holds what the two files of a judge head say."""
+
+    config: JudgeConfig  # of F features
+    weight: torch.Tensor  # (1, F) float32
+    bias: torch.Tensor  # (1,) float32
+
+
+def read_adapter(directory: str | os.PathLike) -> Adapter:
     """Read and check the two files of a judge head.
 
     Args:
         directory: the folder that holds them.
 
     Returns:
-        The config, of F features, the weight `(1, F)` float32 and the bias `(1,)` float32, on the CPU.
+        The config and the tensors, on the CPU.
 
     Raises:
         ValueError: a file is missing, too large, not readable, or holds anything but one finite judge head.
         TypeError: a field of the config has the wrong type.
     """
     config = JudgeConfig.from_values(read_values(directory), str(Path(directory) / CONFIG_NAME))
-    return config, *read_weights(directory, config.n_features)
+    return Adapter(config, *read_weights(directory, config.n_features))
 
 
 def write_adapter(directory: str | os.PathLike, config: JudgeConfig, weight: torch.Tensor, bias: torch.Tensor) -> None:
@@ -37,7 +46,7 @@ def write_adapter(directory: str | os.PathLike, config: JudgeConfig, weight: tor
 
     Args:
         directory: the folder, made when missing.
-        config: written as `adapter_config.json`.
+        config: contents of `adapter_config.json`.
         weight: `(1, F)`, saved as float32.
         bias: `(1,)`, saved as float32.
 

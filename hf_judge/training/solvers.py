@@ -12,6 +12,7 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers.utils.logging import tqdm
 
+from hf_judge.training.arguments import JudgeTrainingArguments
 from hf_judge.training.metrics import roc_auc
 from hf_judge.training.store import FeatureStore
 
@@ -23,12 +24,21 @@ class Design:
         store: features of all n_tokens tokens.
         labels: (n_tokens,) int8, labels of all tokens.
         chosen: (n_tokens,) bool, the tokens of this design.
-        args ([`JudgeTrainingArguments`]): device, memory, extra features.
+        args: settings of the fit; device, memory and extra features count here.
         weights: (n_tokens,) float32, weights of all tokens.
         scaler: mean and scale (D,) to use; None: those of the chosen tokens.
     """
 
-    def __init__(self, store: FeatureStore, labels, chosen, args, *, weights, scaler=None):
+    def __init__(
+        self,
+        store: FeatureStore,
+        labels: torch.Tensor,
+        chosen: torch.Tensor,
+        args: JudgeTrainingArguments,
+        *,
+        weights: torch.Tensor,
+        scaler: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ):
         self._store, self._chosen, self._args = store, chosen, args
         self._all_labels, self._all_weights = labels, weights
         self.labels, self.weights = labels[chosen].float(), weights[chosen]
@@ -105,7 +115,7 @@ class Design:
         return (mean + shift).float(), scale.float()
 
 
-def solve(fit: Design, args, validation: Design) -> tuple[list, list]:
+def solve(fit: Design, args: JudgeTrainingArguments, validation: Design) -> tuple[list, list]:
     """Return weights (D,) and biases () for every penalty of the grid."""
     mistaken = fit.labels == 0
     n_mistaken, n_acceptable = fit.weights[mistaken].sum().item(), fit.weights[~mistaken].sum().item()
@@ -119,7 +129,7 @@ def solve(fit: Design, args, validation: Design) -> tuple[list, list]:
     return (_lbfgs if lbfgs else _adamw)(fit, args, token_weights, validation)
 
 
-def _lbfgs(fit: Design, args, token_weights: Callable, validation: Design) -> tuple[list, list]:
+def _lbfgs(fit: Design, args: JudgeTrainingArguments, token_weights: Callable, validation: Design) -> tuple[list, list]:
     """Minimise with full gradients, from the strongest penalty to the weakest, each starting at the result before."""
     point = torch.zeros(fit.width + 1, device=args.device, requires_grad=True)  # weight and bias
     weights, biases = [], []
@@ -157,7 +167,7 @@ def _full_gradient(point: torch.Tensor, fit: Design, token_weights: Callable, l2
     return loss
 
 
-def _adamw(fit: Design, args, token_weights: Callable, validation: Design) -> tuple[list, list]:
+def _adamw(fit: Design, args: JudgeTrainingArguments, token_weights: Callable, validation: Design) -> tuple[list, list]:
     """Minimise over minibatches; every penalty is a column of one matrix, so one pass over the features serves all."""
     torch.manual_seed(args.seed)
     l2 = torch.tensor(args.l2_grid, device=args.device)
