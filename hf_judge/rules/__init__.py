@@ -1,8 +1,8 @@
-"""Other people's acceptance rules under the judge's protocol, each as its paper states it, and a control.
+"""Apply other people's acceptance rules under the judge's protocol, each as its paper states it, and a control.
 
-Every rule is a pure function over one round and a verifier that holds its settings, for ``generate(judge=...)``. p is
-the target's distribution, softmax(rows.scores), q the draft's, x a drafted token. What `decide` guarantees holds for
-all of them: hard constraints, stop tokens, values that are not finite. Knows nothing of models or loops.
+Every rule is a pure function over one round and a verifier that holds its settings, for ``generate(judge=...)``. In
+formulas, p is the target's distribution, softmax(rows.scores), q the draft's, and x a drafted token. `decide` guards
+all of them: hard constraints, stop tokens, values that are not finite. AutoJudge's rule is `JudgeCandidateVerifier`.
 """
 
 from hf_judge.rules.control import RandomVerifier, random_accepts
