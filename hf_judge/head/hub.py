@@ -77,9 +77,8 @@ def locate(
         ValueError: the name is neither a directory nor a repository id, or the subfolder leaves the repository.
     """
     folder = _checked_folder("subfolder", subfolder)
-    revision = (
-        None if revision is None else str(revision)
-    )  # transformers passes a ResolvedRevision, which holds a commit too
+    # transformers passes a ResolvedRevision, a str that holds a commit too
+    revision = None if revision is None else str(revision)
     _checked_folder("revision", revision)  # it names a file in the cache
     if os.path.isdir(pretrained_model_name_or_path):
         return Located(Path(pretrained_model_name_or_path) / folder, None)

@@ -195,7 +195,9 @@ _BOUNDARY = (
 
 
 def decoded_offsets(tokenizer, ids: list[int], response: str) -> list[tuple[int, int]]:
-    """Find the offsets of ids that a model wrote, or of a tokenizer without offsets, by decoding longer and longer prefixes.
+    """Find the offsets of ids by decoding longer and longer prefixes of them.
+
+    For ids that a model wrote, and for tokenizers without offsets.
 
     Args:
         tokenizer: the tokenizer of the ids.
