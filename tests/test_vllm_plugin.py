@@ -192,7 +192,7 @@ class TestHead:
     @pytest.mark.parametrize(
         ("config", "message"),
         [
-            ({"hidden_state": "pre_norm"}, "reads the pre_norm state; vLLM hands out the post_norm one only"),
+            ({"hidden_state": "pre_norm"}, "reads the pre_norm state; vLLM returns the post_norm one only"),
             ({"extra_features": ["entropy"]}, r"reads numbers beside the state \(entropy\)"),
         ],
     )

@@ -132,7 +132,7 @@ def holds(
         )
     except (HTTPError, OSError, EntryNotFoundError) as error:
         if not isinstance(error, EntryNotFoundError):
-            logger.warning("'%s' could not be asked for %s: %s", repo_id, filename, _first_line(error))
+            logger.warning("'%s' could not be searched for %s: %s", repo_id, filename, _first_line(error))
         return False
     return True
 

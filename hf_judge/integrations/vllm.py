@@ -81,7 +81,7 @@ def _version_problem() -> str | None:
     if ".".join(map(str, Version(vllm.__version__).release[:2])) in SUPPORTED:
         return None
     return (
-        f"vLLM {vllm.__version__} is not supported by this hf_judge, which knows {', '.join(SUPPORTED)}: "
+        f"vLLM {vllm.__version__} is not supported by this hf_judge, which supports {', '.join(SUPPORTED)}: "
         f"pip install 'vllm~={SUPPORTED[-1]}.0', or remove '{KEY}' from --additional-config"
     )
 

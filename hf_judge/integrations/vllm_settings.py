@@ -88,7 +88,7 @@ def load_verifier(settings: JudgeSettings) -> JudgeCandidateVerifier:
     )
     if head.config.hidden_state != "post_norm":
         raise ValueError(
-            f"the head '{settings.judge}' reads the {head.config.hidden_state} state; vLLM hands out the post_norm one "
+            f"the head '{settings.judge}' reads the {head.config.hidden_state} state; vLLM returns the post_norm one "
             "only (the input of the LM head): train a head with hidden_state='post_norm'"
         )
     if head.config.extra_features:

@@ -51,7 +51,7 @@ class RefusedPrompt(ValueError):
 
 @dataclass(frozen=True)
 class Prompt:
-    """Holds what a line of a file asks.
+    """Holds the prompt of a line.
 
     Args:
         content (`str` or `list[dict]`): the text, or chat messages with `role` and `content`.

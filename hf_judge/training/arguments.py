@@ -1,4 +1,4 @@
-"""The settings of a fit, checked."""
+"""Hold and check the settings of a fit."""
 
 from __future__ import annotations
 
