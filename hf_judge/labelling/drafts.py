@@ -177,11 +177,11 @@ class _Answer:
         self.rows, self.counts = [], Counter()
         self._tokenizer, self._locate = tokenizer, locate
 
-    def receive(self, ids: list[int], gap: float, stop: set[int]) -> None:
+    def receive(self, ids: list[int], gap: float, stop_tokens: set[int]) -> None:
         """Label the draft's continuation of the prefix."""
         self.gap = min(self.gap, gap)
         n_before, ids = len(self.prefix), self.prefix + ids
-        while ids and ids[-1] in stop:
+        while ids and ids[-1] in stop_tokens:
             ids = ids[:-1]
         text = decode_exactly(self._tokenizer, ids)
         try:
@@ -212,10 +212,10 @@ class _Answer:
         if not self.done:
             self.prefix, self.refused = ids[:at], ids[at]
 
-    def replace(self, token: int, gap: float, stop: set[int]) -> None:
+    def replace(self, token: int, gap: float, stop_tokens: set[int]) -> None:
         """Take the target's token in place of the refused one."""
         self.gap = min(self.gap, gap)
-        if token == self.refused or token in stop:
+        if token == self.refused or token in stop_tokens:
             self.done = True
         else:
             self.prefix = [*self.prefix, token]

@@ -70,10 +70,10 @@ def greedy(
         pad_token_id=pad,
         logits_processor=LogitsProcessorList([*first, *([] if noise is None else [noise]), gaps]),
     )
-    stop, results = stop_tokens_of(model), []
+    stop_tokens, results = stop_tokens_of(model), []
     seen = torch.stack(gaps.rows, dim=1)  # (batch, steps)
     for i, row in enumerate(output[:, longest:].tolist()):
-        n = next((j + 1 for j, token in enumerate(row) if token in stop), len(row))
+        n = next((j + 1 for j, token in enumerate(row) if token in stop_tokens), len(row))
         n = min(n, limits[i])
         results.append((row[:n], seen[i, :n].min().item()))
     return results
