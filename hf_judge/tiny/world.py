@@ -5,6 +5,7 @@ wordings. This module makes problems, writes right solutions, and finds the firs
 `hf_judge.tiny.mistakes` writes wrong solutions. The tiny pair is trained on these texts and judged by these checks.
 """
 
+import os
 import random
 import re
 from collections.abc import Callable, Sequence
@@ -229,7 +230,7 @@ def scan(problem: Problem, text: str) -> tuple[tuple[int, int] | None, int]:
 
 def common_prefix(one: str, other: str) -> int:
     """Count the first characters that two strings share."""
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    return len(os.path.commonprefix([one, other]))
 
 
 def check_answer(problem: Problem, text: str) -> bool:
