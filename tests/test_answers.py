@@ -9,7 +9,7 @@ from decimal import Decimal
 
 import pytest
 
-from hf_judge.cli.train import checker_of, read_tasks
+from hf_judge.cli.inputs import checker_of, read_tasks
 from hf_judge.evaluation.answering import right_answers
 from hf_judge.evaluation.tasks import load_task
 from hf_judge.labelling.answers import CHECKERS, is_right, make_checker, needed_key, reference

@@ -1,10 +1,10 @@
-"""A judge for the embedded pair from nothing but target, draft and prompts: labels, features, fit, threshold, figures.
+"""Make a judge for the embedded pair from target, draft and prompts: labels, features, fit, threshold, figures.
 
     python examples/train_judge/train_demo.py --output-dir out
 
-Two ways to label: by the world's own checker, which points at the first mistake of an answer, and mined without it, by
-swapping the draft's tokens into the target's answers and comparing final answers. Every step can be killed and run
-again. For models of your own the same steps are (docs/train-a-judge.md says more):
+The labels are made in two ways: by the world's own checker, which points at the first mistake of an answer, and without
+it, by swapping the draft's tokens into the target's answers and comparing final answers. Every step can be killed and
+run again. For models of your own, the same steps are (docs/train-a-judge.md says more):
 
     hf-judge mine --target meta-llama/Llama-3.1-70B-Instruct --draft meta-llama/Llama-3.1-8B-Instruct \\
         --prompts gsm8k.jsonl --checker numeric --output labels.jsonl
@@ -40,14 +40,13 @@ MAX_NEW_TOKENS = 256
 NUM_ASSISTANT_TOKENS = 32
 N_STRICT = 100  # strict verification only gives the scale of accepted tokens
 RISK, CONFIDENCE, MARGIN = 0.05, 0.95, 0.0
-CALIBRATION_FRACTION = (
-    0.25  # too few mistakes for a certificate of 5%: calibrated by task then, the rest is for the fit
-)
+# Share of the prompts that calibrates. Where it has too few mistakes for a certificate of 5%, the task calibrates.
+CALIBRATION_FRACTION = 0.25
 THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
 
 
 def tasks_of(part: str, n: int) -> list[dict]:
-    """Prompts; `task_id` names the problem, for the checker and for measuring."""
+    """Make prompts; `task_id` names the problem, for the checker and for measuring."""
     return [
         {"prompt": [{"role": "user", "content": problem.question}], "task_id": f"{part}/{i}"}
         for i, problem in enumerate(problems(n, seed=1, part=part))
@@ -58,7 +57,7 @@ _PROBLEMS: dict[str, list[Problem]] = {}
 
 
 def problem_of(task: dict) -> Problem:
-    """The problem that a task asks."""
+    """Return the problem of a task."""
     part, _, number = task["task_id"].partition("/")
     if len(_PROBLEMS.get(part, ())) <= int(number):
         _PROBLEMS[part] = problems(max(1000, int(number) + 1), seed=1, part=part)
@@ -66,23 +65,23 @@ def problem_of(task: dict) -> Problem:
 
 
 def locate(response: str, task: dict) -> tuple[int, int] | None:
-    """The world's checker: where the first mistake is."""
+    """Find the first mistake, with the world's checker."""
     return first_mistake(problem_of(task), response)
 
 
 def right(texts: list[str], tasks: list[dict]) -> list[bool]:
-    """The world's other checker: whether the final answer is right."""
+    """Return which final answers are right, with the world's other checker."""
     return [check_answer(problem_of(task), text) for text, task in zip(texts, tasks, strict=True)]
 
 
 def load(pair_directory: str | None):
-    """The pair at its trained depth, in a process of one thread."""
+    """Load the pair at its trained depth, in a process of one thread."""
     torch.set_num_threads(1)
     return load_pair(TRAINED_LAYERS, **({} if pair_directory is None else {"directory": pair_directory}))
 
 
 def make_judge(way: str, directory: Path, pair_directory: str | None, n_prompts: int) -> dict:
-    """Label, extract, fit and calibrate; returns what the steps said."""
+    """Label, extract, fit and calibrate, and return the reports of the steps."""
     pair, tasks, labels = load(pair_directory), tasks_of("label", n_prompts), directory / way / "labels.jsonl"
     directory = directory / way
     directory.mkdir(parents=True, exist_ok=True)
@@ -131,7 +130,7 @@ def make_judge(way: str, directory: Path, pair_directory: str | None, n_prompts:
 
 
 def by_task(pair, head: JudgeHead, tasks: list[dict]):
-    """Calibrate on answers: as many right as the target alone."""
+    """Calibrate on answers: as many must be right as the target's own."""
     prompts, options = [task["prompt"] for task in tasks], {"max_new_tokens": MAX_NEW_TOKENS}
 
     def judged_right(threshold: float) -> list[bool]:
@@ -152,7 +151,7 @@ def by_task(pair, head: JudgeHead, tasks: list[dict]):
 
 
 def measure_target(directory: Path, pair_directory: str | None, n_problems: int) -> dict:
-    """The target's answers to held-out problems, and held-out tokens: the draft's answers, labelled by the checker."""
+    """Answer held-out problems with the target, and label the draft's answers to them: held-out tokens."""
     pair, tasks = load(pair_directory), tasks_of("test", n_problems)
     options = {"max_new_tokens": MAX_NEW_TOKENS, "batch_size": 64}
     texts = plain_answers(pair.target, pair.tokenizer, [task["prompt"] for task in tasks], **options)
@@ -165,7 +164,7 @@ def measure_target(directory: Path, pair_directory: str | None, n_problems: int)
 
 
 def measure_rule(way: str, directory: Path, pair_directory: str | None, span: range) -> dict:
-    """Answers to some held-out problems under a head, or under strict verification."""
+    """Answer some held-out problems under a head, or under strict verification."""
     pair, tasks = load(pair_directory), tasks_of("test", span.stop)[span.start :]
     verifier = (
         StrictVerifier()
