@@ -18,12 +18,13 @@ import torch
 from tqdm import tqdm
 
 from hf_judge import JudgeHead
-from hf_judge.evaluation.significance import mcnemar_p, wilson_interval
+from hf_judge.evaluation.figures import mcnemar_p, wilson_interval
 from hf_judge.head.adapter import CONFIG_NAME
 from hf_judge.head.distributions import EXTRA_FEATURES
 from hf_judge.labelling.drafts import label_drafts
 from hf_judge.labelling.greedy import greedy
 from hf_judge.labelling.responses import load_rows
+from hf_judge.modeling.keywords import constant_drafts
 from hf_judge.rules.by_name import make_verifier, parse_settings
 from hf_judge.tiny import load_pair
 from hf_judge.tiny.world import check_answer, first_mistake, problems
@@ -86,11 +87,7 @@ def answer(pair, world: World, verifier) -> tuple[list[bool], float]:
             inputs = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
             output = pair.target.generate(
                 **inputs,
-                assistant_model=pair.draft,
-                judge=verifier,
-                num_assistant_tokens=16,
-                num_assistant_tokens_schedule="constant",
-                assistant_confidence_threshold=0.0,
+                **constant_drafts(pair.draft, verifier, 16),
                 do_sample=False,
                 max_new_tokens=MAX_NEW_TOKENS,
                 return_dict_in_generate=True,

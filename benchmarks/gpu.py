@@ -23,6 +23,8 @@ import transformers
 from replay import ReplayedJudge, constant_trace, nbytes, random_llama, record_trace
 from transformers import CompileConfig
 
+from hf_judge.modeling.keywords import constant_drafts
+
 PAPER = 19.7  # accepted tokens, 2501.19309, table 1
 
 
@@ -92,11 +94,7 @@ def measure_pair(name: str, args, dtype, device: str, bandwidth: float) -> list[
                     if (engine == "upstream" and batch > 1) or (more and args.no_compile):
                         continue
                     judge = ReplayedJudge(large["hidden_size"], trace, device)
-                    kwargs = {
-                        "assistant_model": draft, "judge": judge, "judge_engine": engine.split(",")[0],
-                        "num_assistant_tokens": m, "num_assistant_tokens_schedule": "constant",
-                        "assistant_confidence_threshold": 0.0, **more,
-                    }  # fmt: skip
+                    kwargs = constant_drafts(draft, judge, m) | {"judge_engine": engine.split(",")[0]} | more
                     ways[engine, m, batch, label] = (target, args, kwargs, judge)
     rates = {key: [] for key in ways}
     for i in range(args.repeats + 1):

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from replay import ReplayedJudge, constant_trace, random_llama
 
+from hf_judge.modeling.keywords import constant_drafts
 from hf_judge.ragged.rows import ModelRows
 
 CONTEXTS = (1024, 2048, 4096, 8192)
@@ -82,8 +83,7 @@ def measure(target, draft, n: int, args, device: str) -> dict:
     before = reset_peak(device)
     try:
         target.generate(
-            ids, attention_mask=torch.ones_like(ids), assistant_model=draft, judge=judge, judge_engine="ragged",
-            num_assistant_tokens=m, num_assistant_tokens_schedule="constant", assistant_confidence_threshold=0.0,
+            ids, attention_mask=torch.ones_like(ids), **constant_drafts(draft, judge, m), judge_engine="ragged",
             max_new_tokens=args.new_tokens, do_sample=False, prefill_chunk_size=None,
         )  # fmt: skip
     finally:

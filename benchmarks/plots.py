@@ -12,7 +12,7 @@ from pathlib import Path
 
 from long_context import plot as plot_context
 
-from hf_judge.evaluation.report import plot_accuracy
+from hf_judge.evaluation.plotting import plot_accuracy
 
 
 def main() -> None:

@@ -23,10 +23,11 @@ import transformers
 from drawing import GRID, SIZE, box, document, grid_width, text, write_png
 
 from hf_judge import VerdictCode, VerdictStreamer
-from hf_judge.evaluation.demo import MAX_NEW_TOKENS, WAYS, draft_length, prompt_ids, way_kwargs
+from hf_judge.evaluation.answers import Decoding, Method
+from hf_judge.evaluation.demo import METHODS
 from hf_judge.evaluation.detokenizer import pieces
-from hf_judge.tiny import load_pair
-from hf_judge.tiny.world import check_answer, problems
+from hf_judge.evaluation.loading import load_models
+from hf_judge.evaluation.tasks import load_task
 
 PROBLEM = 8  # of the demo's: the shortest of the first ten whose judged answer has all four verdicts
 CALLS = {
@@ -96,20 +97,17 @@ def measure(layers: int, num_assistant_tokens: int, repeats: int) -> dict:
     Returns:
         The race as JSON values: the question, how it was measured, and each way's tokens as [text, seconds, verdict].
     """
-    pair, problem = load_pair(layers), problems(PROBLEM + 1, seed=0)[PROBLEM]
-    ids, timers, seconds = prompt_ids(pair, problem), {way: [] for way in WAYS}, {way: [] for way in WAYS}
-    answers = {}
-    with draft_length(pair.draft, num_assistant_tokens):
-        for _ in range(1 + repeats):
-            for way in WAYS:
-                timer, start = Timer(), time.perf_counter()
-                sequences = pair.target.generate(
-                    ids, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, streamer=timer,
-                    **way_kwargs(way, pair, num_assistant_tokens),
-                )  # fmt: skip
-                seconds[way].append(time.perf_counter() - start)
-                timers[way].append(timer)
-                answers[way] = sequences[0, ids.shape[1] :].tolist()
+    pair, problem = load_models(depth=layers), load_task("world", PROBLEM + 1).examples[PROBLEM]
+    decoding, ids = Decoding(num_assistant_tokens), pair.encode(problem.prompt)[0]
+    methods = {name: Method(pair, setting, decoding) for name, setting in METHODS.items()}
+    timers, seconds, answers = {way: [] for way in methods}, {way: [] for way in methods}, {}
+    for _ in range(1 + repeats):
+        for way, method in methods.items():
+            timer, start = Timer(), time.perf_counter()
+            output = method.generate([ids], streamer=timer)
+            seconds[way].append(time.perf_counter() - start)
+            timers[way].append(timer)
+            answers[way] = output.sequences[0, len(ids) :].tolist()
     ways = {}
     for way, answer in answers.items():
         last, texts = timers[way][-1], pieces(pair.tokenizer, answer, skip_special_tokens=True)
@@ -120,11 +118,11 @@ def measure(layers: int, num_assistant_tokens: int, repeats: int) -> dict:
             "seconds": round(statistics.median(seconds[way][1:]), 4),
             "spread": [round(end(seconds[way][1:]), 4) for end in (min, max)],
             "forwards": last.n_blocks,
-            "right": check_answer(problem, "".join(texts)),
+            "right": problem.is_right("".join(texts)),
             "tokens": list(map(list, zip(texts, times, last.verdicts or [""] * len(texts), strict=True))),
         }
     return {
-        "question": problem.question,
+        "question": problem.prompt[0]["content"],
         "setup": {
             "layers": layers, "num_assistant_tokens": num_assistant_tokens, "repeats": repeats,
             "threads": torch.get_num_threads(), "torch": torch.__version__.split("+")[0],

@@ -13,10 +13,12 @@ import argparse
 import json
 from pathlib import Path
 
+import torch
 from drawing import box, document, grid_width, text
 
 from hf_judge import JudgeCandidateVerifier, JudgeHead, VerdictCode
-from hf_judge.evaluation.demo import MAX_NEW_TOKENS, prompt_ids, way_kwargs
+from hf_judge.labelling.prompts import encode_prompt
+from hf_judge.modeling.keywords import constant_drafts
 from hf_judge.tiny import load_pair
 from hf_judge.tiny.world import problems
 
@@ -78,9 +80,10 @@ def find_round(number: int) -> dict:
     """
     pair = load_pair(4)  # deeper ones give the same answers, and take longer
     problem = problems(number + 1, seed=0)[number]
-    judge, ids = Watched(JudgeHead.from_pretrained(pair.judge)), prompt_ids(pair, problem)
-    kwargs = way_kwargs("judged", pair, DRAFTED) | {"judge": judge}
-    sequence = pair.target.generate(ids, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, **kwargs)[0]
+    judge = Watched(JudgeHead.from_pretrained(pair.judge))
+    ids = torch.tensor([encode_prompt(pair.tokenizer, [{"role": "user", "content": problem.question}])[1]])
+    kwargs = constant_drafts(pair.draft, judge, DRAFTED)
+    sequence = pair.target.generate(ids, max_new_tokens=256, do_sample=False, **kwargs)[0]
     candidates, rows, verdict = next(filter(shows_everything, judge.rounds), (None, None, None))
     if candidates is None:
         raise ValueError(f"problem {number} has no round with a rescue and a refusal: try another one")

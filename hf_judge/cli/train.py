@@ -6,30 +6,31 @@ import argparse
 import dataclasses
 import json
 import logging
-import sys
 import typing
 from collections.abc import Callable
 from pathlib import Path
 
 from transformers import AutoModelForCausalLM
 
-from hf_judge.cli.terminal import DTYPES, above_zero, natural, positive, printable, share
-from hf_judge.evaluation.answering import judged_answers, plain_answers, right_answers
+from hf_judge.cli.options import add_checker, add_pair
+from hf_judge.cli.terminal import above_zero, natural, positive, printable, share, warn
+from hf_judge.evaluation.answers import Decoding, Pair, right_answers
 from hf_judge.evaluation.loading import load_tokenizer, load_tokenizers, loading
+from hf_judge.evaluation.tasks import file_task, read_prompts
 from hf_judge.files.durable import check_writable
-from hf_judge.files.jsonl import listed, read_json_object, read_jsonl_lines
+from hf_judge.files.jsonl import listed, read_json_object
 from hf_judge.head.adapter import CONFIG_NAME
 from hf_judge.head.config import HIDDEN_STATES
 from hf_judge.head.distributions import EXTRA_FEATURES
 from hf_judge.head.hub import is_hub_id
 from hf_judge.head.judge_head import JudgeHead
-from hf_judge.labelling.answers import CHECKERS, imported, make_checker, needed_key, reference
+from hf_judge.labelling.answers import imported, make_checker
 from hf_judge.labelling.drafts import label_drafts
 from hf_judge.labelling.jobs import processes
-from hf_judge.labelling.prompts import Prompt, RefusedPrompt, encode_prompt, prompt_of
 from hf_judge.labelling.responses import HOLDS, load_named, load_rows, marked, summarise
 from hf_judge.labelling.swaps import mine_swaps
 from hf_judge.labelling.tokens import AFTER_MISTAKE, ON_CUT_TOKEN, label_rows
+from hf_judge.rules.by_name import Setting
 from hf_judge.training.calibration import (
     UNITS,
     apply_certificate,
@@ -42,7 +43,6 @@ from hf_judge.training.calibration import (
 from hf_judge.training.extraction import INDEX_NAME, FeatureStore, extract_features
 from hf_judge.training.fit import METRICS_NAME, PROMPTS_NAME, JudgeTrainingArguments, train_judge
 from hf_judge.training.metrics import THRESHOLDS
-from hf_judge.verify.rule import JudgeCandidateVerifier
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def add_mine(commands) -> None:
         help="swap the draft's tokens into the "
         "target's answers, or label the draft's own answers with --locate (default: swap)",
     )
-    _add_models(mine, target_required=False)
+    add_pair(mine, draft_required=True)
     _add_tasks(mine)
     mine.add_argument("--output", required=True, metavar="PATH", help="JSONL of labelled responses; a rerun goes on")
     mine.add_argument("--locate", metavar="MODULE:FUNCTION", help="for --source draft: finds the first mistake")
@@ -143,7 +143,7 @@ def run_mine(args: argparse.Namespace) -> None:
 
 def add_features(commands) -> None:
     features = commands.add_parser("features", help="run the target over labelled responses")
-    _add_models(features, draft_required=False)
+    add_pair(features, target_required=True)
     features.add_argument("--data", required=True, nargs="+", metavar="PATH", help="JSONL files or saved datasets")
     features.add_argument("--output", required=True, metavar="DIR", help="directory of shards; a rerun goes on")
     features.add_argument("--hidden-state", choices=HIDDEN_STATES, default="post_norm")
@@ -249,7 +249,7 @@ def add_calibrate(commands) -> None:
     task.add_argument("--margin", type=share, metavar="M", help="allowed loss of accuracy, e.g. 0.01")
     task.add_argument("--num-assistant-tokens", type=positive, default=32, metavar="N")
     task.add_argument("--strict", action="store_true", help="stop at a prompt that the models refuse")
-    _add_models(task, target_required=False, draft_required=False)
+    add_pair(task)
     _add_tasks(task, required=False)
     calibrate.set_defaults(run=run_calibrate)
 
@@ -285,31 +285,22 @@ def _calibrate_by_task(head: JudgeHead, args: argparse.Namespace):
     check_tells_apart(head)
     check_margin(args.margin)
     check_thresholds(args.thresholds)
-    checker = checker_of(args)
-    tasks, names = read_tasks(args.prompts, checker)
+    task = file_task(args.prompts, checker_of(args), args.checker)
     tokenizer, draft_tokenizer = load_tokenizers(args.target, args.draft)
-    tasks, prompts = _encodable(tokenizer, tasks, names, strict=args.strict)
-    check_margin(args.margin, len(tasks))  # before the models work for hours
+    n = len(task.examples)
+    task, refused = task.usable(tokenizer, strict=args.strict)
+    if refused:
+        warn(["\n".join([f"{len(refused)} of {n} prompts refused:", *listed(refused)])])
+    check_margin(args.margin, len(task.examples))  # before the models work for hours
     target, draft = load_model(args.target, args), load_model(args.draft, args)
-    options = {"max_new_tokens": args.max_new_tokens}
-
-    def judged_right(threshold: float) -> list[bool]:
-        texts, _ = judged_answers(
-            target,
-            draft,
-            tokenizer,
-            prompts,
-            JudgeCandidateVerifier(head, threshold),
-            num_assistant_tokens=args.num_assistant_tokens,
-            desc=f"Judged at {threshold:g}",
-            draft_tokenizer=draft_tokenizer,
-            **options,
-        )
-        return right_answers(texts, tasks, checker)
-
-    texts = plain_answers(target, tokenizer, prompts, batch_size=args.batch_size, **options)
+    pair = Pair(target, draft, tokenizer, {"judge": head}, draft_tokenizer=draft_tokenizer)
+    one_by_one = Decoding(args.num_assistant_tokens, args.max_new_tokens)
+    batched = dataclasses.replace(one_by_one, batch_size=args.batch_size)
     return calibrate_by_accuracy(
-        right_answers(texts, tasks, checker), judged_right, margin=args.margin, thresholds=args.thresholds
+        right_answers(pair, task, Setting("plain"), batched, desc="Target's answers"),
+        lambda t: right_answers(pair, task, Setting("judge", t), one_by_one, desc=f"Judged at {t:g}"),
+        margin=args.margin,
+        thresholds=args.thresholds,
     )
 
 
@@ -398,22 +389,9 @@ def _head_info(path: Path | str, revision: str | None = None) -> None:
 # --- shared ---------------------------------------------------------------------------------------------------------
 
 
-def _add_models(parser, *, target_required: bool = True, draft_required: bool = True) -> None:
-    parser.add_argument("--target", required=target_required, metavar="ID", help="the big model: Hub id or directory")
-    parser.add_argument("--draft", required=draft_required, metavar="ID", help="the small model")
-    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (default: as they are stored)")
-    parser.add_argument("--device-map", default=None, metavar="MAP", help='as in from_pretrained, e.g. "auto"')
-
-
 def _add_tasks(parser, *, required: bool = True) -> None:
     parser.add_argument("--prompts", required=required, metavar="PATH", help="JSONL with `prompt`")
-    parser.add_argument("--checker", default="numeric", metavar="NAME", help=" | ".join(CHECKERS))
-    parser.add_argument("--pattern", metavar="REGEX", help="for numeric and regex: its first group is the answer")
-    parser.add_argument(
-        "--allow-code-execution",
-        action="store_true",
-        help="for unit_tests: run code that a model wrote in a limited process, which is no sandbox against malice",
-    )
+    add_checker(parser, default="numeric")
     parser.add_argument("--max-new-tokens", type=positive, default=512, metavar="N")
     parser.add_argument("--batch-size", type=positive, default=16, metavar="N", help="prompts at once (default: 16)")
 
@@ -437,48 +415,14 @@ def load_model(name: str, args: argparse.Namespace):
     return model.eval()
 
 
-def read_tasks(path: str, checker: Callable | None = None) -> tuple[list[dict], list[str]]:
-    """The prompts of a JSONL file, and where each stands: file and line.
-
-    Args:
-        path: the file.
-        checker: whose reference every line must hold beside its prompt; None: prompts alone are wanted.
+def read_tasks(path: str) -> tuple[list[dict], list[str]]:
+    """Read the prompts of a JSONL file, and name where each stands: file and line.
 
     Raises:
         ValueError: a line is not a JSON object with a prompt.
     """
-    wanted = None if checker is None else needed_key(checker)
-    holds = f"a JSON object with 'prompt' and '{wanted}'" if wanted else "a JSON object with 'prompt'"
-
-    def checked(row: dict) -> dict:
-        prompt_of(row)
-        if wanted and row.get(wanted) is None:
-            raise ValueError(f"expected {holds}, got the keys {sorted(row)!s:.120}")
-        if wanted == "answer":
-            reference(checker, row)
-        return row
-
-    lines = list(read_jsonl_lines(path, checked, holds=holds))
-    if not lines:
-        raise ValueError(f"{path} holds no prompts: expected JSONL, each line {holds}")
+    lines = read_prompts(path)
     return [task for _, task in lines], [f"{path}, line {number}" for number, _ in lines]
-
-
-def _encodable(tokenizer, tasks: list[dict], names: list[str], *, strict: bool) -> tuple[list[dict], list[Prompt]]:
-    """The tasks whose prompts the tokenizer takes; the others are told on stderr."""
-    usable, refused = [], []
-    for task, name in zip(tasks, names, strict=True):
-        try:
-            encode_prompt(tokenizer, prompt_of(task))
-            usable.append(task)
-        except RefusedPrompt as error:
-            refused.append((name, str(error)))
-    if refused and (strict or not usable):
-        raise RefusedPrompt(": ".join(refused[0]))
-    if refused:
-        lines = [f"hf-judge: warning: {len(refused)} of {len(tasks)} prompts refused:", *listed(refused)]
-        print(printable("\n".join(lines)), file=sys.stderr)
-    return usable, [prompt_of(task) for task in usable]
 
 
 def read_fit_prompts(path: Path) -> list[str]:
