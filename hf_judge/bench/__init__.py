@@ -1,4 +1,4 @@
-"""Speed: methods of decoding timed side by side, the least that a round can cost, and the paper's formula."""
+"""Measures speed: methods of decoding side by side, the least that a round can cost, and the paper's formula."""
 
 from hf_judge.bench.forwards import measure_costs
 from hf_judge.bench.methods import TimedMethod

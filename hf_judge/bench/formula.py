@@ -1,4 +1,4 @@
-"""The paper's formula for the speed-up that a draft brings."""
+"""Predicts the speed-up that a draft brings, by the paper's formula."""
 
 from __future__ import annotations
 

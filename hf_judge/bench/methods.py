@@ -1,4 +1,4 @@
-"""The methods of decoding that ``hf-judge bench`` times: plain, upstream's assisted generation, both engines."""
+"""Times methods of decoding on some prompts: plain, upstream's assisted generation, both engines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The subcommand ``bench``."""
+"""Measures speed: the subcommand ``bench``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line ``hf-judge``: its parser, the subcommands ``generate`` and ``push``, and its errors."""
+"""Runs the command line ``hf-judge``: its parser, the subcommands ``generate`` and ``push``, and its errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The subcommand ``demo``."""
+"""Shows the embedded pair at work: the subcommand ``demo``."""
 
 from __future__ import annotations
 

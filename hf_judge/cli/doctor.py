@@ -1,4 +1,4 @@
-"""The subcommand ``doctor``: one line per check, with a remedy where something is wrong."""
+"""Prints one line per check, with a remedy where something is wrong: the subcommand ``doctor``."""
 
 from __future__ import annotations
 

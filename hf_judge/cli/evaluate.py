@@ -1,4 +1,4 @@
-"""The subcommand ``evaluate``."""
+"""Compares acceptance rules: the subcommand ``evaluate``."""
 
 from __future__ import annotations
 

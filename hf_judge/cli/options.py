@@ -1,4 +1,4 @@
-"""Options that several subcommands share, and what the measuring ones do with them."""
+"""Defines options that several subcommands share, and loads or writes what these options name."""
 
 from __future__ import annotations
 

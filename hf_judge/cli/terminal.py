@@ -1,4 +1,4 @@
-"""Prints for the terminal: tables, warnings, and text of models that cannot control it; reads numbers from options."""
+"""Makes text safe and readable for the terminal, and reads numbers from options."""
 
 from __future__ import annotations
 

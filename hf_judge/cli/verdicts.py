@@ -26,7 +26,7 @@ COLOURS = {
     VerdictCode.BONUS: "\033[36m",
 }
 MEANINGS = {
-    VerdictCode.MATCHED: "matched: drafted, the target says the same",
+    VerdictCode.MATCHED: "matched: drafted, the target chooses the same",
     VerdictCode.RESCUED: "rescued: drafted, different, and the judge accepts it",
     VerdictCode.CORRECTED: "corrected: the target's own token in place of a rejected one",
     VerdictCode.BONUS: "bonus: the target's own token after a whole draft",

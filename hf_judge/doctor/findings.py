@@ -1,4 +1,4 @@
-"""What the doctor finds: one sentence per check, and a remedy where something is wrong."""
+"""Collects what the doctor finds: one sentence per check, and a remedy where something is wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Accuracy beside speed: the rules compared on the same work, and the report."""
+"""Measures accuracy beside speed: rules compared on the same work, and the report."""
 
 from hf_judge.evaluation.answers import Answer, Decoding, Method, Pair, evaluate, hash_seed, left_padded, up_to_end
 

@@ -80,7 +80,7 @@ def compare(
     n_curve_examples: int = 30,
     on_answer: Callable[[int], None] = lambda n: None,
 ) -> dict:
-    """Measure every setting.
+    """Measure every setting on the same work.
 
     Args:
         pair: the models and heads.

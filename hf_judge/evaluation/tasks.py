@@ -1,4 +1,4 @@
-"""Work whose answers can be checked: the embedded world, or a JSONL file with a checker."""
+"""Loads work whose answers can be checked: the embedded world, or a JSONL file with a checker."""
 
 from __future__ import annotations
 
