@@ -1,4 +1,4 @@
-"""Do numbers of the verification help a head that reads the state? On the embedded pair (a benchmark, not a test).
+"""Measures whether numbers of the verification help a head that reads the state (a benchmark, not a test).
 
     python benchmarks/extra_features.py --output-dir out/extra
 
@@ -51,12 +51,12 @@ class World:
         ]
 
     def locate(self, response: str, task: dict) -> tuple[int, int] | None:
-        """Where the first mistake of a response is."""
+        """Find the first mistake of a response."""
         return first_mistake(self.problems[int(task["task_id"])], response)
 
 
 def features(pair, part: str, n: int, directory: Path, **options) -> FeatureStore:
-    """Labelled tokens of the draft's answers, with the state and all extra features."""
+    """Extract labelled tokens of the draft's answers, with the state and all extra features."""
     world, labels = World(part, n), directory / "labels.jsonl"
     directory.mkdir(parents=True, exist_ok=True)
     options |= {"max_new_tokens": MAX_NEW_TOKENS, "batch_size": 64}
@@ -73,7 +73,7 @@ def features(pair, part: str, n: int, directory: Path, **options) -> FeatureStor
 
 
 def answer(pair, world: World, verifier) -> tuple[list[bool], float]:
-    """Which answers are right, and forwards of the target per answer; without a rule, of plain decoding."""
+    """Return which answers are right, and forwards of the target per answer; without a rule, of plain decoding."""
     tokenizer, right, forwards = pair.tokenizer, [], 0
     for start in range(0, len(world.tasks), BATCH):
         tasks = world.tasks[start : start + BATCH]

@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--from", dest="source", type=Path, metavar="JSON", help="draw these times, measure nothing")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--num-assistant-tokens", type=int, default=32, metavar="M")
-    parser.add_argument("--layers", type=int, default=24, help="of the target")
+    parser.add_argument("--layers", type=int, default=24, help="layers of the target")
     parser.add_argument("--json", type=Path, default=Path("docs/race.json"))
     parser.add_argument("--svg", type=Path, default=Path("docs/race.svg"))
     parser.add_argument("--png", type=Path, help="a still picture, drawn by Chromium")
@@ -88,11 +88,11 @@ class Timer(VerdictStreamer):
         self.n_blocks += 1
 
     def end(self) -> None:
-        """Nothing is left to do."""
+        """Do nothing: no text is held back."""
 
 
 def measure(layers: int, num_assistant_tokens: int, repeats: int) -> dict:
-    """Answer in all ways in turn, once for warming up and `repeats` times for good.
+    """Answer with all methods in turn, once to warm up and then `repeats` times.
 
     Returns:
         The race as JSON values: the question, how it was measured, and each way's tokens as [text, seconds, verdict].
@@ -133,7 +133,7 @@ def measure(layers: int, num_assistant_tokens: int, repeats: int) -> dict:
 
 
 def dumps(race: dict) -> str:
-    """The race as JSON with a token a line."""
+    """Return the race as JSON with a token a line."""
     plain = json.dumps(race, indent=1, ensure_ascii=False)
     marked, tokens = json.loads(plain), {}
     for way, lane in marked["ways"].items():
@@ -147,7 +147,7 @@ def dumps(race: dict) -> str:
 
 
 def draw(race: dict) -> str:
-    """The race as an animated SVG, which shows its end where the reader wants no motion."""
+    """Return the race as an animated SVG, which shows its end if the reader has turned motion off."""
     slowest = max(lane["seconds"] for lane in race["ways"].values())
     slower = max(1, round(SHOWN_SECONDS / slowest))
     whole = slowest + HOLD_SECONDS / slower  # one turn of the loop, in measured seconds
@@ -176,10 +176,10 @@ def draw(race: dict) -> str:
 
 
 def draw_lane(way: str, lane: dict, y: float, race: dict, whole: float, style: list[str]) -> tuple[list[str], float]:
-    """One way: its call, a bar that grows as long as it takes, its tokens, and its figures once it has ended.
+    """Draw one method: its call, a bar that grows while it runs, its tokens, and its figures when it has ended.
 
     Args:
-        way, lane: what is drawn.
+        way, lane: name of the method, and what was measured.
         y: the base line of its first line.
         race: gives the time that fills the room.
         whole: measured seconds of one turn of the loop.
@@ -211,7 +211,7 @@ def draw_lane(way: str, lane: dict, y: float, race: dict, whole: float, style: l
 
 
 def draw_tokens(placed: list[tuple], y: float) -> list[str]:
-    """Tokens that came together: neighbours of one verdict share their box and their text."""
+    """Draw tokens that came together: neighbours of one verdict share their box and their text."""
     boxes, elements = [], []
     runs = groupby(enumerate(placed), key=lambda x: (x[1][0], x[1][4], x[0] if x[1][4] != "matched" else 0))
     for (line, verdict, _), run in runs:
@@ -252,7 +252,7 @@ def wrapped(tokens: list[list], n_columns: int) -> tuple[list[tuple], int]:
 
 
 def legend(counts: Counter, y: float) -> list[str]:
-    """What the colours of the judged lane mean, and how many tokens have each."""
+    """Draw what the colours of the judged lane mean, and how many tokens have each."""
     elements = []
     for number, (verdict, meaning) in enumerate(VERDICTS.items()):
         x, base = MARGIN + number % 2 * ROOM / 2, y + number // 2 * LINE
@@ -266,12 +266,12 @@ def legend(counts: Counter, y: float) -> list[str]:
 
 
 def appears(name: str, share: float) -> str:
-    """Keyframes of what is not there before that share of the loop."""
+    """Return keyframes of an element that appears at that share of the loop."""
     return f"@keyframes {name}{{0%{{opacity:0}}{100 * share:.2f}%,to{{opacity:1}}}}"
 
 
 def grows(name: str, share: float) -> str:
-    """Keyframes of a bar that has its length at that share of the loop."""
+    """Return keyframes of a bar that reaches its length at that share of the loop."""
     return f"@keyframes {name}{{0%{{transform:scaleX(0)}}{100 * share:.2f}%,to{{transform:none}}}}"
 
 

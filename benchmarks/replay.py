@@ -1,4 +1,4 @@
-"""Acceptance without trained models: a judge that reads random states and accepts as many tokens as a trace says."""
+"""Replays acceptance without trained models: a judge reads random states and accepts as many tokens as a trace says."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class ReplayedJudge(JudgeCandidateVerifier):
     """Scores like a judge, and accepts what a trace says.
 
     Args:
-        hidden_size: of the target.
+        hidden_size: width of the target's hidden state.
         trace: accepted tokens of one round after another; starts again at its end.
-        device: of the head.
+        device: where the head lies.
     """
 
     def __init__(self, hidden_size: int, trace: list[int], device: str = "cpu"):
@@ -27,7 +27,7 @@ class ReplayedJudge(JudgeCandidateVerifier):
         self._trace, self._round = trace, 0
 
     def verify(self, candidates: Candidates, rows: Rows) -> Verdict:
-        """The judge's own work, and then the trace's word."""
+        """Do the judge's own work, then decide by the trace."""
         scored = self.judged(rows.hidden[:, 1:])
         batch, k = candidates.ids.shape
         accepted = [self._trace[(self._round + r) % len(self._trace)] for r in range(batch)]
@@ -38,7 +38,7 @@ class ReplayedJudge(JudgeCandidateVerifier):
 
 
 def record_trace(n_drafted: int, n_problems: int = 10) -> list[int]:
-    """Accepted tokens of every whole round of the embedded pair."""
+    """Return the accepted tokens of every whole round of the embedded pair."""
     pair = load_pair(TRAINED_LAYERS)
     trace = []
 
@@ -64,14 +64,14 @@ def record_trace(n_drafted: int, n_problems: int = 10) -> list[int]:
 
 
 def constant_trace(mean: float, n_drafted: int) -> list[int]:
-    """Rounds of two neighbouring lengths with this mean, to a tenth."""
+    """Return rounds of two neighbouring lengths with this mean, to a tenth."""
     low = min(int(mean), n_drafted)
     tenths = round(10 * (min(mean, n_drafted) - low))
     return [low + (i < tenths) for i in range(10)]
 
 
 def random_llama(shape: dict, dtype: torch.dtype, device: str) -> LlamaForCausalLM:
-    """A Llama of this shape with random weights that never ends an answer."""
+    """Make a Llama of this shape with random weights that never ends an answer."""
     config = LlamaConfig(**shape, bos_token_id=None, eos_token_id=None, pad_token_id=None)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -84,7 +84,7 @@ def random_llama(shape: dict, dtype: torch.dtype, device: str) -> LlamaForCausal
 
 
 def nbytes(model: torch.nn.Module) -> int:
-    """Of all weights that a forward reads."""
+    """Return the bytes of all weights that a forward reads."""
     embeddings = model.get_input_embeddings().weight
     tied = model.config.tie_word_embeddings
     return sum(p.nbytes for p in model.parameters()) - (0 if tied else embeddings.nbytes)

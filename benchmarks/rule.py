@@ -62,7 +62,7 @@ class Watched(JudgeCandidateVerifier):
         self.rounds = []
 
     def verify(self, candidates, rows):
-        """Decide as ever."""
+        """Decide as the judge does."""
         verdict = super().verify(candidates, rows)
         self.rounds.append((candidates, rows, verdict))
         return verdict
@@ -112,7 +112,7 @@ def shows_everything(seen: tuple) -> bool:
 
 
 def draw(shown: dict) -> str:
-    """The round as an SVG."""
+    """Return the round as an SVG."""
     drafted = shown["drafted"]
     before = "... " + shown["answer"][-58:].split(" ", 1)[1]
     accepted = [token for token in drafted if token["verdict"] in ("matched", "rescued")]
@@ -143,13 +143,13 @@ def draw(shown: dict) -> str:
 
 
 def row_name(y: float, name: str, *meaning: str) -> list[str]:
-    """What a row is, at its left."""
+    """Write at the left of a row what it shows."""
     lines = [text(24, y + 15 * (i + 1), line, "soft", size=11) for i, line in enumerate(meaning)]
     return [text(24, y, name, "bold"), *lines]
 
 
 def forward(n_drafted: int) -> list[str]:
-    """The target's one forward, over the last token and all drafted ones."""
+    """Draw the target's one forward, over the last token and all drafted ones."""
     last = LEFT + n_drafted * STEP
     middle = (LEFT + last) / 2
     return [
@@ -161,7 +161,7 @@ def forward(n_drafted: int) -> list[str]:
 
 
 def column(x: float, token: dict, threshold: float) -> list[str]:
-    """One drafted token: what strict verification says of it, what the judge says, and what becomes of it."""
+    """Draw one drafted token: the decisions of strict verification and of the judge, and the verdict."""
     gone, bottom = token["verdict"] == "discarded", FORWARD + 40
     same, passed = token["text"] == token["target"], token["score"] > threshold
     strict, judge = ("soft" if gone else ("yes" if yes else "no") for yes in (same, passed))
@@ -191,7 +191,7 @@ def strong(kind: str) -> str:
 
 
 def chip(x: float, y: float, word: str, kind: str, ink: str = "", *, width: float = 84) -> str:
-    """A token in a box around (x, y)."""
+    """Draw a token in a box around (x, y)."""
     shown = word.replace(" ", "·")
     return box(x - width / 2, y - 16, width, 32, kind, radius=5) + text(
         x, y + 5, shown, f"mono {ink}".strip(), anchor="middle"
@@ -199,7 +199,7 @@ def chip(x: float, y: float, word: str, kind: str, ink: str = "", *, width: floa
 
 
 def arrow(x: float, y: float, to_x: float, to_y: float) -> str:
-    """A line with a tip; one that moves sideways is a curve."""
+    """Draw a line with a tip; a line that moves sideways is a curve."""
     middle = (y + to_y) / 2
     way = f"V{to_y:g}" if x == to_x else f"C{x:g} {middle:g} {to_x:g} {middle:g} {to_x:g} {to_y:g}"
     return f'<path class="arrow" d="M{x:g} {y:g}{way}"/>'

@@ -1,4 +1,4 @@
-"""A judge for the embedded pair from nothing but target, draft and prompts: labels, features, fit, threshold, figures.
+"""Trains a judge for the embedded pair from target, draft and prompts: labels, features, fit, threshold, figures.
 
     python examples/train_judge/train_demo.py --output-dir out
 
@@ -49,7 +49,7 @@ THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
 
 
 def tasks_of(part: str, n: int) -> list[dict]:
-    """Prompts; `task_id` names the problem, for the checker and for measuring."""
+    """Return prompts; `task_id` names the problem, for the checker and for measuring."""
     return [
         {"prompt": [{"role": "user", "content": problem.question}], "task_id": f"{part}/{i}"}
         for i, problem in enumerate(problems(n, seed=1, part=part))
@@ -60,7 +60,7 @@ _PROBLEMS: dict[str, list[Problem]] = {}
 
 
 def problem_of(task: dict) -> Problem:
-    """The problem that a task asks."""
+    """Return the problem of a task."""
     part, _, number = task["task_id"].partition("/")
     if len(_PROBLEMS.get(part, ())) <= int(number):
         _PROBLEMS[part] = problems(max(1000, int(number) + 1), seed=1, part=part)
@@ -68,23 +68,23 @@ def problem_of(task: dict) -> Problem:
 
 
 def locate(response: str, task: dict) -> tuple[int, int] | None:
-    """The world's checker: where the first mistake is."""
+    """Find the first mistake, by the world's own checker."""
     return first_mistake(problem_of(task), response)
 
 
 def examples_of(tasks: list[dict]) -> Task:
-    """The same tasks with the world's other checker: whether the final answer is right."""
+    """Return the tasks with the world's other checker: whether the final answer is right."""
     return Task("world", [Example(t["task_id"], t["prompt"], partial(check_answer, problem_of(t))) for t in tasks])
 
 
 def load(pair_directory: str | None):
-    """The pair at its trained depth, in a process of one thread."""
+    """Load the pair at its trained depth, in a process of one thread."""
     torch.set_num_threads(1)
     return load_pair(TRAINED_LAYERS, **({} if pair_directory is None else {"directory": pair_directory}))
 
 
 def make_judge(way: str, directory: Path, pair_directory: str | None, n_prompts: int) -> dict:
-    """Label, extract, fit and calibrate; returns what the steps said."""
+    """Label, extract, fit and calibrate; return the messages of the steps."""
     pair, tasks, labels = load(pair_directory), tasks_of("label", n_prompts), directory / way / "labels.jsonl"
     directory = directory / way
     directory.mkdir(parents=True, exist_ok=True)
@@ -133,7 +133,7 @@ def make_judge(way: str, directory: Path, pair_directory: str | None, n_prompts:
 
 
 def by_task(pair, head: JudgeHead, tasks: list[dict]):
-    """Calibrate on answers: as many right as the target alone."""
+    """Calibrate on answers: as many must be right as with the target alone."""
     judged_pair, task = Pair(pair.target, pair.draft, pair.tokenizer, {"judge": head}), examples_of(tasks)
 
     def judged_right(threshold: float) -> list[bool]:
@@ -143,7 +143,7 @@ def by_task(pair, head: JudgeHead, tasks: list[dict]):
 
 
 def plain_right(pair, task: Task) -> list[bool]:
-    """Which of the target's own answers are right."""
+    """Return which of the target's own answers are right."""
     batched = replace(DECODING, batch_size=64)
     return right_answers(
         Pair(pair.target, pair.draft, pair.tokenizer), task, Setting("plain"), batched, desc="Target's answers"
@@ -151,7 +151,7 @@ def plain_right(pair, task: Task) -> list[bool]:
 
 
 def measure_target(directory: Path, pair_directory: str | None, n_problems: int) -> dict:
-    """The target's answers to held-out problems, and held-out tokens: the draft's answers, labelled by the checker."""
+    """Answer held-out problems with the target, and extract held-out tokens: the draft's answers, labelled."""
     pair, tasks = load(pair_directory), tasks_of("test", n_problems)
     options = {"max_new_tokens": MAX_NEW_TOKENS, "batch_size": 64}
     held_out = directory / "held_out"
@@ -166,7 +166,7 @@ def measure_target(directory: Path, pair_directory: str | None, n_problems: int)
 
 
 def measure_rule(way: str, directory: Path, pair_directory: str | None, span: range) -> dict:
-    """Answers to some held-out problems under a head, or under strict verification."""
+    """Answer some held-out problems under a head, or under strict verification."""
     pair, tasks = load(pair_directory), tasks_of("test", span.stop)[span.start :]
     heads = {} if way == "strict" else {"judge": JudgeHead.from_pretrained(directory / way / "judge")}
     pair = Pair(pair.target, pair.draft, pair.tokenizer, heads)
