@@ -107,6 +107,15 @@ def test_an_unreadable_reference_is_told_before_any_work():
     assert [needed_key(check) for check in (numeric, gives_text)] == ["answer", None]
 
 
+def test_a_function_that_cannot_compare_is_told_with_file_and_line(tmp_path):
+    path = tmp_path / "tasks.jsonl"
+    path.write_text('{"prompt": "a", "answer": "5"}\n{"prompt": "b", "answer": "many"}\n')
+    good, bad = load_task(str(path), 0, checker="test_answers:gives_a_number").examples
+    assert good.is_right("5.0")
+    with pytest.raises(ValueError, match=r"tasks.jsonl, line 2: the checker gives the number 5, 'answer' is none"):
+        bad.is_right("5")
+
+
 def test_calibrate_names_file_and_line_of_an_unreadable_reference(tmp_path):
     path = tmp_path / "tasks.jsonl"
     path.write_text('{"prompt": "a", "answer": "5"}\n{"prompt": "b", "answer": "many"}\n')

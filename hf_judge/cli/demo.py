@@ -19,7 +19,7 @@ from hf_judge.files.durable import check_writable
 
 def add_demo(commands) -> None:
     demo = commands.add_parser(
-        "demo", help="see the embedded pair at work: one streamed answer, then three ways compared"
+        "demo", help="see the embedded pair at work: one streamed answer, then three methods compared"
     )
     demo.add_argument("--problems", type=int, default=20, metavar="N", help="held-out problems to answer (default: 20)")
     demo.add_argument(
@@ -43,7 +43,7 @@ def run_demo(args: argparse.Namespace) -> None:
     print(f"Question: {first.prompt[0]['content']}\n\nJudged answer, as it is decoded:\n")
     output = Method(pair, METHODS["judged"], decoding).generate([pair.encode(first.prompt)[0]], streamer=printer)
     print(f"\n{printer.legend()}\n\n{describe(output.judge_stats)}\n")
-    with tqdm(total=len(METHODS) * args.problems, desc="Answering in three ways", unit="answer", leave=False) as bar:
+    with tqdm(total=len(METHODS) * args.problems, desc="Answering by three methods", unit="answer", leave=False) as bar:
         others = dataclasses.replace(task, examples=others)
         figures = demo_figures(evaluate(pair, others, [*METHODS.values()], decoding=decoding, on_answer=bar.update))
     print(demo_table(figures, args.problems))

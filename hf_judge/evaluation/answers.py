@@ -123,7 +123,7 @@ Answers = dict[Setting, dict[str, Answer]]  # setting -> name of the example -> 
 
 
 class Method:
-    """A setting as a way to answer examples with a pair.
+    """Answers examples with a pair under one setting.
 
     Args:
         pair: the models.
