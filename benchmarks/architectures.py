@@ -5,7 +5,7 @@
 For each architecture a model with random weights of unit gain, and a noisy copy as the draft. Strict verification must
 give the tokens of plain greedy decoding: on upstream's caches for each of three prompts (of 40, 25 and 7 tokens, two of
 them longer than the windows that are set to 16), and on the ragged engine for the three as a padded batch, which is
-tried on every architecture, whatever `hf_judge/ragged/eligibility.py` says. `--write` writes docs/architectures.md.
+tried on every architecture, whatever `hf_judge/ragged/allow_list.py` says. `--write` writes docs/architectures.md.
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ Written by `python benchmarks/architectures.py --write` on {datetime.date.today(
 on the ragged engine for the three as a padded batch.
 
 Both engines serve {served}; {one} more are served by upstream's caches, one prompt at a time. The allow-list of the
-ragged engine stands in `hf_judge/ragged/eligibility.py`. Variants of a listed architecture that change attention or
+ragged engine stands in `hf_judge/ragged/allow_list.py`. Variants of a listed architecture that change attention or
 positions (sliding windows, ALiBi, longrope, ...) are recognised by their config and go to upstream's caches.
 
 | architecture | served by | upstream's caches | ragged engine, allow-list aside |

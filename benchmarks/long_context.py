@@ -19,7 +19,7 @@ import torch
 from replay import ReplayedJudge, constant_trace, random_llama
 
 from hf_judge.modeling.keywords import constant_drafts
-from hf_judge.ragged.rows import ModelRows
+from hf_judge.ragged.model import RaggedModel
 
 CONTEXTS = (1024, 2048, 4096, 8192)
 TARGET = {
@@ -73,13 +73,13 @@ def measure(target, draft, n: int, args, device: str) -> dict:
     m = args.num_assistant_tokens
     judge = ReplayedJudge(target.config.hidden_size, constant_trace(args.accepted, m), device)
     ids = torch.randint(10, 400, (1, n), generator=torch.Generator().manual_seed(0)).to(device)
-    sizes, close = [], ModelRows.close
+    sizes, close = [], RaggedModel.close
 
     def remember(rows, **options):
         sizes.append(rows.cache.nbytes())
         close(rows, **options)
 
-    ModelRows.close = remember
+    RaggedModel.close = remember
     before = reset_peak(device)
     try:
         target.generate(
@@ -87,7 +87,7 @@ def measure(target, draft, n: int, args, device: str) -> dict:
             max_new_tokens=args.new_tokens, do_sample=False, prefill_chunk_size=None,
         )  # fmt: skip
     finally:
-        ModelRows.close = close
+        RaggedModel.close = close
     peak, stats = peak_bytes(device) - before, judge.stats
     n_keys = n + args.new_tokens // 2
     attention = attention_seconds(target, m + 1, n_keys, device) + m * attention_seconds(draft, 1, n_keys, device)

@@ -5,8 +5,11 @@ import hf_judge.moved as _moved
 from hf_judge.decoding.loop import JudgeDecoderOnlyOutput, VerdictStreamer
 from hf_judge.head.config import JudgeConfig
 from hf_judge.head.judge_head import JudgeHead
-from hf_judge.modeling.mixin import AutoJudgeModelForCausalLM, JudgeGenerationMixin, JudgeLlamaForCausalLM, judged
-from hf_judge.verify.rule import CandidateVerifier, JudgeCandidateVerifier, StrictVerifier
+from hf_judge.modeling.classes import AutoJudgeModelForCausalLM, judged
+from hf_judge.modeling.mixin import JudgeGenerationMixin, JudgeLlamaForCausalLM
+from hf_judge.verify.decide import StrictVerifier
+from hf_judge.verify.judge import JudgeCandidateVerifier
+from hf_judge.verify.round import CandidateVerifier
 from hf_judge.verify.stats import JudgeStats, VerdictCode
 
 __version__ = "0.2.0.dev0"

@@ -24,12 +24,13 @@ import traceback
 import warnings
 from collections import Counter
 from dataclasses import dataclass, field
+from unittest import mock
 
 import torch
 from conftest import ARCHITECTURES, VOCAB, noisy_copy, random_head, randomize, tiny_model
 from naive import NaiveModel, naive_judged
 from scipy.stats import chi2
-from test_sources_options import tiny_tokenizer
+from test_sources_options import MTP_SETTINGS, dflash_draft, mtp_from_config, tiny_tokenizer
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -39,6 +40,7 @@ from transformers import (
     PreTrainedModel,
     StoppingCriteria,
 )
+from transformers.modeling_layers import MtpModel
 
 from hf_judge import JudgeCandidateVerifier, StrictVerifier, VerdictCode, judged
 from hf_judge.upstream.forward import with_cache
@@ -88,6 +90,7 @@ MODELS = {name: (name, settings) for name, settings in ARCHITECTURES.items()} | 
     "phi3-longrope": ("phi3", {"original_max_position_embeddings": 20, "rope_parameters": LONGROPE}),
     "starcoder2": ("starcoder2", {}),
     "stablelm": ("stablelm", {}),
+    "glm4_moe-mtp": ("glm4_moe", MTP_SETTINGS),
     "mpt": ("mpt", {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64}),
 }
 ROUNDING = {"float32": 1e-4, "float64": 1e-5, "bfloat16": 0.12}  # of a score, always float32
@@ -182,11 +185,13 @@ def drawn(rng: random.Random) -> Case:
         n_new=rng.choice([1, 2, 5, 12, 20]),
         n_drafted=rng.choice([1, 2, 4, 7, 16]),
         engine=rng.choice(["auto", "auto", "upstream", "ragged"]),
-        source=rng.choice([*["assistant"] * 5, "lookup", "itself", "early exit", "other tokenizer"]),
+        source=rng.choice([*["assistant"] * 5, "lookup", "itself", "early exit", "other tokenizer", "dflash", "mtp"]),
         extras=[name for name, share in EXTRAS.items() if rng.random() < 0.7 * share],
         dtype=rng.choice(["float32"] * 4 + ["float64", "bfloat16"]),
         mode=rng.choices(["strict", "judge", "sampling", "compiled"], [100, 15, 0.7, 0.1])[0],
     )
+    if case.source == "mtp":
+        case.model = "glm4_moe-mtp"
     if case.mode == "judge":
         case.extras, case.source, case.dtype = [], "assistant", "float64"
     return case
@@ -272,7 +277,14 @@ def drafting_of(case: Case, target: PreTrainedModel, draft: PreTrainedModel) -> 
         "itself": n | {"assistant_model": target},
         "lookup": {"prompt_lookup_num_tokens": case.n_drafted},
         "early exit": n | {"assistant_early_exit": 1},
+        "dflash": {"assistant_model": dflash_of(case.dtype), "speculation_type": "dflash"},
+        "mtp": {"use_mtp": True},
     }[case.source]
+
+
+def drafts(name: str) -> bool:
+    """Whether a keyword of `generate()` is about drafting or judging."""
+    return any(part in name for part in ("assist", "lookup", "judge", "tokenizer", "speculation", "mtp"))
 
 
 @functools.cache
@@ -285,8 +297,18 @@ def of_another_tokenizer() -> dict:
     }
 
 
+@functools.cache
+def dflash_of(dtype: str) -> PreTrainedModel:
+    return dflash_draft().to(getattr(torch, dtype))
+
+
 def run(case: Case) -> str:
     """ "equal", "refused", or what went wrong."""
+    with mock.patch.object(MtpModel, "from_pretrained", classmethod(mtp_from_config)):
+        return _run(case)
+
+
+def _run(case: Case) -> str:
     target, draft = models_of(case)
     ids, mask = inputs_of(case)
     if case.mode == "judge":
@@ -348,7 +370,7 @@ def _second_turn(case: Case, target, got, options: dict, judged_cache: dict, pla
     options = {name: value for name, value in options.items() if name not in ("attention_mask", "position_ids")}
     plain_options = {name: value for name, value in options.items() if name in ("max_new_tokens", "do_sample")}
     plain_options |= {n: options[n] for n in ("pad_token_id", "eos_token_id", "suppress_tokens") if n in options}
-    rest = {n: v for n, v in options.items() if "assist" in n or "lookup" in n or "judge" in n or n == "tokenizer"}
+    rest = {n: v for n, v in options.items() if drafts(n)}
     try:
         plain = target.generate(
             longer, **plain_options, **plain_cache, return_dict_in_generate=True, output_scores=True
@@ -390,8 +412,9 @@ def _sampled(target, ids: torch.Tensor, options: dict, judged_options: dict) -> 
     """The first two tokens of the first prompt, by chi-square against the probabilities that upstream samples from."""
     ids = ids[:1]
     both = {name: value[:1] if isinstance(value, torch.Tensor) else value for name, value in judged_options.items()}
-    plain = {n: v for n, v in both.items() if "assist" not in n and "judge" not in n and "lookup" not in n}
-    plain = {n: v for n, v in plain.items() if n != "tokenizer"} | {"return_dict_in_generate": True}
+    plain = {n: v for n, v in both.items() if not drafts(n)} | {"return_dict_in_generate": True}
+    if "attention_mask" in plain and not plain["attention_mask"][:, -1].all():
+        return "refused"  # within one call upstream counts on from the position of padding, in a second one it does not
     if plain.keys() & {"inputs_embeds", "position_ids", "stopping_criteria", "min_new_tokens", "num_beams"}:
         return "refused"  # the two steps below would not be those of one call
     expected = torch.zeros(VOCAB, VOCAB, dtype=torch.double)

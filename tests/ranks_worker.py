@@ -20,7 +20,8 @@ from transformers.distributed import DistributedConfig
 
 from hf_judge import AutoJudgeModelForCausalLM, judged
 from hf_judge.labelling.jobs import processes
-from hf_judge.ragged import backend, rows
+from hf_judge.ragged import backend
+from hf_judge.ragged import model as ragged_model
 
 SECONDS = 100  # a collective that takes longer is a hang
 ENGINES = ("ragged", "upstream")
@@ -121,7 +122,7 @@ def sharded_cases(target, draft, sharded_draft, head, rank):
             ("one token", {"max_new_tokens": 1 + 8 * rank}),
         ):
             cases[f"{name}/{engine}"] = answer(target, {"input_ids": PROMPTS[rank]}, draft, head, engine, **own)
-    with mock.patch.object(rows, "PREFILL_CHUNK", 4):  # three of them in one process, two in the other
+    with mock.patch.object(ragged_model, "PREFILL_CHUNK", 4):  # three of them in one process, two in the other
         cases["chunks"] = answer(target, {"input_ids": PROMPTS[rank]}, draft, head, "ragged", max_new_tokens=6)
     one = {"input_ids": PROMPTS[rank][:, : 1 + 3 * rank]}
     cases["short prompt"] = answer(target, one, draft, head, "ragged", max_new_tokens=6)

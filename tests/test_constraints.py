@@ -19,7 +19,7 @@ from transformers import (
 from transformers.generation.logits_process import MinPLogitsWarper
 
 from hf_judge import JudgeCandidateVerifier, VerdictCode, judged
-from hf_judge.upstream.processors import RowProcessor
+from hf_judge.upstream.processors import PromptProcessor
 
 pytestmark = pytest.mark.contract  # also run on every supported transformers: make test-matrix
 
@@ -227,14 +227,14 @@ class TestWarpers:
         assert {FIRST, SECOND, THIRD, FOURTH} <= set(rescued_tokens(out))
 
 
-class TestRowProcessor:
+class TestPromptProcessor:
     def test_scores_are_those_of_the_whole_list(self):
         """Row by row what upstream's plain loop would compute, and the raw logits stay as they are."""
         processors = LogitsProcessorList([Ban(3, in_place=True), TopKLogitsWarper(5), BanAfter(7, 8), Halve()])
         sequence = torch.tensor([[4, 5, 6, 7, 8, 7]])
         logits = torch.randn(1, 4, 12, generator=torch.Generator().manual_seed(0))
         before = logits.clone()
-        scores, forbidden = RowProcessor(processors)(sequence[:, :3], logits, sequence[:, 3:])
+        scores, forbidden = PromptProcessor(processors)(sequence[:, :3], logits, sequence[:, 3:])
         assert torch.equal(logits, before)
         for row in range(4):
             assert torch.equal(scores[:, row], processors(sequence[:, : 3 + row], logits[:, row].clone()))
@@ -243,11 +243,11 @@ class TestRowProcessor:
     def test_nan_is_forbidden(self):
         """A processor that answers NaN has not allowed the token."""
         processors = LogitsProcessorList([Ban(3, value=float("nan"))])
-        _, forbidden = RowProcessor(processors)(torch.tensor([[1]]), torch.zeros(1, 3, 12), torch.tensor([[2, 3]]))
+        _, forbidden = PromptProcessor(processors)(torch.tensor([[1]]), torch.zeros(1, 3, 12), torch.tensor([[2, 3]]))
         assert forbidden.tolist() == [[False, True]]
 
     def test_no_processors(self):
         logits = torch.randn(1, 3, 12)
-        scores, forbidden = RowProcessor(LogitsProcessorList())(torch.tensor([[1]]), logits, torch.tensor([[2, 3]]))
+        scores, forbidden = PromptProcessor(LogitsProcessorList())(torch.tensor([[1]]), logits, torch.tensor([[2, 3]]))
         assert torch.equal(scores, logits)
         assert forbidden.tolist() == [[False, False]]

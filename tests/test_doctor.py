@@ -14,7 +14,7 @@ from hf_judge.doctor import Diagnosis, diagnose, environment
 from hf_judge.doctor.pair import Models
 from hf_judge.doctor.self_check import N_NEW, probe
 from hf_judge.ragged.backend import RaggedBackend
-from hf_judge.ragged.rows import PREFILL_CHUNK
+from hf_judge.ragged.model import PREFILL_CHUNK
 from hf_judge.tiny import HOME, load_pair
 
 

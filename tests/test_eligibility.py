@@ -26,7 +26,7 @@ from transformers import (
 
 from hf_judge import StrictVerifier, judged
 from hf_judge.ragged import eligibility
-from hf_judge.ragged.eligibility import CRITERIA, KEYWORDS, MODEL_KWARGS, PROCESSORS, SETTINGS
+from hf_judge.ragged.allow_list import CRITERIA, KEYWORDS, MODEL_KWARGS, PROCESSORS, SETTINGS
 from hf_judge.upstream.forward import with_cache
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -38,7 +38,7 @@ GROUPS = {
     "Stopping criteria of transformers": CRITERIA,
 }
 N_NEW = 12
-REMEDY = "classify it in hf_judge/ragged/eligibility.py, then write docs/engines.md: python tests/test_eligibility.py"
+REMEDY = "classify it in hf_judge/ragged/allow_list.py, then write docs/engines.md: python tests/test_eligibility.py"
 
 
 def classes_below(base: type) -> set[str]:

@@ -6,8 +6,8 @@ import fuzz
 import pytest
 import torch
 
-from hf_judge.decoding import loop, upstream_caches
-from hf_judge.modeling import mixin
+from hf_judge.decoding import stopping, upstream_caches
+from hf_judge.modeling import engines, refusals
 from hf_judge.ragged import eligibility
 from hf_judge.ragged.backend import RaggedBackend
 from hf_judge.upstream import processors
@@ -35,13 +35,15 @@ FAULTS = {
     "any positions": _replaced(eligibility, "_follow_from", lambda *args: True),
     "any inputs": _replaced(eligibility, "_unknown_inputs", lambda call: None),
     "any attention": _replaced(eligibility, "_other_attention", lambda config: None),
-    "a caller's cache": _changed(mixin, "why_not_ragged", lambda why: None if "passed a cache" in str(why) else why),
+    "a caller's cache": _changed(engines, "why_not_ragged", lambda why: None if "passed a cache" in str(why) else why),
     "angles that change": _replaced(upstream_caches, "length_of_changing_angles", lambda *args: None),
-    "criteria that look at the row": _replaced(loop, "is_upstreams_own", lambda one: True),
-    "processors that look at the row": _replaced(processors, "_for_row", lambda processor, row, n_rows: processor),
+    "criteria that look at the row": _replaced(stopping, "is_upstreams_own", lambda one: True),
+    "processors that look at the row": _replaced(
+        processors, "_at_place", lambda processor, place, n_prompts: processor
+    ),
     "scores of other tokens": _changed(RaggedBackend, "forward", lambda f: f._replace(logits=f.logits.roll(1, -1))),
     "states of other tokens": _changed(StateReader, "read", lambda states: states.roll(1, -2)),
-    "a cache without upstream's checks": _replaced(mixin, "_check_cache_and_batch", lambda *args: None),
+    "a cache without upstream's checks": _replaced(refusals, "ON_UPSTREAMS_CACHES", ()),
 }
 
 

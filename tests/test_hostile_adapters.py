@@ -19,7 +19,7 @@ from safetensors.torch import save
 
 from hf_judge import JudgeConfig, JudgeHead, judged
 from hf_judge.head.files import BIAS_KEY, CONFIG_NAME, MAX_CONFIG_BYTES, WEIGHT_KEY, WEIGHTS_NAME
-from hf_judge.modeling.mixin import become_judge
+from hf_judge.modeling.classes import become_judge
 
 ABSURD = {
     "threshold": [7, -0.1, 1.0001, float("nan"), float("inf"), -float("inf"), "0.5", None, True, [0.5], {}, 10**400],

@@ -140,7 +140,7 @@ class TestUnused:
     )
     def test_ways_past_the_judge(self, options, name):
         model = judge_model()
-        message = f"{name} answers in a way of its own, which does not look at judge=: drop it, or pass judge=False"
+        message = f"{name} answers in a way of its own, which would ignore judge=: drop it, or pass judge=False"
         with pytest.raises(ValueError, match=message):
             model.generate(prompt(0), judge=always_head(), prompt_lookup_num_tokens=3, **SETTINGS, **options)
         model.default_judge = always_head()

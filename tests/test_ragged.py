@@ -18,7 +18,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from hf_judge import JudgeCandidateVerifier, JudgeHead, StrictVerifier, judged
 from hf_judge.ragged.cache import STEP, RaggedCache, bucket
-from hf_judge.ragged.rows import forward_rows
+from hf_judge.ragged.model import run_ragged
 from hf_judge.tiny import load_pair
 from hf_judge.tiny.world import problems
 
@@ -81,7 +81,7 @@ class TestCache:
         def run(starts, n):
             rows = torch.stack([ids[r, start : start + n] for r, start in enumerate(starts)])
             cache.reserve(max(starts) + n)
-            logits = forward_rows(model, cache, rows, torch.tensor(starts)).logits
+            logits = run_ragged(model, cache, rows, torch.tensor(starts)).logits
             for r, start in enumerate(starts):
                 torch.testing.assert_close(logits[r], expected[r, start : start + n], atol=2e-5, rtol=1e-4)
 
@@ -104,7 +104,7 @@ class TestCache:
     def test_length_follows_need(self):
         model, cache = tiny_model(), RaggedCache(2, 1)
         cache.reserve(3)
-        forward_rows(model, cache, prompt(0, 3), torch.tensor([0]))
+        run_ragged(model, cache, prompt(0, 3), torch.tensor([0]))
         assert cache.nbytes() == 2 * 2 * 2 * STEP * 8 * 4  # layers x (keys, values) x heads x keys x head_dim x float32
 
     def test_buckets_waste_little(self):
@@ -372,7 +372,7 @@ class TestRefused:
             ragged(model, {"input_ids": prompt(0)}, draft, StrictVerifier())
         with caplog.at_level(logging.INFO, logger="hf_judge"):
             ragged(model, {"input_ids": prompt(0)}, draft, StrictVerifier(), judge_engine="auto")
-        assert [reason in r.message for r in caplog.records if r.name == "hf_judge.modeling.mixin"] == [True]
+        assert [reason in r.message for r in caplog.records if r.name == "hf_judge.modeling.engines"] == [True]
 
     def test_streamers_and_returned_sequences_keep_upstreams_rules(self, target, draft, head):
         class Prints(BaseStreamer):

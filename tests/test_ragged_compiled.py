@@ -321,9 +321,9 @@ class TestSchedules:
         assert schedule.next() == 1
 
     def test_by_name(self):
-        assert type(length_schedule(5, "constant", told=True)) is ConstantLength
-        assert type(length_schedule(5, "heuristic_transient", told=True)) is HeuristicLength
-        assert max(length_schedule(5, "adaptive", told=True)._lengths) == 5
+        assert type(length_schedule(5, "constant", is_maximum=True)) is ConstantLength
+        assert type(length_schedule(5, "heuristic_transient", is_maximum=True)) is HeuristicLength
+        assert max(length_schedule(5, "adaptive", is_maximum=True)._lengths) == 5
 
     @pytest.mark.parametrize("more", [{}, TRACED], ids=["eager", "traced"])
     def test_adaptive_generation_is_right_whatever_it_chooses(self, pair, more, monkeypatch):

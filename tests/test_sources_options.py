@@ -89,42 +89,50 @@ def other_vocabulary_draft(stock, noise: float):
     return draft
 
 
+MTP_SETTINGS = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "head_dim": 8,
+    "num_mtp_layers": 1,
+}
+
+
+def dflash_draft() -> MuseGlimmerAssistantModel:
+    """A DFlash draft for a tiny target of two layers."""
+    return randomize(
+        MuseGlimmerAssistantModel(
+            MuseGlimmerAssistantConfig(
+                hidden_size=WIDTH,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                head_dim=8,
+                max_position_embeddings=256,
+                sliding_window=64,
+                block_size=4,
+                mask_token_id=VOCAB - 1,
+                target_layer_ids=[0, 1],
+                bos_token_id=None,
+                eos_token_id=None,
+                pad_token_id=None,
+            )
+        ).eval(),
+        5,
+    )
+
+
 @pytest.fixture(scope="module")
 def settings():
     stock = tiny_model(**STOCK_SETTINGS)
     target, tokenizer = judged(stock), tiny_tokenizer(pairs=False)
     draft, other = noisy_copy(stock), other_vocabulary_draft(stock, 0.06)
-    dflash = MuseGlimmerAssistantModel(
-        MuseGlimmerAssistantConfig(
-            hidden_size=WIDTH,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=8,
-            max_position_embeddings=256,
-            sliding_window=64,
-            block_size=4,
-            mask_token_id=VOCAB - 1,
-            target_layer_ids=[0, 1],
-            bos_token_id=None,
-            eos_token_id=None,
-            pad_token_id=None,
-        )
-    )
-    dflash = randomize(dflash.eval(), 5)
-    with_mtp = tiny_model(
-        "glm4_moe",
-        **STOCK_SETTINGS,
-        n_routed_experts=4,
-        num_experts_per_tok=2,
-        moe_intermediate_size=16,
-        first_k_dense_replace=1,
-        n_group=1,
-        topk_group=1,
-        head_dim=8,
-        num_mtp_layers=1,
-    )
+    dflash = dflash_draft()
+    with_mtp = tiny_model("glm4_moe", **STOCK_SETTINGS, **MTP_SETTINGS)
     for model in (stock, with_mtp, draft, other):
         # upstream puts its listeners on a model the first time that any hidden state is asked for, and leaves them
         model(prompt(0), output_hidden_states=True)
@@ -151,16 +159,16 @@ def settings():
     }
 
 
+def mtp_from_config(cls, main_model, device_map=None):
+    """MTP layers without a checkpoint: upstream reads them from that of the target, and a tiny model has none."""
+    mtp = cls(main_model, main_model.config.num_mtp_layers).eval()
+    randomize(mtp.layers, 3)
+    return mtp
+
+
 @pytest.fixture(autouse=True)
 def mtp_layers_without_a_checkpoint(monkeypatch):
-    """Upstream reads MTP layers from the target's checkpoint on the Hub; a tiny model has none."""
-
-    def from_config(cls, main_model, device_map=None):
-        mtp = cls(main_model, main_model.config.num_mtp_layers).eval()
-        randomize(mtp.layers, 3)
-        return mtp
-
-    monkeypatch.setattr(MtpModel, "from_pretrained", classmethod(from_config))
+    monkeypatch.setattr(MtpModel, "from_pretrained", classmethod(mtp_from_config))
 
 
 SOURCES = ["assistant", "other_tokenizer", "lookup", "early_exit", "dflash", "mtp"]

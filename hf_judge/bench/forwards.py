@@ -11,7 +11,7 @@ from transformers import CompileConfig, DynamicCache, PreTrainedModel
 
 from hf_judge.evaluation.answers import Pair
 from hf_judge.ragged.compiling import Compiled
-from hf_judge.ragged.rows import ModelRows, draft_step
+from hf_judge.ragged.model import RaggedModel, draft_step
 from hf_judge.upstream.forward import with_cache
 from hf_judge.upstream.states import StateReader
 
@@ -123,8 +123,8 @@ class _Round:
         if compiled is not None:
             reader.leave_forwards_alone()
         self._model_kwargs = reader.request({}, {})
-        self._target = ModelRows(pair.target, batch_size, compiled=compiled)
-        self._draft = ModelRows(pair.draft, batch_size, draft_step, compiled)
+        self._target = RaggedModel(pair.target, batch_size, compiled=compiled)
+        self._draft = RaggedModel(pair.draft, batch_size, draft_step, compiled)
         # contiguous, as in drafting and verifying: the strides of a slice would be compiled for separately
         self._token = text[:, -1:].clone(memory_format=torch.contiguous_format)
         self._ids = self._token.repeat(1, n_drafted + 1)

@@ -20,7 +20,8 @@ from hf_judge.evaluation.tasks import Example
 from hf_judge.labelling.greedy import ANSWER_ALONE
 from hf_judge.modeling.keywords import constant_drafts
 from hf_judge.upstream.forward import compiling_everywhere
-from hf_judge.verify.rule import JudgeCandidateVerifier, StrictVerifier
+from hf_judge.verify.decide import StrictVerifier
+from hf_judge.verify.judge import JudgeCandidateVerifier
 from hf_judge.verify.stats import JudgeStats
 
 SCHEDULES = ("constant", "heuristic_transient")

@@ -1,5 +1,6 @@
-"""The decoding loop, its backend on upstream's caches, and what a judged call returns."""
+"""The loop of a judged generation, the backend on upstream's caches, and the output."""
 
-from hf_judge.decoding.loop import JudgeDecoderOnlyOutput, VerdictStreamer, judged_decoding
+from hf_judge.decoding.loop import judged_decoding
+from hf_judge.decoding.output import JudgeDecoderOnlyOutput, VerdictStreamer
 
 __all__ = ["JudgeDecoderOnlyOutput", "VerdictStreamer", "judged_decoding"]

@@ -1,5 +1,4 @@
-"""The backend that works everywhere: one prompt, upstream's dynamic cache and crop, any architecture and candidate
-source.
+"""The backend on upstream's caches: one prompt, any architecture, any source of drafts.
 
 Upstream facts are those of transformers 5.19 to 5.24.
 """
@@ -7,54 +6,44 @@ Upstream facts are those of transformers 5.19 to 5.24.
 from __future__ import annotations
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel
 
-from hf_judge.decoding.loop import Draft, Forward
+from hf_judge.decoding.backend import Draft, Forward
 from hf_judge.upstream.candidates import CandidateSource
 from hf_judge.upstream.forward import cache_of, known_length, length_of_changing_angles, lengthened, updated_kwargs
+from hf_judge.upstream.generation import PreparedCall
 from hf_judge.upstream.processes import Ranks
 from hf_judge.upstream.states import StateReader
 
 
 class CroppingBackend:
-    """Runs the target on a cache that is cropped after every round.
+    """Runs the target on a cache of upstream, which is cropped after every round.
 
     Args:
-        model: the target.
+        call: the call as `generate()` prepared it; its `model_kwargs` hold the cache.
         source: proposes the drafts.
         reader: reads the target's hidden state.
-        generation_config: the prepared config of this call.
-        model_kwargs: what the target's forward is called with; holds the cache.
         ranks: the processes that run this very call together.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        source: CandidateSource,
-        reader: StateReader,
-        generation_config: GenerationConfig,
-        model_kwargs: dict,
-        ranks: Ranks,
-    ):
-        self._model, self._source, self._reader, self._ranks = model, source, reader, ranks
-        self._config, self._kwargs = generation_config, model_kwargs
+    def __init__(self, call: PreparedCall, source: CandidateSource, reader: StateReader, ranks: Ranks):
+        self._model, self._config, self._kwargs = call.model, call.generation_config, call.model_kwargs
+        self._source, self._reader, self._ranks = source, reader, ranks
         self._outputs = None  # of the round before
         self._n_accepted = 0
         self._longest: int | None = None  # sequence, drafted tokens included, whose forward is plain decoding's
         self._last_ids: torch.LongTensor | None = None
 
-    def propose(self, answers: list[torch.LongTensor], budgets: list[int]) -> Draft:
-        """See [`hf_judge.decoding.loop.Backend`]."""
-        ids, logits, raw_logits = answers[0][:, :0], None, None
-        total = known_length(self._kwargs, self._config, answers[0])
+    def propose(self, texts: list[torch.LongTensor], budgets: list[int]) -> Draft:
+        """See [`hf_judge.decoding.backend.Backend`]."""
+        ids, logits, raw_logits = texts[0][:, :0], None, None
+        total = known_length(self._kwargs, self._config, texts[0])
         if self._outputs is None:
             positions = self._kwargs.get("position_ids")
             shift = 0 if positions is None else int(positions.max()) + 1 - total
             self._longest = length_of_changing_angles(self._model.config.get_text_config(), total, shift)
         if self._ranks.decides:
             ids, logits, raw_logits = self._source.propose(
-                answers[0],
+                texts[0],
                 budget=budgets[0] if self._longest is None else min(budgets[0], self._longest - total),
                 model_kwargs=self._kwargs,
                 outputs=self._outputs,
@@ -63,40 +52,40 @@ class CroppingBackend:
         ids = self._ranks.agree_on_width(ids)
         return Draft(ids, ids.new_full((1,), ids.shape[1]), logits, raw_logits)
 
-    def forward(self, answers: list[torch.LongTensor], draft: Draft) -> Forward:
-        """See [`hf_judge.decoding.loop.Backend`]."""
+    def forward(self, texts: list[torch.LongTensor], draft: Draft) -> Forward:
+        """See [`hf_judge.decoding.backend.Backend`]."""
         k = draft.ids.shape[1]
-        inputs = self._round_inputs(answers[0], draft.ids)
+        inputs = self._round_inputs(texts[0], draft.ids)
         self._outputs = self._model(**self._reader.request(inputs, self._source.model_kwargs_overrides))
-        rows = self._outputs.logits[:, -k - 1 :].to(device=draft.ids.device, dtype=torch.float32, copy=True)
-        return Forward(rows, self._reader.read(self._outputs, k + 1), self._outputs)
+        logits = self._outputs.logits[:, -k - 1 :].to(device=draft.ids.device, dtype=torch.float32, copy=True)
+        return Forward(logits, self._reader.read(self._outputs, k + 1), self._outputs)
 
-    def commit(self, answers: list[torch.LongTensor], grown: list[tuple[int, int]], scores: torch.Tensor) -> None:
-        """See [`hf_judge.decoding.loop.Backend`]."""
-        (n_new, self._n_accepted), self._last_ids = grown[0], answers[0]
-        # The last new token was not fed yet: the cache keeps the rows before it. crop(0) matters too, it lets
+    def commit(self, texts: list[torch.LongTensor], growth: list[tuple[int, int]], scores: torch.Tensor) -> None:
+        """See [`hf_judge.decoding.backend.Backend`]."""
+        (n_new, self._n_accepted), self._last_ids = growth[0], texts[0]
+        # The last new token was not fed yet: the cache keeps what was fed before it. crop(0) matters too, it lets
         # sliding-window layers shrink back to their window.
         cache_of(self._outputs).crop(-(scores.shape[1] - n_new))
         if self._ranks.decides:
-            self._source.update(answers[0], scores, self._n_accepted)
+            self._source.update(texts[0], scores, self._n_accepted)
         self._kwargs = updated_kwargs(self._model, self._outputs, self._kwargs, n_new)
 
-    def keep(self, rows: list[int]) -> None:
-        """See [`hf_judge.decoding.loop.Backend`]: a single row is never dropped."""
+    def keep(self, kept: list[int]) -> None:
+        """See [`hf_judge.decoding.backend.Backend`]: the only prompt is never dropped."""
 
     def idle(self) -> None:
-        """See [`hf_judge.decoding.loop.Backend`]."""
+        """See [`hf_judge.decoding.backend.Backend`]."""
         self._model(input_ids=self._last_ids[:, -1:], use_cache=False)
 
     def cache(self):
-        """The target's cache, for a later turn."""
+        """Return the target's cache for a later turn."""
         return cache_of(self._kwargs)
 
     def close(self, *, failed: bool = False) -> None:
-        """See [`hf_judge.decoding.loop.Backend`]: the cache is the caller's."""
+        """See [`hf_judge.decoding.backend.Backend`]: the cache is the caller's."""
 
     def _round_inputs(self, input_ids: torch.LongTensor, candidate_ids: torch.LongTensor) -> dict:
-        """The target's forward arguments: what the cache lacks of the sequence, then the draft."""
+        """Return the arguments of the target's forward: the ids that the cache lacks, then the draft."""
         k = candidate_ids.shape[1]
         kwargs, is_first = lengthened(self._kwargs, k), self._outputs is None
         # Lengths are counted from what is there, not from input_ids: an earlier turn may live in the cache alone.
@@ -108,11 +97,6 @@ class CroppingBackend:
                 n_next = kwargs["inputs_embeds"].shape[1] - cached
             else:
                 # either the whole sequence was passed again, or only what the cache does not hold yet
-                if total == input_ids.shape[1] <= cached:
-                    raise ValueError(
-                        f"the cache holds {cached} tokens, but input_ids and attention_mask have {total}: "
-                        "pass the ids of the whole sequence, or only the new ids with the attention_mask of all"
-                    )
                 n_next = k + (input_ids.shape[1] - cached if total == input_ids.shape[1] else input_ids.shape[1])
         inputs = self._model.prepare_inputs_for_generation(
             torch.cat([input_ids, candidate_ids], dim=1),

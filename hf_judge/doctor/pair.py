@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from hf_judge.doctor.findings import Diagnosis
 from hf_judge.head.compatibility import doubts
 from hf_judge.head.judge_head import JudgeHead
-from hf_judge.modeling.mixin import AutoJudgeModelForCausalLM
+from hf_judge.modeling.classes import AutoJudgeModelForCausalLM
 from hf_judge.tiny.pair import load_pair
 from hf_judge.upstream.generation import disagreement
 from hf_judge.upstream.states import StateReader

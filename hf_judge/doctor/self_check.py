@@ -11,11 +11,11 @@ from hf_judge.doctor.findings import Diagnosis
 from hf_judge.doctor.pair import Models
 from hf_judge.evaluation.answers import left_padded
 from hf_judge.modeling.keywords import constant_drafts
-from hf_judge.ragged.rows import PREFILL_CHUNK
+from hf_judge.ragged.model import PREFILL_CHUNK
 from hf_judge.upstream.devices import input_device
 from hf_judge.upstream.generation import tokenizer_arguments
 from hf_judge.upstream.states import StateReader
-from hf_judge.verify.rule import StrictVerifier
+from hf_judge.verify.decide import StrictVerifier
 
 N_NEW, N_DRAFTED = 24, 5
 TIE = 16  # two logits tie if they are this many units in the last place of the largest logit apart, or fewer
@@ -41,11 +41,11 @@ class _FirstRound(StrictVerifier):
         self.lengths: torch.Tensor | None = None  # (batch,) long
         self.hidden: torch.Tensor | None = None  # (batch, k+1, D)
 
-    def verify(self, candidates, rows):
+    def verify(self, candidates, outputs):
         if self.hidden is None:
-            self.drafted, self.hidden = candidates.ids.clone(), rows.hidden.clone()
+            self.drafted, self.hidden = candidates.ids.clone(), outputs.hidden.clone()
             self.lengths = candidates.lengths
-        return super().verify(candidates, rows)
+        return super().verify(candidates, outputs)
 
 
 def check_engines(found: Diagnosis, models: Models) -> None:

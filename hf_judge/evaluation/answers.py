@@ -25,8 +25,8 @@ from hf_judge.head.compatibility import check_pair
 from hf_judge.head.judge_head import JudgeHead
 from hf_judge.labelling.greedy import ANSWER_ALONE, stop_tokens_of
 from hf_judge.labelling.prompts import Prompt, encode_prompt
+from hf_judge.modeling.classes import judged
 from hf_judge.modeling.keywords import constant_drafts
-from hf_judge.modeling.mixin import judged
 from hf_judge.rules.by_name import Setting, make_verifier
 from hf_judge.upstream.devices import input_device
 from hf_judge.upstream.generation import tokenizer_arguments

@@ -20,7 +20,8 @@ from hf_judge.labelling.prompts import Prompt
 from hf_judge.rules.by_name import Setting, make_verifier
 from hf_judge.upstream.forward import of_width, readable
 from hf_judge.upstream.states import StateReader
-from hf_judge.verify.rule import Candidates, CandidateVerifier, Rows, head_features
+from hf_judge.verify.judge import head_features
+from hf_judge.verify.round import Candidates, CandidateVerifier, TargetOutputs
 from hf_judge.verify.stats import VerdictCode
 
 CHUNK = 256  # tokens verified at once; bounds memory, and the work that a rejection makes void
@@ -86,7 +87,7 @@ def walk(verifier: CandidateVerifier, text: ReadText, stop_tokens: torch.Tensor 
         hidden = text.hidden[state]
         logits = text.logits[:, start : end + 1]
         verdict = verifier.verify(
-            candidates, Rows(logits, logits, None if hidden is None else hidden[:, start : end + 1])
+            candidates, TargetOutputs(logits, logits, None if hidden is None else hidden[:, start : end + 1])
         )
         n_accepted = int(verdict.n_accepted)
         codes += verdict.codes[0, :n_accepted].tolist()
@@ -109,8 +110,8 @@ def runs(codes: list[int]) -> list[int]:
 def judge_scores(head: JudgeHead, text: ReadText) -> list[float]:
     """Return a head's score, sigmoid of its logit, for every token of the text."""
     candidates = Candidates(text.ids, raw_logits=text.draft_logits)
-    rows = Rows(text.logits, text.logits, text.hidden[head.config.hidden_state])
-    return head(head_features(head, candidates, rows))[0].sigmoid().tolist()
+    outputs = TargetOutputs(text.logits, text.logits, text.hidden[head.config.hidden_state])
+    return head(head_features(head, candidates, outputs))[0].sigmoid().tolist()
 
 
 def token_details(pair: Pair, text: ReadText) -> list[dict]:

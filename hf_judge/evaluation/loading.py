@@ -17,7 +17,7 @@ from hf_judge.evaluation.answers import Pair
 from hf_judge.head.compatibility import check_pair, draft_tokenizer_of
 from hf_judge.head.judge_head import JudgeHead
 from hf_judge.labelling.responses import LabelledResponse, read_named
-from hf_judge.modeling.mixin import AutoJudgeModelForCausalLM
+from hf_judge.modeling.classes import AutoJudgeModelForCausalLM
 from hf_judge.tiny.pair import load_pair
 
 DEPTH = 24  # layers of the embedded target, unless a command chooses another number

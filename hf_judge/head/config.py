@@ -190,17 +190,27 @@ class JudgeConfig(PeftConfig):
 
 
 def check_threshold(threshold: float) -> float:
-    """The threshold as a float, or an error that says what is allowed.
+    """Return the threshold as a float, or refuse it.
 
     Raises:
         TypeError: not a number.
         ValueError: not finite or outside [0, 1].
     """
-    if isinstance(threshold, bool) or not isinstance(threshold, (int, float)):
-        raise TypeError(f"threshold must be a number between 0 and 1, got {_short(threshold)}")
-    if not 0.0 <= threshold <= 1.0:  # NaN is not, and an integer of any size can be compared
-        raise ValueError(f"threshold must be between 0 and 1 (the judge accepts above it), got {_short(threshold)}")
-    return float(threshold)
+    return check_fraction("threshold", threshold, " (the judge accepts above it)")
+
+
+def check_fraction(name: str, value: float, meaning: str = "") -> float:
+    """Return the value as a float, or refuse it by its name.
+
+    Raises:
+        TypeError: not a number.
+        ValueError: not finite or outside [0, 1].
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number between 0 and 1, got {_short(value)}")
+    if not 0.0 <= value <= 1.0:  # NaN is not, and an integer of any size can be compared
+        raise ValueError(f"{name} must be between 0 and 1{meaning}, got {_short(value)}")
+    return float(value)
 
 
 def check_extra_features(names: list | tuple) -> list[str]:

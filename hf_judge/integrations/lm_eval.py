@@ -26,10 +26,10 @@ except ImportError:
 from hf_judge.head.compatibility import check_pair, draft_tokenizer_of
 from hf_judge.labelling.answers import is_right, make_checker
 from hf_judge.labelling.greedy import ANSWER_ALONE
+from hf_judge.modeling.classes import judged
 from hf_judge.modeling.keywords import constant_drafts
-from hf_judge.modeling.mixin import judged
 from hf_judge.upstream.generation import tokenizer_arguments
-from hf_judge.verify.rule import StrictVerifier
+from hf_judge.verify.decide import StrictVerifier
 
 
 @register_metric(metric="hf_judge_right", higher_is_better=True, aggregation="mean")

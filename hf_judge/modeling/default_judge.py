@@ -1,7 +1,4 @@
-"""Heads that come with a model: kept beside it when it is saved, and adapters that are checked before it gets them.
-
-Knows nothing about generation.
-"""
+"""Heads that come with a model: the default judge saved beside it, and JUDGE adapters, checked before they load."""
 
 from __future__ import annotations
 
@@ -10,21 +7,43 @@ import dataclasses
 import logging
 import os
 
+from transformers import PreTrainedModel
+
 from hf_judge.head.adapter import read_adapter
 from hf_judge.head.config import HUB_OPTIONS
 from hf_judge.head.files import CONFIG_NAME, WEIGHTS_NAME, is_judge_adapter
-from hf_judge.head.hub import holds, locate
+from hf_judge.head.hub import cached_commit, holds, locate
 from hf_judge.head.judge_head import JudgeHead
+from hf_judge.upstream.forward import commit_of, remember_commit
 from hf_judge.upstream.versions import require_peft
-from hf_judge.verify.rule import CandidateVerifier, JudgeCandidateVerifier
+from hf_judge.verify.judge import JudgeCandidateVerifier
+from hf_judge.verify.round import CandidateVerifier
 
 logger = logging.getLogger(__name__)
 
 JUDGE_FOLDER = "judge"  # beside a saved model: the head of its default judge
 
 
-def saved_head(name: str, commit: str | None, options: dict) -> JudgeHead | None:
-    """The head in the folder `judge/` beside a model, from the very commit that the model came from."""
+def set_default_judge(model: PreTrainedModel, judge, kwargs: dict) -> None:
+    """Give a freshly loaded model its default judge: the caller's, else the one saved beside the model.
+
+    Args:
+        kwargs: what the model was loaded with.
+    """
+    name, commit = model.config.name_or_path, commit_of(model.config)
+    if commit is None and not os.path.isdir(name):
+        # upstream (5.23) no longer notes the commit, which check_fit compares with that of the head
+        commit = cached_commit(name, kwargs.get("revision"), kwargs.get("cache_dir"))
+        remember_commit(model.config, commit)
+    if judge is None:
+        options = {key: kwargs[key] for key in ("cache_dir", "token", "local_files_only") if key in kwargs}
+        judge = _saved_head(name, commit, options)
+    if judge is not None and judge is not False:
+        model.default_judge = model.resolve_judge(judge)
+
+
+def _saved_head(name: str, commit: str | None, options: dict) -> JudgeHead | None:
+    """Return the head in the folder `judge/` beside a model, from the very commit that the model came from."""
     if os.path.isdir(name):
         found = os.path.isfile(os.path.join(name, JUDGE_FOLDER, CONFIG_NAME))
     else:
@@ -33,7 +52,7 @@ def saved_head(name: str, commit: str | None, options: dict) -> JudgeHead | None
 
 
 def save_judge(verifier: CandidateVerifier, save_directory: str | os.PathLike) -> None:
-    """Put the head of a default judge, with its threshold, into the folder `judge/` of a saved model."""
+    """Save the head of a default judge, with its threshold, in the folder `judge/` of a saved model."""
     if not isinstance(verifier, JudgeCandidateVerifier):
         logger.warning("the default judge %r is not a judge head and was not saved", verifier)
         return
@@ -45,11 +64,11 @@ def save_judge(verifier: CandidateVerifier, save_directory: str | os.PathLike) -
 
 
 def checked_adapter(name: str | os.PathLike, options: dict) -> str | None:
-    """The directory with the strictly read files of a JUDGE adapter; None: an adapter of another kind.
+    """Return the directory with the strictly read files of a JUDGE adapter; None: an adapter of another kind.
 
     Args:
         name: directory or repository.
-        options: everything the caller said about where to find it.
+        options: the caller's options that say where to find it (revision, subfolder, token, ...).
     """
     options = {key: options[key] for key in (*HUB_OPTIONS, "subfolder") if options.get(key) is not None}
     located = locate(name, (CONFIG_NAME,), **options)

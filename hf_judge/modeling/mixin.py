@@ -1,48 +1,34 @@
-"""Judge classes: transformers' causal language models with ``generate(..., judge=...)``.
+"""``generate(..., judge=...)`` for transformers' causal language models, and the classes that have it.
 
-The classes add no weights and no state to a model; everything a judged call needs travels with the call.
+The classes add no weights and no state to a model; everything that a judged call needs travels with the call.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import logging
 import os
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin, LlamaForCausalLM, PreTrainedModel
+from transformers import LlamaForCausalLM, PreTrainedModel
 
-from hf_judge.decoding.loop import judged_decoding
-from hf_judge.decoding.upstream_caches import CroppingBackend
 from hf_judge.head.compatibility import check_fit
 from hf_judge.head.config import HUB_OPTIONS
 from hf_judge.head.files import LAYER_NAME
-from hf_judge.head.hub import cached_commit
 from hf_judge.head.judge_head import JudgeHead, shared_head
-from hf_judge.modeling.default_judge import checked_adapter, save_judge, saved_head
-from hf_judge.ragged.backend import RaggedBackend
-from hf_judge.ragged.eligibility import why_not_ragged
-from hf_judge.upstream.candidates import CandidateSource, DraftingOptions
-from hf_judge.upstream.forward import cache_of, commit_of, is_stateful, remember_commit, takes_cache, unwrapped
-from hf_judge.upstream.generation import STATIC_CACHES, Call, PreparedCall
+from hf_judge.modeling import refusals
+from hf_judge.modeling.default_judge import checked_adapter, save_judge, set_default_judge
+from hf_judge.modeling.engines import decode
+from hf_judge.upstream.candidates import DraftingOptions
+from hf_judge.upstream.generation import Call
 from hf_judge.upstream.names import causal_lm_class, let_pipelines_take
-from hf_judge.upstream.processes import Ranks, is_sharded
-from hf_judge.upstream.states import StateReader
 from hf_judge.upstream.versions import warn_if_untested
 from hf_judge.upstream.views import shared_view
-from hf_judge.verify.rule import CandidateVerifier, JudgeCandidateVerifier
-
-logger = logging.getLogger(__name__)
+from hf_judge.verify.judge import JudgeCandidateVerifier
+from hf_judge.verify.round import CandidateVerifier
 
 _DRAFTING_OPTIONS = ("num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold")
-# families of encoders that are decoders only where their config says so (transformers 5.19 to 5.24)
-ENCODERS = {
-    *("bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert"),
-    *("rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta", "xlm-roberta-xl", "xmod"),
-}
-ENGINES = ("auto", "ragged", "upstream")
 _PUSH_OPTIONS = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr", "tags")
 
 
@@ -60,7 +46,7 @@ class JudgeGenerationMixin:
 
     def __setattr__(self, name: str, value) -> None:
         if name == "default_judge" and value is not None and value is not False:
-            value = self.resolve_judge(value)  # a head as such would become a submodule, and nobody would look at it
+            value = self.resolve_judge(value)  # a bare head would become a submodule of the model
         super().__setattr__(name, value)
 
     @torch.no_grad()
@@ -79,7 +65,7 @@ class JudgeGenerationMixin:
             judge_engine (`str`): `"ragged"`: the engine for batches, with its own drafting; `"upstream"`: upstream's
                 caches and candidate sources, one prompt; `"auto"`: the first where it can serve the call. The ragged
                 engine compiles its forwards with `compile_config=` (on accelerators also with
-                `cache_implementation="static"`), and knows `num_assistant_tokens_schedule="adaptive"`.
+                `cache_implementation="static"`), and serves `num_assistant_tokens_schedule="adaptive"`.
 
         Returns:
             As upstream: ids, or with `return_dict_in_generate=True` a [`JudgeDecoderOnlyOutput`].
@@ -91,20 +77,20 @@ class JudgeGenerationMixin:
         verifier = self.resolve_judge(judge, judge_threshold)
         if verifier is None:
             return super().generate(*args, **kwargs)
-        if judge_engine not in ENGINES:
-            raise ValueError(f"judge_engine must be one of {ENGINES}, got {judge_engine!r}")
+        refusals.check_engine(judge_engine)
         call = Call(self, super().generate, args, kwargs)
         settings = call.settings()
         if judge is None and not call.drafts(settings):
             return super().generate(*args, **kwargs)  # the model's own judge has nothing to do
-        _check_call(call, settings)
+        refusals.check_call(call, settings)
         warn_if_untested()
         options = DraftingOptions(**{name: call.given(name) for name in _DRAFTING_OPTIONS})
-        return call.run(lambda prepared: _decode(prepared, verifier, options, judge_engine), settings)
+        return call.run(lambda prepared: decode(prepared, verifier, options, judge_engine), settings)
 
     def resolve_judge(self, judge, threshold: float | None = None) -> CandidateVerifier | None:
-        """The acceptance rule that `generate(judge=judge, judge_threshold=threshold)` uses, or None for upstream's
-        path.
+        """Return the acceptance rule that `generate(judge=judge, judge_threshold=threshold)` uses.
+
+        None stands for upstream's path.
 
         Raises:
             TypeError: `judge` is of a type that `generate` does not take.
@@ -112,29 +98,21 @@ class JudgeGenerationMixin:
         """
         if judge is None:
             judge = self.default_judge if self.default_judge is not None else self.active_judge_head()
+        refusals.check_rule(judge, threshold)
         if judge is None or judge is False:
-            if threshold is not None:
-                raise ValueError("judge_threshold was given without a judge: pass judge= as well")
             return None
         if isinstance(judge, (str, os.PathLike)):
             judge = shared_head(judge)
         if isinstance(judge, JudgeHead):
             judge = JudgeCandidateVerifier(judge, threshold)
-        elif isinstance(judge, JudgeCandidateVerifier) and threshold is not None:
-            judge = judge.with_threshold(threshold)
-        elif isinstance(judge, type) or not isinstance(judge, CandidateVerifier):
-            raise TypeError(
-                "judge must be a Hub id or directory (str), a JudgeHead, a CandidateVerifier (an object with `verify` "
-                f"and `stats`), None or False; got {judge!r:.80}"
-            )
         elif threshold is not None:
-            raise ValueError(f"judge_threshold is for judge heads; {judge!r} has settings of its own")
+            judge = judge.with_threshold(threshold)
         if isinstance(judge, JudgeCandidateVerifier):
             check_fit(judge.head, self)
         return judge
 
     def active_judge_head(self) -> JudgeHead | None:
-        """The head of the active JUDGE adapter, or None: no such adapter, or adapters are disabled.
+        """Return the head of the active JUDGE adapter; None: no such adapter, or adapters are disabled.
 
         Raises:
             ValueError: several heads are active.
@@ -152,7 +130,7 @@ class JudgeGenerationMixin:
         """
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # output_loading_info=True
-        _set_default_judge(model, judge, kwargs)
+        set_default_judge(model, judge, kwargs)
         return loaded
 
     def save_pretrained(self, save_directory, *args, **kwargs):
@@ -176,8 +154,8 @@ class JudgeGenerationMixin:
         """Load an adapter as upstream does; a JUDGE adapter passes the strict reader first, at one commit.
 
         Raises:
-            ValueError, TypeError: it holds anything but one judge head.
-            OSError: it cannot be had.
+            ValueError, TypeError: the adapter holds anything but one judge head.
+            OSError: the adapter cannot be found or read.
         """
         if peft_model_id is None:
             return super().load_adapter(None, *args, load_config=load_config, adapter_kwargs=adapter_kwargs, **kwargs)
@@ -202,32 +180,10 @@ class JudgeGenerationMixin:
             layer.leave_if_empty(self)
 
     def __reduce__(self):
-        # a class made at run time is found again through the upstream class it extends, a user's own by its name
+        # pickle finds a class made at run time through the upstream class that it extends, a user's own by its name
         upstream_class = _upstream_class(type(self))
         found_by = upstream_class if type(self) is judge_class(upstream_class) else type(self)
         return _rebuild, (found_by,), self.__dict__
-
-
-def _rebuild(found_by: type) -> PreTrainedModel:
-    return object.__new__(judge_class(found_by))
-
-
-def _set_default_judge(model: PreTrainedModel, judge, kwargs: dict) -> None:
-    """Give a freshly loaded model its default judge: the caller's, else the one saved beside the model.
-
-    Args:
-        kwargs: what the model was loaded with.
-    """
-    name, commit = model.config.name_or_path, commit_of(model.config)
-    if commit is None and not os.path.isdir(name):
-        # upstream (5.23) no longer notes it; check_fit compares it with that of the head
-        commit = cached_commit(name, kwargs.get("revision"), kwargs.get("cache_dir"))
-        remember_commit(model.config, commit)
-    if judge is None:
-        options = {key: kwargs[key] for key in ("cache_dir", "token", "local_files_only") if key in kwargs}
-        judge = saved_head(name, commit, options)
-    if judge is not None and judge is not False:
-        model.default_judge = model.resolve_judge(judge)
 
 
 class JudgeLlamaForCausalLM(JudgeGenerationMixin, LlamaForCausalLM):
@@ -236,70 +192,9 @@ class JudgeLlamaForCausalLM(JudgeGenerationMixin, LlamaForCausalLM):
     __module__ = "hf_judge.modeling"  # where pickles look for it
 
 
-class AutoJudgeModelForCausalLM:
-    """Loads any decoder-only causal language model as its Judge class."""
-
-    def __init__(self):
-        raise OSError("AutoJudgeModelForCausalLM is made with AutoJudgeModelForCausalLM.from_pretrained(...)")
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, judge=None, **kwargs) -> PreTrainedModel:
-        """Load `pretrained_model_name_or_path` through `AutoModelForCausalLM` and make it `Judge<Arch>ForCausalLM`.
-
-        Args:
-            judge: becomes the model's default judge; everything that `generate(judge=)` takes. None: the one that was
-                saved with the model, if any. False: none.
-            **kwargs: as `AutoModelForCausalLM.from_pretrained`.
-
-        Raises:
-            ValueError: the architecture cannot be judged, or the judge does not fit it.
-        """
-        loaded = AutoModelForCausalLM.from_pretrained(pretrained_model_name_or_path, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded  # output_loading_info=True
-        become_judge(model)
-        _set_default_judge(model, judge, kwargs)
-        return loaded
-
-
-def become_judge(model: PreTrainedModel) -> None:
-    """Turn the class of this very object into its Judge class.
-
-    Raises:
-        TypeError: not a transformers model that generates.
-        ValueError: an architecture that cannot be judged.
-    """
-    _check_model(model)
-    model.__class__ = judge_class(type(model))
-
-
-def judged(model: torch.nn.Module) -> PreTrainedModel:
-    """The model as its Judge class: a new object over the same weights; `model` itself is not changed.
-
-    Args:
-        model: a decoder-only causal LM of transformers, or a `PeftModel` around one (its adapters stay active).
-
-    Raises:
-        TypeError: not such a model; a compiled wrapper.
-        ValueError: an architecture that cannot be judged.
-    """
-    if isinstance(model, JudgeGenerationMixin):
-        return model
-    if type(model).__name__ == "OptimizedModule":
-        raise TypeError(
-            "judged() got a torch.compile'd wrapper, whose generate() would bypass the compiled code: compile the "
-            "judged model's forward instead: model = judged(model); model.forward = torch.compile(model.forward)"
-        )
-    if type(model).__module__.partition(".")[0] == "peft":
-        model = _peft_base(model)
-        if isinstance(model, JudgeGenerationMixin):
-            return model
-    _check_model(model)
-    return shared_view(model, judge_class(type(model)))
-
-
 @functools.cache
 def judge_class(upstream_class: type) -> type:
-    """`Judge<Arch>` for a causal LM class of transformers; the same class every time.
+    """Return `Judge<Arch>` for a causal LM class of transformers; the same class every time.
 
     Args:
         upstream_class: e.g. `Qwen2ForCausalLM`.
@@ -314,7 +209,7 @@ def judge_class(upstream_class: type) -> type:
 
 
 def __getattr__(name: str) -> type:
-    """`Judge<Arch>ForCausalLM` for every architecture of transformers, so that pickled classes are found."""
+    """Return `Judge<Arch>ForCausalLM` for any architecture of transformers: pickle looks for classes here."""
     found = causal_lm_class(name.removeprefix("Judge")) if name.startswith("Judge") else None
     if found is not None:
         return judge_class(found)
@@ -327,217 +222,5 @@ def _upstream_class(cls: type) -> type:
     return next(base for base in bases if not issubclass(base, JudgeGenerationMixin))
 
 
-def _peft_base(model) -> PreTrainedModel:
-    try:  # not bare: transformers (5.23) takes a bare import here for one that custom_generate/ cannot do without
-        from peft import PeftModel
-    except ImportError as error:
-        raise TypeError(f"judged() got a {type(model).__name__} of a peft that cannot be imported: {error}") from error
-    if not isinstance(model, PeftModel):
-        raise TypeError(f"judged() expects a transformers model or a PeftModel, got {type(model).__name__}")
-    if model.active_peft_config.is_prompt_learning:
-        raise ValueError(
-            f"judged() cannot serve {model.active_peft_config.peft_type}: prompt learning lives in the PeftModel, not "
-            "in its base model; use an adapter that changes the layers (LoRA and its kin)"
-        )
-    return model.get_base_model()
-
-
-def _check_model(model: PreTrainedModel) -> None:
-    name = type(model).__name__
-    if not isinstance(model, PreTrainedModel) or not isinstance(model, GenerationMixin):
-        raise TypeError(f"a judge needs a transformers model that generates, got {name}")
-    if "generate" in vars(model):
-        raise ValueError(
-            f"this {name} has a generate() of its own on the object (from custom_generate/ in its repository, or a "
-            "wrapper), which would not look at judge=: load it without trust_remote_code, or `del model.generate` first"
-        )
-    if model.config.is_encoder_decoder:
-        raise ValueError(
-            f"{name} is an encoder-decoder model: judge decoding reads decoder-only causal language models"
-        )
-    if is_stateful(model):
-        raise ValueError(f"{name} is stateful: its state cannot be rolled back when a drafted token is rejected")
-    if model.config.model_type in ENCODERS and not model.config.is_decoder:
-        raise ValueError(
-            f"{name} attends to what comes after a token (is_decoder=False): it cannot verify drafts. Load it with "
-            "is_decoder=True if it was trained as a decoder"
-        )
-    if not takes_cache(model):
-        raise ValueError(f"{name} keeps no key-value cache of transformers, which verifying drafts needs")
-
-
-def _check_call(call: Call, config: GenerationConfig) -> None:
-    """Refuse a call that no engine can serve.
-
-    Args:
-        call: the call.
-        config: its settings.
-    """
-    if call.custom_generate is not None or config.cache_implementation == "paged":
-        detour = "custom_generate=" if call.custom_generate is not None else 'cache_implementation="paged"'
-        raise ValueError(
-            f"{detour} answers in a way of its own, which does not look at judge=: drop it, or pass judge=False"
-        )
-    if config.num_beams is not None and config.num_beams > 1:
-        raise ValueError(
-            f"judge= does not work with beam search (num_beams={config.num_beams}): set num_beams=1 or judge=False"
-        )
-    if config.num_return_sequences is not None and config.num_return_sequences > 1 and not config.do_sample:
-        raise ValueError(
-            f"judge= gives the same answer every time without sampling, got num_return_sequences="
-            f"{config.num_return_sequences}: set do_sample=True or num_return_sequences=1"
-        )
-    if not call.drafts(config):
-        raise ValueError(
-            "judge= needs something that drafts tokens: pass assistant_model=, prompt_lookup_num_tokens= or another "
-            "candidate source of generate()"
-        )
-    if config.num_return_sequences is not None and config.num_return_sequences > 1 and call.drafts_by_itself(config):
-        raise ValueError(
-            f"judge= serves one prompt at a time, got a batch of {config.num_return_sequences} "
-            "(num_return_sequences; a batch needs an assistant_model): set num_return_sequences=1 and call generate() "
-            "again for each answer"
-        )
-    call.check_assistant(config)
-    call.check_inputs()
-    if config.guidance_scale is not None and config.guidance_scale != 1:
-        raise ValueError("judge= does not work with guidance_scale: a head reads the plain forward, not the guided one")
-    if config.assistant_ensemble_weight is not None:
-        raise ValueError(
-            "judge= and assistant_ensemble_weight are two acceptance rules: pass one of them (the ensemble could "
-            "override a verdict)"
-        )
-    if config.token_healing:
-        raise ValueError(
-            "judge= does not work with token_healing=True: heal the prompt first, input_ids = "
-            "model.heal_tokens(input_ids, tokenizer), and leave token_healing out"
-        )
-
-
-def _decode(prepared: PreparedCall, verifier: CandidateVerifier, options: DraftingOptions, engine: str):
-    """Make the output of a judged call.
-
-    Args:
-        prepared: the call, after upstream's preparation.
-        verifier: the acceptance rule.
-        options: drafting settings of this call.
-        engine: "auto", "ragged" or "upstream".
-    """
-    model, input_ids, config = prepared.model, prepared.input_ids, prepared.generation_config
-    if prepared.streamer is not None and input_ids.shape[0] > 1:
-        raise ValueError(
-            f"a streamer shows one row (batch size 1), got {input_ids.shape[0]}: call generate() per prompt, or "
-            "drop streamer="
-        )
-    ranks = Ranks.of(model, draft_alone=_drafts_alone(prepared.assistant_model, config))
-    state = getattr(verifier, "hidden_state", "post_norm")
-    with StateReader(model, state) as reader, ranks.one_random_stream():
-        backend = _backend(prepared, verifier, options, engine, reader, ranks)
-        try:
-            output = judged_decoding(
-                backend,
-                input_ids,
-                verifier=verifier,
-                logits_processor=prepared.logits_processor,
-                stopping_criteria=prepared.stopping_criteria,
-                generation_config=config,
-                has_unfinished=prepared.has_unfinished,
-                ranks=ranks,
-                streamer=prepared.streamer,
-            )
-        except BaseException:
-            backend.close(failed=True)  # probably out of memory: free everything
-            raise
-        backend.close()
-        return output
-
-
-def _backend(
-    prepared: PreparedCall,
-    verifier: CandidateVerifier,
-    options: DraftingOptions,
-    engine: str,
-    reader: StateReader,
-    ranks: Ranks,
-) -> RaggedBackend | CroppingBackend:
-    """The backend that serves this call: the ragged engine where it can, upstream's caches elsewhere."""
-    model, draft, config = prepared.model, prepared.assistant_model, prepared.generation_config
-    if prepared.synced_gpus:
-        _check_drafts_whole(draft, config)
-    reason = why_not_ragged(prepared)
-    if engine == "ragged" and reason is not None:
-        raise ValueError(
-            f"judge_engine='ragged' cannot serve this call: {reason}; use judge_engine='auto', which takes the "
-            "'upstream' engine then"
-        )
-    if engine != "upstream" and reason is None:
-        return RaggedBackend(
-            model,
-            unwrapped(draft),
-            prepared.input_ids,
-            attention_mask=prepared.model_kwargs.get("attention_mask"),
-            reader=reader,
-            generation_config=config,
-            logits_processor=prepared.logits_processor,
-            options=options,
-            ranks=ranks,
-            synced_gpus=prepared.synced_gpus,
-        )
-    if engine == "auto":
-        logger.info("judge_engine: upstream's caches, because %s", reason)
-    _check_cache_and_batch(prepared, reason)
-    # sliding-window and linear layers keep what a rollback needs
-    cache_of(prepared.model_kwargs).activate_past_recording()
-    source = CandidateSource(
-        model,
-        prepared.input_ids,
-        generation_config=config,
-        logits_processor=prepared.logits_processor,
-        model_kwargs=prepared.model_kwargs,
-        options=options,
-        raw_logits=getattr(verifier, "reads_draft_logits", False),
-        assistant_model=draft,
-        target_tokenizer=prepared.tokenizer if prepared.has_other_vocabulary else None,
-        assistant_tokenizer=prepared.assistant_tokenizer if prepared.has_other_vocabulary else None,
-        inputs_tensor=prepared.inputs_tensor,
-    )
-    return CroppingBackend(model, source, reader, config, prepared.model_kwargs, ranks)
-
-
-def _drafts_alone(draft: PreTrainedModel | None, config) -> bool:
-    """Whether drafting runs nothing but a draft that this process has the whole of."""
-    uses_target = config.assistant_early_exit is not None or config.speculation_type is not None or config.use_mtp
-    return isinstance(draft, PreTrainedModel) and (draft.tp_size or 1) == 1 and not uses_target
-
-
-def _check_drafts_whole(draft: PreTrainedModel | None, config) -> None:
-    """Refuse drafts that need the other processes: each process drafts as often as its own prompt asks for."""
-    remedy = "where processes wait for each other (FSDP, ZeRO-3): load a whole draft in every process"
-    if isinstance(draft, torch.nn.Module) and is_sharded(draft):
-        raise ValueError(f"judge= cannot draft with a sharded {type(draft).__name__} {remedy}")
-    if config.assistant_early_exit is not None or config.speculation_type is not None or config.use_mtp:
-        raise ValueError(f"judge= cannot draft with the sharded target itself {remedy}, or draft by prompt lookup")
-
-
-def _check_cache_and_batch(prepared: PreparedCall, reason: str | None) -> None:
-    n_prompts, implementation = prepared.input_ids.shape[0], prepared.generation_config.cache_implementation
-    if n_prompts > 1:
-        raise ValueError(
-            f"judge= serves one prompt at a time, got a batch of {n_prompts} "
-            f"(a batch needs the ragged engine; {reason or 'judge_engine=upstream was asked for'}): "
-            "call generate() per prompt"
-        )
-    if not prepared.model_kwargs.get("use_cache", True):
-        raise ValueError("judge= needs the key-value cache to verify drafts: pass use_cache=True")
-    if prepared.model.training and prepared.model.is_gradient_checkpointing:
-        raise ValueError("judge= needs the cache, which gradient checkpointing passes by: call model.eval() first")
-    cache = cache_of(prepared.model_kwargs)
-    if implementation in STATIC_CACHES or (cache is not None and cache.is_compileable):
-        raise ValueError(
-            f"judge= needs a dynamic cache, got {implementation or type(cache).__name__}: drop cache_implementation"
-        )
-    if cache is None:
-        raise ValueError(
-            f"judge= needs a key-value cache that generate() prepares, and it prepares none for "
-            f"{type(prepared.model).__name__}: generate without judge"
-        )
+def _rebuild(found_by: type) -> PreTrainedModel:
+    return object.__new__(judge_class(found_by))

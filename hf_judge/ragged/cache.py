@@ -1,8 +1,8 @@
 """A key-value cache whose rows have lengths of their own.
 
-New keys are scattered at each row's own offset and a 4-D mask hides what lies behind it, so that rolling back rejected
-tokens is nothing but a smaller start the next time: no copies, no crop, no holes. Under any model of transformers that
-takes `position_ids` and a 4-D mask and attends fully (5.19 to 5.24). Knows nothing about drafts or rules.
+New keys are written at each row's own offset, and a 4-D mask hides what lies behind it. Rollback is free: the next
+write starts earlier, without copies, crops or holes. The cache works with every decoder of transformers (5.19 to 5.24)
+that takes `position_ids` and a 4-D mask and attends fully.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ STEP = 64  # keys; the smallest cache
 
 
 def bucket(n: int, *, coarse: bool = False) -> int:
-    """The length of a cache that holds `n` keys: a short answer does not pay for a long cache.
+    """Return the length of a cache that holds `n` keys, so that a short answer does not pay for a long cache.
 
-    64, 128, 192, 256, then quarter octaves (320, 384, 448, 512, 640, ...). `coarse`, where every length is compiled
-    for: 256, 512, 1024, ...
+    Lengths are 64, 128, 192, 256, then quarter octaves (320, 384, 448, 512, 640, ...). With `coarse`, for models that
+    compile once for each length: 256, 512, 1024, ...
     """
     octave = 1 << (n - 1).bit_length()  # the next power of two
     if coarse:
@@ -37,15 +37,15 @@ def bucket(n: int, *, coarse: bool = False) -> int:
 class Buffers:
     """Memory for the keys and values of one cache at a time.
 
-    Handed from call to call, it stays where it is: a CUDA graph reads and writes at fixed addresses. What was there
-    before is zeroed, for not even a masked key may be NaN.
+    It is handed from call to call and stays at its address, since a CUDA graph reads and writes at fixed addresses. Old
+    content is zeroed, because even a masked key must not be NaN.
     """
 
     def __init__(self):
         self._flat: dict[tuple[int, str], torch.Tensor] = {}
 
     def take(self, layer: int, name: str, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
-        """Zeros of this shape, for the `name` of a layer: at its old place, where they fit there."""
+        """Return zeros for the `name` ("keys", "values") of a layer, at the old address where they fit."""
         n, flat = math.prod(shape), self._flat.get((layer, name))
         if flat is None or flat.numel() < n or (flat.dtype, flat.device) != (like.dtype, like.device):
             with torch.inference_mode(False):  # else no later call could write to it outside of that mode
@@ -71,7 +71,7 @@ class RaggedLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def grow(self) -> None:
-        """Go over to the length that the cache has now."""
+        """Change to the length that the cache has now."""
         grown = []
         for name, old in (("keys", self.keys), ("values", self.values)):
             saved = old.clone()  # the new place may begin where the old one does
@@ -80,7 +80,7 @@ class RaggedLayer(CacheLayerMixin):
         self._hold(*grown)
 
     def keep(self, rows: list[int], first: int, n_rows: int) -> None:
-        """Hold `n_rows` rows only, from the place `first` on the given ones."""
+        """Shrink to `n_rows` rows: the first `first` stay, the given ones follow."""
         index = sent(rows, self.keys.device)
         for tensor in (self.keys, self.values):
             tensor[first : first + len(rows)] = tensor[index]
@@ -115,27 +115,27 @@ class RaggedLayer(CacheLayerMixin):
         return self._cache.n_seen, 0
 
     def get_seq_length(self) -> int:
-        return 0  # positions and masks are passed to the model, which need not count
+        return 0  # positions and masks are passed to the model, which needs no length
 
     def get_max_length(self) -> int:
         return self._cache.length
 
 
 class RaggedCache(Cache):
-    """A cache for `n_rows` rows; the caller says where each row's new tokens go.
+    """A cache whose caller says where the new tokens of each row go.
 
     Args:
-        n_layers: layers of the model.
-        n_rows: rows.
-        coarse: few lengths, for compiled models.
-        limit: keys that no row will have more of, as far as is known; a cache that is not coarse gets no longer.
-        buffers: where keys and values lie; None: in memory of their own.
+        n_layers: number of layers of the model.
+        n_rows: number of rows.
+        coarse: whether to use few lengths, for compiled models.
+        limit: the largest number of keys that a row can need, as far as is known; only a coarse cache gets longer.
+        buffers: memory for keys and values; None: memory of its own.
 
     Attributes:
         positions: (n_rows, n) long, where the tokens of the running forward go.
-        length: keys of every row that there is room for.
-        n_seen: the first keys of every row, which a forward attends over.
-        last_position: that the model is told of; what lies behind it is never read.
+        length: number of keys that each row has room for.
+        n_seen: number of keys, from the first, that a forward attends over.
+        last_position: the largest position passed to the model; nothing behind it is ever read.
     """
 
     def __init__(
@@ -155,32 +155,32 @@ class RaggedCache(Cache):
         self.last_position = sys.maxsize
 
     def reserve(self, n_keys: int) -> None:
-        """Make room for `n_keys` keys per row, layer by layer, and let forwards attend over no more than these."""
+        """Make room for `n_keys` keys in each row, layer by layer, and let forwards attend over no more than these."""
         if n_keys > self.length:
             self._grow(n_keys)
         self.n_seen = min(-(-n_keys // STEP) * STEP, self.length)
 
     def mask(self, dtype: torch.dtype) -> torch.Tensor:
-        """Which keys the running forward's tokens attend to: all up to their own position.
+        """Return the mask of the running forward, in which a token attends to all keys up to its own position.
 
         Returns:
-            (n_rows, 1, n, n_seen) `dtype`, 0 where visible and the minimum elsewhere: to be added to the scores. (sdpa
-            takes bool too, and converts it in every layer.)
+            (n_rows, 1, n, n_seen) `dtype`, 0 where visible and the dtype's minimum elsewhere, to be added to the
+            scores. (sdpa takes bool too, and converts it in every layer.)
         """
         keys = torch.arange(self.n_seen, device=self.positions.device)
         hidden = self.positions[:, None, :, None] < keys
         return torch.zeros(hidden.shape, dtype=dtype, device=keys.device).masked_fill_(hidden, torch.finfo(dtype).min)
 
     def keep(self, rows: list[int], n_rows: int) -> None:
-        """Hold these rows, named in ascending order, in the first of `n_rows` places."""
-        at_home = next((place for place, row in enumerate(rows) if row != place), len(rows))
+        """Shrink to `n_rows` rows; the given ones, in ascending order, become the first."""
+        n_unmoved = next((new for new, row in enumerate(rows) if row != new), len(rows))
         for layer in self._filled():
-            layer.keep(rows[at_home:], at_home, n_rows)
+            layer.keep(rows[n_unmoved:], n_unmoved, n_rows)
         self.n_rows = n_rows
 
     @contextmanager
     def unchanged(self, n_keys: int) -> Iterator[None]:
-        """Undo what forwards write meanwhile over the first keys of every row."""
+        """Restore the first `n_keys` keys of every row afterwards, over which forwards write meanwhile."""
         places = [tensor[:, :, :n_keys] for layer in self._filled() for tensor in (layer.keys, layer.values)]
         saved = [place.clone() for place in places]
         yield
@@ -188,7 +188,7 @@ class RaggedCache(Cache):
             place.copy_(tensor)
 
     def blank(self, length: int) -> RaggedCache:
-        """A cache of the same layers and rows, of another length, for trying a model on."""
+        """Return an empty cache of the same layers and rows with another length, to try a model on."""
         other = RaggedCache(len(self.layers), self.n_rows, coarse=self.coarse)
         other.length = other.n_seen = length
         for mine, layer in zip(self.layers, other.layers, strict=True):
@@ -197,7 +197,7 @@ class RaggedCache(Cache):
         return other
 
     def nbytes(self) -> int:
-        """Memory of all keys and values, in bytes."""
+        """Return the memory of all keys and values in bytes."""
         return sum(t.nbytes for layer in self._filled() for t in (layer.keys, layer.values))
 
     def _grow(self, n_keys: int) -> None:

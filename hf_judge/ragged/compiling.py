@@ -1,8 +1,7 @@
-"""`torch.compile` for the engine's two forwards: which calls ask for it, and which shapes are ready."""
+"""`torch.compile` for the engine's two forwards: the calls that ask for it, and the shapes that are ready."""
 
 from __future__ import annotations
 
-import functools
 import inspect
 import weakref
 from collections.abc import Callable, Iterator
@@ -14,22 +13,24 @@ from transformers import CompileConfig, GenerationConfig, PreTrainedModel
 
 from hf_judge.ragged.cache import Buffers
 
-N_SHAPES = 512  # that one function may be compiled for; torch gives up at 8 otherwise
+N_SHAPES = 512  # shapes that one function may be compiled for; torch gives up at 8 otherwise
 
 # model -> shapes that it was compiled for in this process
 _ready: weakref.WeakKeyDictionary[PreTrainedModel, set] = weakref.WeakKeyDictionary()
-# model -> memory of its caches between calls, by the function that uses it: as many as calls ran at a time
+# model -> function -> idle cache buffers, one for each call that ran at the same time
 _buffers: weakref.WeakKeyDictionary[PreTrainedModel, dict[str, list[Buffers]]] = weakref.WeakKeyDictionary()
+# (function, options) -> compiled function
+_compiled: dict[tuple[Callable, str], Callable] = {}
 
 
 def taken_buffers(model: PreTrainedModel, function: Callable) -> Buffers:
-    """The memory that the last call left, or new memory where there is none or another call uses it."""
+    """Return the buffers that an earlier call left, or new ones if there are none or another call uses them."""
     left = _free(model, function)
     return left.pop() if left else Buffers()
 
 
 def give_back(model: PreTrainedModel, function: Callable, buffers: Buffers) -> None:
-    """Leave memory for the next call."""
+    """Leave buffers for the next call."""
     _free(model, function).append(buffers)
 
 
@@ -38,7 +39,7 @@ def _free(model: PreTrainedModel, function: Callable) -> list[Buffers]:
 
 
 class Compiled:
-    """Compiles functions with the options of a call, once per process.
+    """Compiles functions with the options of a call, once in each process.
 
     Args:
         config: upstream's compile options.
@@ -52,20 +53,22 @@ class Compiled:
         self._key = repr(sorted(self._options.items(), key=lambda item: item[0]))
 
     def of(self, function: Callable) -> Callable:
-        """The compiled function."""
-        compiled = _compiled(function, self._key, _Options(self._options))
+        """Return the compiled function."""
+        compiled = _compiled.get((function, self._key))
+        if compiled is None:
+            compiled = _compiled[function, self._key] = _compile(function, self._options)
         if not torch.cuda.is_available():
             return compiled
 
         def run(*args, **kwargs):
-            # a CUDA graph overwrites what its run before gave out
+            # a CUDA graph overwrites the outputs of its last run
             torch.compiler.cudagraph_mark_step_begin()
             return _cloned(compiled(*args, **kwargs))
 
         return run
 
     def is_new(self, model: PreTrainedModel, function: Callable, shape: tuple) -> bool:
-        """Whether nobody asked before; True once for every model, function and shape."""
+        """Tell whether this is the first question about a model, function and shape: it still must be compiled."""
         ready, key = _ready.setdefault(model, set()), (function.__name__, self._key, *shape)
         if key in ready:
             return False
@@ -74,7 +77,7 @@ class Compiled:
 
     @contextmanager
     def compiling(self) -> Iterator[None]:
-        """Around first calls: lets torch compile a function for more shapes than its default."""
+        """Let torch compile a function for more shapes than its default, during first calls."""
         limit = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"
         accumulated = f"accumulated_{limit}"
         with torch._dynamo.config.patch({limit: N_SHAPES, accumulated: 8 * N_SHAPES}):
@@ -82,10 +85,10 @@ class Compiled:
 
 
 def compile_for(model: PreTrainedModel, draft: PreTrainedModel, config: GenerationConfig) -> Compiled | None:
-    """How this call wants its forwards compiled; None: not at all.
+    """Return what compiles the forwards of this call; None: they are not compiled.
 
-    `compile_config=` asks for it on any device; `cache_implementation="static"` alone on accelerators only, as
-    upstream does: on a CPU the first answers would wait for a compiler.
+    `compile_config=` compiles on any device. `cache_implementation="static"` alone compiles on accelerators only, as in
+    upstream: on a CPU the first answers would wait for a compiler.
     """
     if config.disable_compile or not all(_can_compile(one) for one in (model, draft)):
         return None
@@ -103,21 +106,9 @@ def _can_compile(model: PreTrainedModel) -> bool:
     return (quantizer is None or quantizer.is_compileable) and (not offloaded or on_cpu_alone)
 
 
-class _Options(dict):
-    """Compile options as an argument that a cache looks at by another one."""
-
-    def __hash__(self) -> int:
-        return 0
-
-    def __eq__(self, other) -> bool:
-        return True
-
-
-@functools.cache
-def _compiled(function: Callable, key: str, options: _Options) -> Callable:
-    options = dict(options)
+def _compile(function: Callable, options: dict) -> Callable:
     if "recompile_limit" in inspect.signature(torch.compile).parameters:  # else `compiling` raises it for a while
-        options["recompile_limit"] = N_SHAPES
+        options = options | {"recompile_limit": N_SHAPES}
     return torch.compile(function, **options)
 
 

@@ -82,4 +82,4 @@ class EnsembleVerifier(AddingRule):
         if candidates.lengths is not None:  # behind a whole draft there is no q: the target's own token
             whole = torch.arange(k + 1, device=ids.device) >= candidates.lengths.unsqueeze(1)
             tokens = torch.where(whole, choice.tokens, tokens)
-        return self._decide(candidates, rows, choice, tokens[:, :k] == ids, alone=True, tokens=tokens)
+        return self._decide(candidates, rows, choice, tokens[:, :k] == ids, replaces_strict=True, tokens=tokens)

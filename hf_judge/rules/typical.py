@@ -57,4 +57,4 @@ class TypicalVerifier(AddingRule):
         candidates = candidates._replace(logits=None)  # q plays no part, in the next token neither
         choice = strict_choice(candidates, rows)
         judged = typical_accepts(drafted(rows), candidates.ids, self.epsilon, self.delta)
-        return self._decide(candidates, rows, choice, judged, alone=rows.do_sample)
+        return self._decide(candidates, rows, choice, judged, replaces_strict=rows.do_sample)

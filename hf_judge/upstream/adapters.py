@@ -1,4 +1,4 @@
-"""What PEFT asks of a method: registration, and the base classes whose private hooks a method overrides.
+"""What PEFT requires of a method: registration, and the base classes whose private hooks a method overrides.
 
 Read in peft 0.20 and 0.21. Importing this module needs peft.
 """
@@ -26,9 +26,9 @@ def register(name: str, config_class: type, model_class: type, prefix: str) -> N
     accept any string, but peft 0.20 also looks the name up in the enum when it saves.
 
     Args:
-        name: of the method, in capitals.
+        name: name of the method, in capitals.
         config_class, model_class: its config and its tuner.
-        prefix: by which PEFT finds the method's tensors.
+        prefix: first part of the names of the method's tensors.
     """
     member = str.__new__(PeftType, name)
     member._name_ = member._value_ = name
@@ -107,8 +107,8 @@ class SideModel(BaseTuner):
 
         Args:
             model: the model, with the adapter's own tensors in place.
-            adapter_name: of the adapter.
-            tensors: by their names in the model.
+            adapter_name: name of the adapter.
+            tensors: name in the model -> tensor.
 
         Raises:
             ValueError: a tensor is missing, not allowed, or of another shape.

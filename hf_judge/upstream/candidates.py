@@ -1,6 +1,5 @@
-"""Candidates from every generator that upstream has, without upstream's side effects on the user's models.
+"""Drafts from every candidate generator of upstream, without upstream's side effects on the user's models.
 
-Knows how each of transformers' candidate generators is built and called; knows nothing about verification.
 Upstream facts are those of transformers 5.19 to 5.24.
 """
 
@@ -8,14 +7,16 @@ from __future__ import annotations
 
 import copy
 import logging
+import sys
 import weakref
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-from hf_judge.upstream.forward import cache_of, of_length, of_width, vocabulary_rows
+from hf_judge.upstream.forward import max_positions, of_length, of_width, vocabulary_rows
+from hf_judge.upstream.generation import PreparedCall
 from hf_judge.upstream.names import (
     AssistantToTargetTranslator,
     AssistedCandidateGenerator,
@@ -74,90 +75,54 @@ class Proposal(NamedTuple):
 
 
 class CandidateSource:
-    """One generation's stream of drafts.
+    """The drafts of one generation.
 
     Args:
-        model: the target.
-        input_ids: (1, n) long, the prompt; n is 0 when only embeddings are known.
-        generation_config: the prepared config of this call.
-        logits_processor: the target's processors; drafts obey them too.
-        model_kwargs: what the target's forward is called with.
+        call: the call as `generate()` prepared it.
         options: drafting settings of this call.
-        raw_logits: also return the draft's logits as they were before its processors, where it has any.
-        assistant_model, target_tokenizer, assistant_tokenizer, inputs_tensor: as in
-            `GenerationMixin._assisted_decoding`.
-
-    Raises:
-        ValueError: the combination cannot draft; the message says why.
+        raw_logits: whether to return unprocessed draft logits too (None for sources without logits).
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        input_ids: torch.LongTensor,
-        *,
-        generation_config: GenerationConfig,
-        logits_processor: LogitsProcessorList,
-        model_kwargs: dict,
-        options: DraftingOptions,
-        raw_logits: bool = False,
-        assistant_model: PreTrainedModel | None = None,
-        target_tokenizer=None,
-        assistant_tokenizer=None,
-        inputs_tensor: torch.Tensor | None = None,
-    ):
-        if input_ids.shape[1] == 0 and generation_config.prompt_lookup_num_tokens is None:
-            raise ValueError(
-                "drafting needs the prompt's token ids, but only inputs_embeds was passed: pass input_ids as well, "
-                "or draft with prompt_lookup_num_tokens"
-            )
-        self._raw_logits = None  # where the generator's last raw logits are found
-        self._vocabulary = vocabulary_rows(model)
-        self._last_id = None  # of a draft that has fewer rows
+    def __init__(self, call: PreparedCall, options: DraftingOptions, *, raw_logits: bool = False):
         # Embeddings of the prompt and drafted ids cannot share a forward: the first round only reads the prompt.
-        self._skip_first = model_kwargs.get("inputs_embeds") is not None
-        if self._skip_first:
-            inputs_tensor = input_ids
-        self._generator = _build_generator(
-            model,
-            input_ids,
-            generation_config=generation_config,
-            logits_processor=logits_processor,
-            model_kwargs=_draft_kwargs(model_kwargs, input_ids),
-            assistant_model=assistant_model,
-            target_tokenizer=target_tokenizer,
-            assistant_tokenizer=assistant_tokenizer,
-            inputs_tensor=inputs_tensor,
-        )
-        if self._generator.requires_model_outputs and cache_of(model_kwargs).get_seq_length() > 0:
-            raise ValueError(
-                "MTP and DFlash draft from the target's states of the whole prompt, but the cache already holds an "
-                "earlier turn: pass the whole prompt without a cache, or draft with an assistant_model"
-            )
+        self._skip_first = call.model_kwargs.get("inputs_embeds") is not None
+        self._generator = _build_generator(call)
+        self._vocabulary = vocabulary_rows(call.model)
+        self._last_id = None  # of a draft whose vocabulary has fewer entries
+        self._raw_logits = None  # where the generator's last raw logits are found
         if isinstance(self._generator, AssistedCandidateGenerator):
             _own_settings(self._generator)
             _apply_options(self._generator, options)
-            has_other_words = isinstance(self._generator, AssistedCandidateGeneratorDifferentTokenizers)
-            n_rows = self._vocabulary if assistant_model is None else vocabulary_rows(assistant_model)
-            if n_rows != self._vocabulary and not has_other_words:
-                # first of all: the other processors and the rule then see the target's vocabulary
-                processors = [_OfWidth(self._vocabulary), *self._generator.logits_processor]
-                self._generator.logits_processor = LogitsProcessorList(processors)
-                self._last_id = n_rows - 1 if n_rows < self._vocabulary else None
-            if raw_logits and not has_other_words:
-                self._raw_logits = _keep_raw_logits(self._generator)
+            if not isinstance(self._generator, AssistedCandidateGeneratorDifferentTokenizers):
+                self._share_vocabulary(call.assistant_model)
+                self._raw_logits = _keep_raw_logits(self._generator) if raw_logits else None
         elif isinstance(self._generator, SinglePositionMultiTokenCandidateGenerator) and options.num_assistant_tokens:
             self._generator.num_assistant_tokens = options.num_assistant_tokens
         # a draft with fewer positions than the target stops drafting where they end
-        drafts_itself = type(self._generator) is AssistedCandidateGenerator and assistant_model is not None
-        self._positions = _max_positions(assistant_model) if drafts_itself else None
-        # It drafts by argmax whatever do_sample says: not a draw from its logits (5.19 to 5.24)
+        drafts_itself = type(self._generator) is AssistedCandidateGenerator and call.assistant_model is not None
+        self._positions = max_positions(call.assistant_model) if drafts_itself else sys.maxsize
+        # MTP and DFlash draft by argmax whatever do_sample says: not a draw from their logits (5.19 to 5.24)
         self._logits_are_proposals = not isinstance(self._generator, SinglePositionMultiTokenCandidateGenerator)
+
+    def _share_vocabulary(self, assistant: PreTrainedModel | None) -> None:
+        """Give the draft's scores the width of the target's vocabulary, whose padding may differ."""
+        n_entries = self._vocabulary if assistant is None else vocabulary_rows(assistant)
+        if n_entries == self._vocabulary:
+            return
+        # first of all: the other processors and the rule then work on the target's vocabulary
+        processors = [_OfWidth(self._vocabulary), *self._generator.logits_processor]
+        self._generator.logits_processor = LogitsProcessorList(processors)
+        self._last_id = n_entries - 1 if n_entries < self._vocabulary else None
+
+    @property
+    def reads_target_states(self) -> bool:
+        """Whether it drafts from the target's own hidden states, as MTP and DFlash do."""
+        return self._generator.requires_model_outputs
 
     @property
     def model_kwargs_overrides(self) -> dict:
-        """What the generator needs the target's forward to return."""
-        return self._generator.model_kwargs_overrides if self._generator.requires_model_outputs else {}
+        """Arguments of the target's forward that make it return what the generator needs."""
+        return self._generator.model_kwargs_overrides if self.reads_target_states else {}
 
     def propose(
         self,
@@ -172,7 +137,7 @@ class CandidateSource:
 
         Args:
             input_ids: (1, n) long, prompt and answer so far.
-            budget: at most this many drafted tokens are of use.
+            budget: the largest number of drafted tokens that is of use.
             model_kwargs: the target's, as of this round.
             outputs: the target's outputs of the round before; None in the first round.
             n_last_accepted: drafted tokens that the round before accepted.
@@ -181,15 +146,14 @@ class CandidateSource:
             Proposal: 0 <= k <= budget, on the device of `input_ids`.
         """
         is_first = outputs is None
-        beyond = (
-            self._positions is not None and input_ids.shape[1] + self._generator.num_assistant_tokens > self._positions
-        )
+        n_tokens = self._generator.num_assistant_tokens if self._positions < sys.maxsize else 0
+        beyond = input_ids.shape[1] + n_tokens > self._positions
         if budget <= 0 or (is_first and self._skip_first) or input_ids.shape[1] == 0 or beyond:
             return Proposal(input_ids[:, :0], None, None)
         if self._skip_first and isinstance(self._generator, AssistedCandidateGenerator):
             self._skip_first = False
             self._generator.assistant_kwargs = of_length(self._generator.assistant_kwargs, input_ids.shape[1])
-        if self._generator.requires_model_outputs:
+        if self.reads_target_states:
             sequence, logits = self._generator.get_candidates(
                 input_ids,
                 model_kwargs=model_kwargs,
@@ -198,7 +162,7 @@ class CandidateSource:
                 n_last_matches=n_last_accepted,
             )
         else:
-            # an id that a draft with fewer rows lacks is read as its last one: it drafts less well
+            # the draft reads its last id in place of one that it lacks: it drafts less well
             known = input_ids if self._last_id is None else input_ids.clamp(max=self._last_id)
             sequence, logits = self._generator.get_candidates(known)
         ids = sequence[:, input_ids.shape[1] :][:, :budget].to(input_ids.device)
@@ -211,7 +175,7 @@ class CandidateSource:
         return Proposal(ids, logits[:, :k].to(input_ids.device), raw)
 
     def update(self, input_ids: torch.LongTensor, scores: torch.Tensor, n_accepted: int) -> None:
-        """Tell the generator how its draft fared, so that it can follow its schedule.
+        """Let the generator follow its schedule: report how many drafted tokens were accepted.
 
         Args:
             input_ids: (1, n) long, with the new tokens.
@@ -222,12 +186,8 @@ class CandidateSource:
             self._generator.update_candidate_strategy(input_ids, scores, n_accepted)
 
 
-def _max_positions(model: PreTrainedModel) -> int | None:
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
-
-
 class _OfWidth(LogitsProcessor):
-    """Gives a draft's scores the width of the target's vocabulary, see [`hf_judge.upstream.forward.of_width`]."""
+    """Gives a draft's scores the width of the target's vocabulary (see [`hf_judge.upstream.forward.of_width`])."""
 
     def __init__(self, vocabulary: int):
         self._vocabulary = vocabulary
@@ -236,54 +196,33 @@ class _OfWidth(LogitsProcessor):
         return of_width(scores, self._vocabulary)
 
 
-def _build_generator(model, input_ids, *, generation_config, model_kwargs, **arguments) -> CandidateGenerator:
-    assistant, tokenizers = (
-        arguments["assistant_model"],
-        (arguments["target_tokenizer"], arguments["assistant_tokenizer"]),
-    )
-    drafting = model if generation_config.assistant_early_exit is not None else assistant
-    if drafting is not None and drafting.device.type == "meta":
-        raise ValueError(
-            f"{type(drafting).__name__} cannot draft while its first weights are offloaded (its device is meta): load "
-            "it without offloading"
-        )
-    if generation_config.assistant_early_exit is not None:
-        # It truncates config.num_hidden_layers while it drafts: on a view, other threads and exceptions see nothing of
-        # it.
+def _build_generator(call: PreparedCall) -> CandidateGenerator:
+    config, ids, model = call.generation_config, call.input_ids, call.model
+    arguments = {
+        "generation_config": config,
+        "logits_processor": call.logits_processor,  # drafts obey the target's processors too
+        "model_kwargs": _draft_kwargs(call.model_kwargs, ids),
+        "assistant_model": call.assistant_model,
+        "target_tokenizer": call.tokenizer if call.has_other_vocabulary else None,
+        "assistant_tokenizer": call.assistant_tokenizer if call.has_other_vocabulary else None,
+    }
+    tokenizers = arguments["target_tokenizer"], arguments["assistant_tokenizer"]
+    translates = config.do_sample and call.assistant_model is not None and None not in tokenizers
+    if config.assistant_early_exit is not None:
+        # Upstream truncates config.num_hidden_layers while it drafts: on a view, other threads and exceptions do not
+        # meet the truncated config.
         model = _early_exit_view(model)
-    elif (
-        generation_config.do_sample
-        and assistant is not None
-        and all(tokenizer is not None for tokenizer in tokenizers)
-        and generation_config.prompt_lookup_num_tokens is None
-    ):
-        return _universal_generator(model, input_ids, generation_config, model_kwargs, **arguments)
-    generator = private(model, "_get_candidate_generator")(
-        generation_config=generation_config, input_ids=input_ids, model_kwargs=model_kwargs, **arguments
-    )
+    elif translates and config.prompt_lookup_num_tokens is None:
+        size = model.config.get_text_config().vocab_size
+        translator = _translator(*tokenizers, size, call.assistant_model)
+        return UniversalSpeculativeDecodingGenerator(input_ids=ids, atm_translator=translator, **arguments)
+    inputs = ids if call.model_kwargs.get("inputs_embeds") is not None else call.inputs_tensor
+    generator = private(model, "_get_candidate_generator")(input_ids=ids, inputs_tensor=inputs, **arguments)
     if isinstance(generator, PromptLookupCandidateGenerator) and generator.logits_processor is not None:
-        # It probes the processors with made-up logits to filter forbidden tokens; the rule does that with the real
-        # scores.
+        # Upstream probes the processors with made-up logits to filter forbidden tokens; the rule does that with the
+        # real scores.
         generator.logits_processor = None
     return generator
-
-
-def _universal_generator(
-    model, input_ids, generation_config, model_kwargs, *, assistant_model, target_tokenizer, assistant_tokenizer, **rest
-):
-    translator = _translator(
-        target_tokenizer, assistant_tokenizer, model.config.get_text_config().vocab_size, assistant_model
-    )
-    return UniversalSpeculativeDecodingGenerator(
-        input_ids=input_ids,
-        assistant_model=assistant_model,
-        generation_config=generation_config,
-        model_kwargs=model_kwargs,
-        target_tokenizer=target_tokenizer,
-        assistant_tokenizer=assistant_tokenizer,
-        atm_translator=translator,
-        **rest,
-    )
 
 
 # target tokenizer -> assistant tokenizer -> translator: comparing two vocabularies of 100,000 words takes a while
@@ -313,7 +252,7 @@ def _early_exit_view(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _draft_kwargs(model_kwargs: dict, input_ids: torch.LongTensor) -> dict:
-    """The target's kwargs for a generator: without what only the target can use, and as long as the ids it is given."""
+    """Return the target's kwargs for a generator: without those of the target alone, and as long as `input_ids`."""
     kwargs = {key: value for key, value in model_kwargs.items() if key not in _TARGET_ONLY}
     n = input_ids.shape[1]
     for key in ("attention_mask", "position_ids", "token_type_ids"):
@@ -328,10 +267,10 @@ def _draft_kwargs(model_kwargs: dict, input_ids: torch.LongTensor) -> dict:
 
 
 def _own_settings(generator: AssistedCandidateGenerator) -> None:
-    # The draft generates with a copy of the target's config, where some settings are wrong for it.
+    # The draft generates with a copy of the target's config, some of whose settings are wrong for the draft.
     config = generator.generation_config
-    config.stop_strings = None  # they need the target's tokenizer; the loop looks for them
-    config.cache_implementation = None  # it gets its own cache back from the second round on
+    config.stop_strings = None  # they need the target's tokenizer; the loop checks them
+    config.cache_implementation = None  # the draft gets its own cache back from the second round on
     config.output_logits = config.output_attentions = config.output_hidden_states = False
     if isinstance(generator, AssistedCandidateGeneratorDifferentTokenizers):
         generator.logits_processor = LogitsProcessorList()
@@ -342,10 +281,10 @@ def _own_settings(generator: AssistedCandidateGenerator) -> None:
 
 
 def _keep_raw_logits(generator: AssistedCandidateGenerator) -> list[torch.Tensor]:
-    """Have the generator leave the logits (1, k, V) of its last draft, as the model gave them, in the returned list.
+    """Return a list in which the generator leaves the raw logits (1, k, V) of its last draft.
 
-    It keeps the processed scores of `generate()` alone (5.19 to 5.24). So it drafts with a view of the model, whose
-    `generate` keeps the logits as well.
+    The generator keeps the processed scores of `generate()` alone (5.19 to 5.24). So it drafts with a view of the
+    model, whose `generate` keeps the logits as well.
     """
     kept, model = [], generator.assistant_model
 

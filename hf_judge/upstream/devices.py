@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
-    """Where the ids of a forward go.
+    """Return the device for the ids of a forward.
 
     A model whose first weights are offloaded is on `meta`: accelerate brings its inputs to where they are used, and its
     outputs back.
@@ -17,7 +17,7 @@ def input_device(model: PreTrainedModel) -> torch.device:
 
 
 def sent(values: list[int], device: torch.device) -> torch.LongTensor:
-    """A list as a tensor on the device, without waiting for what the device is doing."""
+    """Return a list as a tensor on the device, without waiting for what the device is doing."""
     values = torch.tensor(values, dtype=torch.long, device="cpu")  # whatever the default device is
     # a copy from memory that the system may move would wait for all work launched before
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)

@@ -1,4 +1,4 @@
-"""A model's forward and what surrounds it: the cache under its name of the day, private settings, kwargs of a step.
+"""A model's forward and what surrounds it: the cache under its present name, private settings, kwargs of a step.
 
 Read in transformers 5.19 to 5.24.
 """
@@ -6,6 +6,7 @@ Read in transformers 5.19 to 5.24.
 from __future__ import annotations
 
 import inspect
+import sys
 
 import torch
 from transformers import CompileConfig, GenerationConfig, PreTrainedModel
@@ -21,47 +22,47 @@ from hf_judge.upstream.versions import CACHE, private
 
 
 def with_cache(cache: Cache) -> dict[str, Cache]:
-    """The keyword argument that hands a cache to a forward, to `generate()` or to one of its outputs."""
+    """Return the keyword argument that hands a cache to a forward, to `generate()` or to one of its outputs."""
     return {CACHE: cache}
 
 
 def cache_of(found: dict | ModelOutput) -> Cache | None:
-    """The cache among model kwargs, or in a model's output."""
+    """Return the cache among model kwargs, or in a model's output."""
     return found.get(CACHE)
 
 
 def takes_cache(model: PreTrainedModel) -> bool:
-    """Whether the model's forward takes a key-value cache of transformers."""
+    """Tell whether the model's forward takes a key-value cache of transformers."""
     return CACHE in forward_parameters(model)
 
 
 def forward_parameters(model: PreTrainedModel) -> set[str]:
-    """Names of the forward's parameters; those of the class, since the object's own forward may be accelerate's."""
+    """Return the names of the forward's parameters, of the class: the object's own forward may be accelerate's."""
     return set(inspect.signature(type(model).forward).parameters)
 
 
 def is_stateful(model: PreTrainedModel) -> bool:
-    """Whether the model keeps a state that cannot be rolled back."""
+    """Tell whether the model keeps a state that cannot be rolled back."""
     return private(model, "_is_stateful")
 
 
 def attention_of(config) -> str:
-    """The attention implementation of a model config, e.g. "sdpa"."""
+    """Return the attention implementation of a model config, e.g. "sdpa"."""
     return private(config, "_attn_implementation")
 
 
 def records_hidden_states(decoder: PreTrainedModel) -> bool:
-    """Whether the decoder can return chosen hidden states alone: ``output_hidden_states=[index]``."""
+    """Tell whether the decoder can return chosen hidden states alone: ``output_hidden_states=[index]``."""
     return "hidden_states" in (private(decoder, "_can_record_outputs") or {})
 
 
 def is_compiled(model: torch.nn.Module) -> bool:
-    """Whether the caller has compiled the model's forward: ``model.forward = torch.compile(model.forward)``."""
+    """Tell whether the caller has compiled the model's forward: ``model.forward = torch.compile(model.forward)``."""
     return hasattr(vars(model).get("forward"), "_torchdynamo_orig_callable")
 
 
 def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
-    """The transformers model in a wrapper that changes none of its tokens: `torch.compile(model)`, or a `PeftModel`.
+    """Return the transformers model inside a `torch.compile(model)` or a `PeftModel`.
 
     Prompt learning lives in the PeftModel itself, which is then returned as it is.
     """
@@ -73,7 +74,7 @@ def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def stranger_hooks(model: torch.nn.Module) -> str | None:
-    """The module that carries a forward hook of the caller's own; None: hooks of libraries at most."""
+    """Return the module that carries a forward hook of the caller's own; None: there are hooks of libraries only."""
     libraries = ("torch", "accelerate", "transformers", "peft", "hf_judge")
     for name, module in model.named_modules():
         for hook in (*private(module, "_forward_hooks").values(), *private(module, "_forward_pre_hooks").values()):
@@ -85,7 +86,7 @@ def stranger_hooks(model: torch.nn.Module) -> str | None:
 
 
 def rope_types(config) -> set[str]:
-    """The kinds of rotary positions of a model config."""
+    """Return the kinds of rotary positions of a model config."""
     found = set()
     for parameters in (config.to_dict().get("rope_parameters"), config.to_dict().get("rope_scaling")):
         kinds = parameters.values() if isinstance(parameters, dict) else ()
@@ -96,17 +97,17 @@ def rope_types(config) -> set[str]:
 
 
 def length_of_changing_angles(config, prompt_length: int, shift: int = 0) -> int | None:
-    """The length of a sequence behind which drafted tokens would change the rotary angles of others; None: none.
+    """Return the length of a sequence behind which drafted tokens change the rotary angles of others; None: no such.
 
-    Two kinds of angles depend on the length of the sequence, drafted tokens included: with "longrope" all change once
-    it passes the length of the first training (models then read it again from its start), with "dynamic" they change
-    with each token behind that length.
+    Two kinds of angles depend on the length of the sequence, drafted tokens included. With "longrope" all angles change
+    once the sequence passes the length of the first training; models then read it again from its start. With "dynamic"
+    they change with each token behind that length.
 
     Args:
-        config: of a text model.
+        config: config of a text model.
         prompt_length: tokens of the prompt; a longrope model that has read a longer one has changed for good.
-        shift: how much later than at the sequence's length the caller's next position is: angles go by positions,
-            reading again by the length.
+        shift: distance from the sequence's length to the caller's next position. Angles depend on positions; whether
+            a model reads the sequence again depends on its length.
     """
     kinds, values = rope_types(config), config.to_dict()
     if not kinds & {"longrope", "dynamic"}:
@@ -120,44 +121,49 @@ def length_of_changing_angles(config, prompt_length: int, shift: int = 0) -> int
 
 
 def commit_of(config) -> str | None:
-    """The commit on the Hub that a model's config came from, 40 hex digits; None: not known."""
+    """Return the commit on the Hub that a model's config came from, 40 hex digits; None: not known."""
     return getattr(config, "_commit_hash", None)  # only configs that were loaded have it
 
 
 def remember_commit(config, commit: str | None) -> None:
-    """Note the commit that a model's config came from (upstream no longer does, from 5.23)."""
+    """Store the commit that a model's config came from (upstream no longer does, from 5.23)."""
     config._commit_hash = commit
 
 
 def of_width(logits: torch.Tensor, vocabulary: int) -> torch.Tensor:
-    """Logits (..., V) over another number of tokens: those that one model lacks can never be drawn."""
+    """Return logits (..., V) over another number of tokens: those that one model lacks can never be drawn."""
     missing = vocabulary - logits.shape[-1]
     return torch.nn.functional.pad(logits, (0, missing), value=-torch.inf) if missing > 0 else logits[..., :vocabulary]
 
 
 def readable(model: PreTrainedModel, ids: torch.LongTensor) -> torch.LongTensor:
-    """The ids, with the model's last one in place of those that it has no rows for, which are no words."""
+    """Replace ids that the model's vocabulary lacks, which stand for no words, by its last one."""
     return ids.clamp(max=vocabulary_rows(model) - 1)
 
 
 def has_own_vocabulary(model: PreTrainedModel) -> bool:
-    """Whether the model has a vocabulary; an assistant of MTP or DFlash writes with the target's."""
+    """Tell whether the model has a vocabulary; an MTP or DFlash draft uses that of the target."""
     return getattr(model.config.get_text_config(), "vocab_size", None) is not None
 
 
 def vocabulary_rows(model: PreTrainedModel) -> int:
-    """Rows of a model's vocabulary, those behind the tokenizer's last token included."""
+    """Return the size of a model's vocabulary, padding behind the tokenizer's last token included."""
     return model.config.get_text_config().vocab_size
 
 
+def max_positions(model: PreTrainedModel) -> int:
+    """Return how many positions a model has; `sys.maxsize` where its config names no limit."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+
+
 def stop_tokens(config: GenerationConfig) -> torch.LongTensor | None:
-    """The end tokens of a prepared generation config, (n,) long; None: it has none."""
+    """Return the end tokens of a prepared generation config, (n,) long; None: it has none."""
     tokens = private(config, "_eos_token_tensor")
     return None if tokens is None else tokens.flatten()
 
 
 def pad_token(config: GenerationConfig) -> int:
-    """The padding token of a prepared generation config; 0 if it has none."""
+    """Return the padding token of a prepared generation config; 0 if it has none."""
     token = private(config, "_pad_token_tensor")
     return 0 if token is None else int(token)
 
@@ -179,7 +185,7 @@ def known_length(model_kwargs: dict, config: GenerationConfig, input_ids: torch.
 
 
 def lengthened(model_kwargs: dict, n_more: int) -> dict:
-    """Model kwargs in which everything that has one entry per token has `n_more` entries more."""
+    """Return model kwargs in which everything that has one entry per token has `n_more` entries more."""
     kwargs = dict(model_kwargs)
     if kwargs.get("attention_mask") is not None:
         kwargs = prepare_attention_mask(kwargs, kwargs["attention_mask"].shape[1] + n_more, False)
@@ -191,18 +197,18 @@ def lengthened(model_kwargs: dict, n_more: int) -> dict:
 
 
 def of_length(model_kwargs: dict, n: int) -> dict:
-    """Model kwargs in which everything that has one entry per token has `n` entries."""
+    """Return model kwargs in which everything that has one entry per token has `n` entries."""
     kwargs = prepare_attention_mask(dict(model_kwargs), n, False)
     kwargs = prepare_position_ids(kwargs, n, False)
     return prepare_token_type_ids(kwargs, n)
 
 
 def updated_kwargs(model: PreTrainedModel, outputs: ModelOutput, model_kwargs: dict, n_new: int) -> dict:
-    """Model kwargs of the next forward, after one that gave `n_new` tokens."""
+    """Return model kwargs of the next forward, after one that gave `n_new` tokens."""
     return private(model, "_update_model_kwargs_for_generation")(outputs, model_kwargs, num_new_tokens=n_new)
 
 
 def compiling_everywhere(config: CompileConfig) -> CompileConfig:
-    """The config, changed so that upstream compiles on a CPU too: otherwise it does so on accelerators alone."""
+    """Return the config, changed so that upstream compiles on CPUs too and not on accelerators alone."""
     config._compile_all_devices = True
     return config

@@ -5,7 +5,7 @@ callable. With a callable it drops `assistant_model`, `tokenizer`, `assistant_to
 on the way, so these travel in the callable. Three parts of upstream's preparation need what was dropped, and are done
 here: the criterion of `stop_strings` needs the tokenizer; the default of `synced_gpus`; and the cache of a judged call
 must be dynamic, since upstream no longer sees that the call drafts. `token_healing` also needs the tokenizer, and is
-refused (see `modeling`). Read in transformers 5.19 to 5.24.
+refused (`modeling/refusals.py`). Read in transformers 5.19 to 5.24.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class PreparedCall:
 
     Args:
         model: the model whose `generate()` was called.
-        input_ids: (batch, n) long, one row per answer to make.
+        input_ids: (batch, n) long, one prompt for each answer to make.
         inputs_tensor: the prompts before they were repeated for several answers each, or their embeddings.
-        logits_processor, stopping_criteria, generation_config: as upstream prepared them.
+        logits_processor, stopping_criteria, generation_config: what upstream prepared.
         model_kwargs: what the target's first forward is called with; holds the cache.
-        assistant_model, tokenizer, assistant_tokenizer, streamer: as the caller passed them.
+        assistant_model, tokenizer, assistant_tokenizer, streamer: what the caller passed.
         synced_gpus: whether other processes wait for each forward of this one.
         has_own_cache: whether the caller passed a cache, which must hold the whole turn afterwards.
         has_own_positions: whether the caller passed `position_ids`.
@@ -77,8 +77,14 @@ class PreparedCall:
             self.model, self.assistant_model, self.tokenizer, self.assistant_tokenizer
         )
 
+    @property
+    def drafts_with_target(self) -> bool:
+        """Whether drafting runs the target itself, in whole or in part."""
+        config = self.generation_config
+        return bool(config.assistant_early_exit is not None or config.speculation_type is not None or config.use_mtp)
+
     def has_unfinished(self, this_process_finished: bool) -> bool:
-        """Whether any process has work left."""
+        """Tell whether any process has work left."""
         unfinished = private(self.model, "_has_unfinished_sequences")
         return unfinished(this_process_finished, self.synced_gpus, device=self.input_ids.device)
 
@@ -102,17 +108,17 @@ class Call:
         self._given = self._kwargs.get("generation_config")
 
     def settings(self) -> GenerationConfig:
-        """The generation config that upstream will use: the caller's, the model's, and upstream's defaults."""
+        """Return the generation config that upstream will use: the caller's, the model's, and upstream's defaults."""
         left_out = ("generation_config", "inputs", "input_ids", "inputs_embeds", "attention_mask")
         kwargs = {key: value for key, value in self._kwargs.items() if key not in left_out}
         return private(self._model, "_prepare_generation_config")(self._given, **kwargs)[0]
 
     def drafts(self, settings: GenerationConfig) -> bool:
-        """Whether anything in this call drafts tokens."""
+        """Tell whether anything in this call drafts tokens."""
         return settings.get_generation_mode(self.assistant_model) == GenerationMode.ASSISTED_GENERATION
 
     def drafts_by_itself(self, settings: GenerationConfig) -> bool:
-        """Whether the call would draft without an assistant model: by prompt lookup, early exit, MTP, ..."""
+        """Tell whether the call would draft without an assistant model: by prompt lookup, early exit, MTP, ..."""
         return settings.get_generation_mode(None) == GenerationMode.ASSISTED_GENERATION
 
     def check_inputs(self) -> None:
@@ -149,7 +155,7 @@ class Call:
         private(self._model, "_validate_generation_mode")(GenerationMode.ASSISTED_GENERATION, one_answer, passed)
 
     def given(self, name: str):
-        """A drafting setting that the caller chose for this very call; None: the draft's own counts."""
+        """Return a drafting setting that the caller chose for this very call; None: the draft's own counts."""
         if name in self._kwargs:
             return self._kwargs[name]
         value = getattr(self._given, name, None)
@@ -160,7 +166,7 @@ class Call:
 
         Args:
             decode: makes the output of `generate()`.
-            settings: of this call.
+            settings: the settings of this call.
 
         Raises:
             ValueError: `stop_strings` without a tokenizer.
@@ -210,7 +216,7 @@ class Call:
         return self._generate(**kwargs, custom_generate=decoding)
 
     def _overridden(self, kwargs: dict, name: str) -> dict:
-        """The arguments with a generation setting switched off."""
+        """Return the arguments with a generation setting switched off."""
         kwargs = {key: value for key, value in kwargs.items() if key != name}
         if kwargs.get("generation_config") is not None:
             kwargs["generation_config"] = copy.deepcopy(kwargs["generation_config"])
@@ -221,14 +227,14 @@ class Call:
 
 
 def _share_vocabulary(target, draft, target_tokenizer, draft_tokenizer) -> bool:
-    """Whether the models' tokens are the same: equal tokenizers where both are known, else matrices of one size."""
+    """Tell whether two models have the same tokens: equal tokenizers if both are given, else equal sizes."""
     if target_tokenizer is not None and draft_tokenizer is not None:
         return disagreement(target_tokenizer, draft_tokenizer) is None
     return not has_own_vocabulary(draft) or vocabulary_rows(target) == vocabulary_rows(draft)
 
 
 def disagreement(target_tokenizer, draft_tokenizer) -> int | None:
-    """The first id that two tokenizers do not know as the same word, or None: they agree."""
+    """Return the first id that stands for another word in each tokenizer; None: they agree."""
     if target_tokenizer is draft_tokenizer:
         return None
     ours, theirs = target_tokenizer.get_vocab(), draft_tokenizer.get_vocab()
@@ -238,8 +244,9 @@ def disagreement(target_tokenizer, draft_tokenizer) -> int | None:
 
 
 def tokenizer_arguments(target, draft, target_tokenizer, draft_tokenizer) -> dict:
-    """The keywords by which `generate()` can serve a pair: none where upstream sees by itself that the models share
-    their vocabulary, since with them it translates between tokenizers.
+    """Return the keywords by which `generate()` can serve a pair whose vocabularies differ; none for a shared one.
+
+    With these keywords upstream translates between the tokenizers, which a shared vocabulary does not need.
 
     Args:
         target, draft: the models; without a draft there are none.

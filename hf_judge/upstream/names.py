@@ -59,7 +59,7 @@ __all__ = [
 
 
 def causal_lm_class(name: str) -> type[PreTrainedModel] | None:
-    """The causal language model class of transformers called `name`, e.g. ``Qwen2ForCausalLM``; None: there is none."""
+    """Return the causal LM class of transformers called `name`, e.g. ``Qwen2ForCausalLM``; None: there is none."""
     known = name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
     return getattr(transformers, name) if known else None
 

@@ -1,7 +1,7 @@
 """The processes that run one sharded target together, and how they come to decide alike.
 
 Under tensor parallelism every process runs the whole decoding loop, and each forward of the target is a collective: two
-processes that disagree about one token wait for each other for ever. Knows nothing about drafts, rules or loops.
+processes that disagree about one token wait for each other for ever.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Ranks:
 
     Args:
         group: the processes; None: this one alone, so that nothing has to be agreed on.
-        device: where the group's tensors are sent from; random draws there are shared too.
+        device: device from which the group's tensors are sent; random draws there are shared too.
         draft_alone: each process has a whole draft: the first one drafts and verifies, the others receive.
 
     Attributes:
@@ -50,14 +50,14 @@ class Ranks:
 
     @classmethod
     def of(cls, model: PreTrainedModel, *, draft_alone: bool) -> Ranks:
-        """The processes that hold the shards of `model`, as `from_pretrained` split it (transformers 5.19 to 5.24)."""
+        """Return the processes that hold the shards of `model` after `from_pretrained` (transformers 5.19 to 5.24)."""
         if (model.tp_size or 1) == 1:
             return cls()
         mesh = private(model, "_device_mesh")["tp"]
         return cls(mesh.get_group(), model.get_input_embeddings().weight.device, draft_alone=draft_alone)
 
     def agree(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The first process's `tensor`, which has the same shape and dtype in every process."""
+        """Return the first process's `tensor`, which has the same shape and dtype in every process."""
         if self.alone:
             return tensor
         shared = tensor.to(self._device, copy=True).contiguous()
@@ -65,7 +65,7 @@ class Ranks:
         return shared.to(tensor.device)
 
     def agree_on_width(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The first process's `tensor`, (batch, n), where n may differ between processes."""
+        """Return the first process's `tensor`, (batch, n), where n may differ between processes."""
         if self.alone:
             return tensor
         width = int(self.agree(torch.tensor([tensor.shape[1]])))
@@ -73,7 +73,7 @@ class Ranks:
 
     @contextlib.contextmanager
     def one_random_stream(self) -> Iterator[None]:
-        """Every process draws what the first would have drawn alone, whatever their seeds are.
+        """Let every process draw what the first would have drawn alone, whatever their seeds are.
 
         Afterwards the first process's stream has moved on and the others' are as they were before.
         """
@@ -96,12 +96,12 @@ class Ranks:
 
 
 def is_sharded(model: torch.nn.Module) -> bool:
-    """Whether processes with prompts of their own gather this model's weights for each forward (FSDP 1 and 2)."""
+    """Tell whether processes with prompts of their own gather this model's weights for each forward (FSDP 1 and 2)."""
     return any(isinstance(module, (FSDPModule, FullyShardedDataParallel)) for module in model.modules())
 
 
 def waits_for_others(model: PreTrainedModel, synced_gpus: bool | None) -> bool:
-    """Whether other processes wait for each forward of this model.
+    """Tell whether other processes wait for each forward of this model.
 
     Args:
         synced_gpus: what the caller of `generate()` said; None: found out as upstream does (5.19 to 5.24), and also for

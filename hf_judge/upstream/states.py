@@ -1,6 +1,6 @@
 """Reads the hidden state that a judge needs out of the target's ordinary forward.
 
-``post_norm`` is the input of the LM head; ``pre_norm`` the input of the final norm. Knows nothing about rules or loops.
+``post_norm`` is the input of the LM head; ``pre_norm`` the input of the final norm.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f")
 class StateReader:
     """Context manager around a generation; `request` before and `read` after each forward of the target.
 
-    A hook at the LM head or the final norm catches the state for the length of the call; it only listens to its own
-    thread. Compiled forwards cannot have hooks that come and go: there ``post_norm`` asks the decoder for its last
-    hidden state (``output_hidden_states=[index]``), for which upstream leaves hooks of its own on the model.
+    A hook at the LM head or the final norm catches the state for the length of the call; it ignores other threads.
+    Compiled forwards cannot have hooks that come and go: there ``post_norm`` requests the decoder's last hidden state
+    (``output_hidden_states=[index]``), for which upstream leaves hooks of its own on the model.
 
     Args:
         model: the target.
@@ -73,11 +73,12 @@ class StateReader:
             self._handle.remove()
 
     def request(self, inputs: dict, overrides: dict) -> dict:
-        """The forward's arguments with everything that the candidate source and this reader want back.
+        """Return the forward's arguments, extended by the outputs that the candidate source and this reader need.
 
         Args:
             inputs: the prepared forward arguments; the user's own output_hidden_states is among them.
-            overrides: what the candidate source wants, `output_hidden_states` as a flag, an index or a list of them.
+            overrides: the arguments that the candidate source needs; their `output_hidden_states` may be a flag, an
+                index or a list of indices.
         """
         wanted = [inputs.get("output_hidden_states"), overrides.get("output_hidden_states")]
         if self._selected is not None:
@@ -88,17 +89,17 @@ class StateReader:
             inputs["output_hidden_states"] = selection
         return inputs
 
-    def read(self, outputs: ModelOutput, n_rows: int) -> torch.Tensor | None:
-        """The states (batch, n_rows, D) of the last `n_rows` tokens of the forward; None when none was asked for."""
+    def read(self, outputs: ModelOutput, n: int) -> torch.Tensor | None:
+        """Return the states (batch, n, D) of the last `n` tokens of the forward; None if none was requested."""
         if self._selected is not None:
-            return outputs.hidden_states[-1][:, -n_rows:]
+            return outputs.hidden_states[-1][:, -n:]
         if self._hooked is not None:
             state, self._captured = self._captured, None
-            return state[:, -n_rows:]
+            return state[:, -n:]
         return None
 
     def forget(self) -> None:
-        """Let go of a forward whose states nobody reads."""
+        """Free the states of a forward that are not needed."""
         self._captured = None
 
 

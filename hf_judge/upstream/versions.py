@@ -29,13 +29,13 @@ PIPELINES_FILL_DEFAULTS = Version("5.20") > _RELEASE
 
 
 def tested_range() -> str:
-    """The tested versions in words, as warnings and errors name them."""
+    """Return the tested versions in words, as warnings and errors name them."""
     newest = f"{CEILING.major}.{CEILING.minor - 1}"
     return f"{FLOOR} to {newest}"
 
 
 def is_tested() -> bool:
-    """Whether the installed transformers lies in the tested range."""
+    """Tell whether the installed transformers lies in the tested range."""
     return FLOOR <= _RELEASE < CEILING
 
 
@@ -52,7 +52,7 @@ def warn_if_untested() -> None:
 
 
 def moved(what: str) -> ImportError:
-    """The error for a part of transformers that is not where it was in the tested versions.
+    """Return the error for a part of transformers that is not where it was in the tested versions.
 
     Args:
         what: the missing part, in words.
@@ -64,7 +64,7 @@ def moved(what: str) -> ImportError:
 
 
 def private(owner: object, name: str):
-    """A private attribute of an object of transformers.
+    """Return a private attribute of an object of transformers.
 
     Raises:
         ImportError: it is not there; the message names the installed version, the tested ones and the remedy.
@@ -76,7 +76,7 @@ def private(owner: object, name: str):
 
 
 def peft_problem() -> str | None:
-    """Why PEFT cannot serve judge heads here, with the remedy; None where it can, or where it was not tested."""
+    """Return why PEFT cannot serve judge heads here, with the remedy; None where it can, or where it was not tested."""
     remedy = f"pip install 'peft>={PEFT_FLOOR},<{PEFT_CEILING}'. JudgeHead and generate(judge=) work without it"
     installed = installed_peft()
     if installed is None:
@@ -89,7 +89,7 @@ def peft_problem() -> str | None:
 
 
 def installed_peft() -> Version | None:
-    """The release of peft that is installed; None: there is none."""
+    """Return the release of peft that is installed; None: there is none."""
     try:
         return Version(Version(importlib.metadata.version("peft")).base_version)
     except importlib.metadata.PackageNotFoundError:
@@ -97,13 +97,13 @@ def installed_peft() -> Version | None:
 
 
 def peft_is_tested() -> bool:
-    """Whether the installed peft lies in the tested range."""
+    """Tell whether the installed peft lies in the tested range."""
     installed = installed_peft()
     return installed is not None and PEFT_FLOOR <= installed < PEFT_CEILING
 
 
 def asked_for_by_transformers() -> Version:
-    """The oldest release of peft that transformers' own adapter methods accept."""
+    """Return the oldest release of peft that transformers' own adapter methods accept."""
     return Version(importlib.import_module("transformers.integrations.peft").MIN_PEFT_VERSION)
 
 

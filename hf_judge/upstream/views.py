@@ -21,7 +21,7 @@ _OWN_DICTS = (
 
 
 def shared_view(module: nn.Module, cls: type | None = None) -> nn.Module:
-    """A new object with the parameters, buffers and submodules of `module`; only the outermost object is new.
+    """Return a new object with the parameters, buffers and submodules of `module`; only the outermost object is new.
 
     Args:
         module: any module.

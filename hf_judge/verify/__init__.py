@@ -1,19 +1,12 @@
 """The acceptance rule: one round of drafted tokens, what strict verification decides, and what a judge does."""
 
-from hf_judge.verify.rule import (
-    Candidates,
-    CandidateVerifier,
-    JudgeCandidateVerifier,
-    Rows,
-    StrictChoice,
-    StrictVerifier,
-    Verdict,
-    decide,
-    head_features,
-    next_token,
-    strict_choice,
-)
+from hf_judge.verify.decide import StrictVerifier, decide
+from hf_judge.verify.judge import JudgeCandidateVerifier, head_features
+from hf_judge.verify.round import Candidates, CandidateVerifier, TargetOutputs, Verdict
 from hf_judge.verify.stats import JudgeStats, VerdictCode
+from hf_judge.verify.strict import StrictChoice, next_token, strict_choice
+
+Rows = TargetOutputs  # its name in 0.1.0
 
 __all__ = [
     "CandidateVerifier",
@@ -23,6 +16,7 @@ __all__ = [
     "Rows",
     "StrictChoice",
     "StrictVerifier",
+    "TargetOutputs",
     "Verdict",
     "VerdictCode",
     "decide",

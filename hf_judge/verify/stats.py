@@ -1,7 +1,4 @@
-"""What a judged generation did: counts, seconds per phase, and the verdict code of every new token.
-
-Knows nothing about models or rules.
-"""
+"""The statistics of a judged generation: counts, seconds per phase, and the verdict code of every new token."""
 
 from __future__ import annotations
 
@@ -68,7 +65,7 @@ class JudgeStats:
         return self.rescued / max(self.new_tokens, 1)
 
     def to_dict(self) -> dict[str, int | float]:
-        """All counts and seconds, and the ratios derived from them."""
+        """Return all counts and seconds, and the ratios derived from them."""
         derived = ("new_tokens", "seconds", "tokens_per_forward", "accepted_per_forward", "rescued_fraction")
         return asdict(self) | {name: getattr(self, name) for name in derived}
 
