@@ -8,7 +8,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from hf_judge import JudgeCandidateVerifier, JudgeConfig, JudgeHead, judged
 from hf_judge.tiny import load_pair
 from hf_judge.tiny.world import problems
-from hf_judge.verify.rule import Candidates, Rows, Verdict, decide
+from hf_judge.verify.decide import decide
+from hf_judge.verify.round import Candidates, TargetOutputs, Verdict
 
 TRAINED_LAYERS = 4  # of the embedded target: deeper ones accept the same
 
@@ -26,15 +27,15 @@ class ReplayedJudge(JudgeCandidateVerifier):
         super().__init__(JudgeHead(JudgeConfig(hidden_size=hidden_size, hidden_state="post_norm")).to(device), 0.5)
         self._trace, self._round = trace, 0
 
-    def verify(self, candidates: Candidates, rows: Rows) -> Verdict:
+    def verify(self, candidates: Candidates, outputs: TargetOutputs) -> Verdict:
         """Do the judge's own work, then decide by the trace."""
-        scored = self.judged(rows.hidden[:, 1:])
+        scored = self.judged(outputs.hidden[:, 1:])
         batch, k = candidates.ids.shape
         accepted = [self._trace[(self._round + r) % len(self._trace)] for r in range(batch)]
         self._round += batch
         wanted = torch.arange(k, device=scored.device) < torch.tensor(accepted, device=scored.device)[:, None]
         # the scores must be computed, and must not matter
-        return decide(candidates, rows, wanted | (scored & ~scored))
+        return decide(candidates, outputs, wanted | (scored & ~scored))
 
 
 def record_trace(n_drafted: int, n_problems: int = 10) -> list[int]:
@@ -43,8 +44,8 @@ def record_trace(n_drafted: int, n_problems: int = 10) -> list[int]:
     trace = []
 
     class Recording(JudgeCandidateVerifier):
-        def verify(self, candidates, rows):
-            verdict = super().verify(candidates, rows)
+        def verify(self, candidates, outputs):
+            verdict = super().verify(candidates, outputs)
             if candidates.ids.shape[1] == n_drafted and int(candidates.lengths[0]) == n_drafted:
                 trace.append(int(verdict.n_accepted[0]))
             return verdict

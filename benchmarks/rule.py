@@ -61,10 +61,10 @@ class Watched(JudgeCandidateVerifier):
         super().__init__(head)
         self.rounds = []
 
-    def verify(self, candidates, rows):
+    def verify(self, candidates, outputs):
         """Decide as the judge does."""
-        verdict = super().verify(candidates, rows)
-        self.rounds.append((candidates, rows, verdict))
+        verdict = super().verify(candidates, outputs)
+        self.rounds.append((candidates, outputs, verdict))
         return verdict
 
 
@@ -84,14 +84,14 @@ def find_round(number: int) -> dict:
     ids = torch.tensor([encode_prompt(pair.tokenizer, [{"role": "user", "content": problem.question}])[1]])
     kwargs = constant_drafts(pair.draft, judge, DRAFTED)
     sequence = pair.target.generate(ids, max_new_tokens=256, do_sample=False, **kwargs)[0]
-    candidates, rows, verdict = next(filter(shows_everything, judge.rounds), (None, None, None))
+    candidates, outputs, verdict = next(filter(shows_everything, judge.rounds), (None, None, None))
     if candidates is None:
         raise ValueError(f"problem {number} has no round with a rescue and a refusal: try another one")
     codes, n_accepted = verdict.codes[0].tolist(), int(verdict.n_accepted)
     answer = sequence[ids.shape[1] :][: int(candidates.n_generated)]
     words = [pair.tokenizer.decode([token]) for token in (answer[-1].item(), *candidates.ids[0].tolist())]
-    targets = [pair.tokenizer.decode([token]) for token in rows.scores[0].argmax(dim=-1).tolist()]
-    scores = judge.head(rows.hidden[0, 1:]).sigmoid().tolist()
+    targets = [pair.tokenizer.decode([token]) for token in outputs.scores[0].argmax(dim=-1).tolist()]
+    scores = judge.head(outputs.hidden[0, 1:]).sigmoid().tolist()
     verdicts = [VerdictCode(code).name.lower() for code in codes[: n_accepted + 1]]
     verdicts += ["discarded"] * (DRAFTED - len(verdicts))
     keys = ("text", "target", "score", "verdict")
