@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from hf_judge.training.extraction import FORMAT_VERSION, INDEX_NAME, FeatureStore
 from hf_judge.training.fit import JudgeTrainingArguments, train_judge
+from hf_judge.training.store import FORMAT_VERSION, INDEX_NAME, FeatureStore
 
 TOKENS_PER_ROW = 60
 
@@ -54,7 +54,6 @@ def make_features(directory: Path, n_tokens: int, width: int, n_shards: int = 4)
         "draft_model": None,
         "hidden_state": "post_norm",
         "hidden_size": width,
-        "draft_hidden_size": None,
         "extra_features": None,
         "data_hash": "made-up",
         "options": {},

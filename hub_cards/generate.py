@@ -1,4 +1,4 @@
-"""Decodes with the judge head of this repository. Needs the package hf-judge (requirements.txt).
+"""Decode with the judge head of this repository. This needs the package hf-judge (requirements.txt).
 
 model.generate(**inputs, custom_generate="<this repository>", trust_remote_code=True, assistant_model=draft)
 """
@@ -16,7 +16,7 @@ from .head_data import CONFIG, WEIGHTS
 
 @functools.cache
 def judge_head() -> JudgeHead:
-    """The head of this commit, checked as any head is."""
+    """Load the head of this commit, checked as any head is."""
     with tempfile.TemporaryDirectory() as directory:
         Path(directory, "adapter_config.json").write_text(CONFIG, encoding="utf-8")
         Path(directory, "adapter_model.safetensors").write_bytes(base64.b64decode(WEIGHTS))
@@ -24,7 +24,7 @@ def judge_head() -> JudgeHead:
 
 
 def generate(model, judge=None, **kwargs):
-    """`model.generate` with this repository's judge, or with another `judge`; the rest as hf_judge takes it."""
+    """Call `model.generate` with this repository's judge, or with another `judge`; hf_judge reads the rest."""
     target = judged(model)
     # through the class: `model.generate` may be this very function (from_pretrained puts it there)
     return type(target).generate(target, judge=judge_head() if judge is None else judge, **kwargs)

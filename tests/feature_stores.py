@@ -5,12 +5,10 @@ import json
 import torch
 from safetensors.torch import save_file
 
-from hf_judge.training.extraction import FORMAT_VERSION, INDEX_NAME, FeatureStore
+from hf_judge.training.store import FORMAT_VERSION, INDEX_NAME, FeatureStore
 
 
-def make_store(
-    directory, features, labels, row, prompts, *, sources=None, n_shards=3, draft=None, extra=None, matched=None
-):
+def make_store(directory, features, labels, row, prompts, *, sources=None, n_shards=3, extra=None, matched=None):
     """A store of `features` (n, D), `labels` (n,) and `row` (n,), the row of each token; `prompts` names each row's.
 
     `matched` (n,): which tokens strict verification accepts; none by default.
@@ -26,8 +24,6 @@ def make_store(
             "row": row[part].contiguous(),
             "position": torch.zeros(len(part), dtype=torch.int64),
         }
-        if draft is not None:
-            tensors["draft_features"] = draft[part].contiguous()
         if extra is not None:
             tensors["extra_features"] = torch.stack(list(extra.values()), dim=1)[part].contiguous()
         name = f"features-{i:05d}.safetensors"
@@ -37,10 +33,9 @@ def make_store(
     index = {
         "format_version": FORMAT_VERSION,
         "model": "a/target",
-        "draft_model": None if draft is None else "a/draft",
+        "draft_model": None,
         "hidden_state": "post_norm",
         "hidden_size": features.shape[1],
-        "draft_hidden_size": None if draft is None else draft.shape[1],
         "extra_features": None if extra is None else list(extra),
         "data_hash": "0" * 64,
         "options": {"after_mistake": "ignore"},

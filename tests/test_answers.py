@@ -9,7 +9,7 @@ from decimal import Decimal
 
 import pytest
 
-from hf_judge.cli.train import checker_of
+from hf_judge.cli.options import checker_of
 from hf_judge.evaluation.tasks import load_task, read_prompts
 from hf_judge.labelling.answers import CHECKERS, is_right, make_checker, needed_key, reference
 

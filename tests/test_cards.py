@@ -7,10 +7,10 @@ import re
 
 import hub_fixtures as fx
 import pytest
-from huggingface_hub import DatasetCard, ModelCard
+from huggingface_hub import ModelCard
 
 from hf_judge import JudgeConfig
-from hf_judge.head.card import dataset_card, head_card, pair_card
+from hf_judge.head.card import head_card
 from hf_judge.head.publish import refuse_private
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -110,55 +110,6 @@ def test_values_cannot_break_out_of_a_card():
     for block in blocks(card):
         ast.parse(block)
         assert block.endswith("print(tokenizer.decode(output[0], skip_special_tokens=True))\n")
-
-
-def test_the_card_of_a_dataset():
-    card = dataset_card(
-        "someone/judge-labels",
-        filename="rows.jsonl",
-        counts={"rows": 120, "mistakes": {"draft": 40, "target": 3}},
-        labelling="Marked by two annotators.",
-        limits="English arithmetic only.",
-        license="cc-by-4.0",
-        language="en",
-    )
-    again = DatasetCard(str(card))
-    assert again.data.license == "cc-by-4.0"
-    assert "speculative-decoding" in again.data.tags
-    for said in ("| mistakes / draft | 40 |", "Marked by two annotators.", "English arithmetic only.", "`rows.jsonl`"):
-        assert said in again.text
-    assert len(blocks(again)) == 1
-    ast.parse(blocks(again)[0])
-
-
-def test_the_dataset_block_runs(tmp_path, monkeypatch, capsys):
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text('{"mistakes": [[0, 1]]}\n{"mistakes": []}\n')
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repo, name, repo_type: str(rows))
-    card = dataset_card("someone/x", filename="rows.jsonl", counts={}, labelling="", limits="")
-    exec(compile(blocks(card)[0], "card", "exec"), {})
-    assert capsys.readouterr().out == "2 responses, 1 with a mistake\n"
-
-
-def test_the_card_of_a_pair():
-    figures = {"plain": {"accuracy": 0.98, "tokens/s": 20.5}, "judged": {"accuracy": 0.97, "ratio": 3.2}}
-    card = ModelCard(
-        str(
-            pair_card(
-                target="someone/large",
-                draft="someone/small",
-                judge="someone/large-judge",
-                figures=figures,
-                setting={"machine": "one GPU", "prompts": 200},
-            )
-        )
-    )
-    assert "| way | accuracy | tokens/s | ratio |" in card.text
-    assert "| plain | 0.98 | 20.5 |  |" in card.text
-    assert "| judged | 0.97 |  | 3.2 |" in card.text
-    assert "| machine | one GPU |" in card.text
-    assert {r.metric_name: r.metric_value for r in card.data.eval_results} == {"accuracy": 0.97, "ratio": 3.2}
-    ast.parse(blocks(card)[0])
 
 
 @pytest.mark.parametrize(

@@ -115,4 +115,4 @@ def test_calibrate_needs_one_way(tmp_path, capsys):
     run("calibrate", "--head", tmp_path, code=2)
     assert "either --features (by risk) or --margin" in capsys.readouterr().err
     run("info", tmp_path / "nothing", code=2)
-    assert "nothing at" in capsys.readouterr().err
+    assert "is no file, directory or Hub repository" in capsys.readouterr().err

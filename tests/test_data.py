@@ -1,6 +1,7 @@
 """Rows in and out of files, and spans of mistakes turned into labels of tokens."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 from hypothesis import given, settings
@@ -16,7 +17,6 @@ from hf_judge.labelling.responses import (
     marked,
     read_jsonl,
     summarise,
-    to_dataset,
     write_jsonl,
 )
 from hf_judge.labelling.tokens import UnlabelledRow, decoded_offsets, label_offsets, label_rows
@@ -87,10 +87,18 @@ def test_jsonl_keeps_every_field(tmp_path):
     assert data_hash(rows) != data_hash(rows[::-1])
 
 
+def as_dataset(rows):
+    """The rows as a `datasets.Dataset` in which every row has every column."""
+    datasets = pytest.importorskip("datasets")
+    columns = [asdict(row) for row in rows]
+    for values in columns:  # as text: a column of structs would give every row the keys of all
+        values["chat_template_kwargs"] = values["chat_template_kwargs"] and json.dumps(values["chat_template_kwargs"])
+    return datasets.Dataset.from_list(columns)
+
+
 def test_dataset_keeps_every_field(tmp_path):
-    pytest.importorskip("datasets")
     rows = [row(mistakes=((8, 10),)), row(scope=((0, 3),), response_ids=(5, 6), source="x", near_tie=True)]
-    dataset = to_dataset(rows)
+    dataset = as_dataset(rows)
     assert list(from_dataset(dataset)) == rows
     dataset.save_to_disk(str(tmp_path / "set"))
     assert load_rows(tmp_path / "set") == rows

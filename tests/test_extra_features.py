@@ -14,7 +14,7 @@ from hf_judge import JudgeCandidateVerifier, JudgeConfig, JudgeHead, judged
 from hf_judge.cli import commands as cli
 from hf_judge.head.distributions import DRAFT_FEATURES, EXTRA_FEATURES, extra_features
 from hf_judge.labelling.responses import LabelledResponse
-from hf_judge.rules import AutoJudgeVerifier
+from hf_judge.rules.by_name import Setting, make_verifier
 from hf_judge.tiny import load_pair
 from hf_judge.training.calibration import head_scores
 from hf_judge.training.extraction import FeatureStore, extract_features
@@ -186,7 +186,7 @@ class TestTrainingAndServing:
 
     def test_autojudge_reads_them_too(self, pair):
         ids = torch.arange(5, 25)[None]
-        verifier = AutoJudgeVerifier(make_head(EXTRA_FEATURES), 0.9)
+        verifier = make_verifier(Setting("autojudge", 0.9), {"autojudge": make_head(EXTRA_FEATURES)})
         for engine in ("ragged", "upstream"):
             pair.target.generate(
                 ids, assistant_model=pair.draft, judge=verifier, judge_engine=engine, max_new_tokens=8, **GREEDY

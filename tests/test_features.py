@@ -114,13 +114,12 @@ def test_other_architectures(tmp_path):
     assert torch.allclose(all_features(store), all_features(single), atol=1e-5)
 
 
-def test_draft_features_stand_beside(tmp_path):
+def test_a_draft_that_no_extra_feature_needs_is_not_run(tmp_path, monkeypatch):
     draft = llama(1, width=16)
-    store, _ = extract_features(MODEL, TOKENIZER, rows(), tmp_path, draft_model=draft, shard_bytes=8000)
-    both = all_features(store, draft=True)
-    assert store.width(draft=True) == 48
-    assert torch.allclose(both[:, :16], naive(draft, "post_norm", rows())[0], atol=1e-5)
-    assert torch.allclose(both[:, 16:], all_features(store), atol=0)
+    monkeypatch.setattr(draft, "forward", None)
+    store, _ = extract_features(MODEL, TOKENIZER, rows(), tmp_path, draft_model=draft, extra=["entropy"])
+    assert store.index["draft_model"] is None
+    assert store.width(["entropy"]) == 33
 
 
 @WHOLLY_OFFLOADED

@@ -15,15 +15,8 @@ from conftest import WIDTH, noisy_copy, prompt, random_head, tiny_model
 from safetensors.torch import load_file, save_file
 
 from hf_judge import JudgeConfig, JudgeHead, StrictVerifier, judged
-from hf_judge.head.adapter import (
-    BIAS_KEY,
-    CONFIG_NAME,
-    WEIGHT_KEY,
-    WEIGHTS_NAME,
-    parse_config,
-    read_adapter,
-    write_adapter,
-)
+from hf_judge.head.adapter import read_adapter, write_adapter
+from hf_judge.head.files import BIAS_KEY, CONFIG_NAME, WEIGHT_KEY, WEIGHTS_NAME
 
 
 @pytest.fixture
@@ -294,10 +287,11 @@ class TestBadFiles:
         rewrite_config(directory, hidden_state=hidden_state)
         self.check(directory, "hidden_state must be one of")
 
-    def test_reading_a_config_alone(self):
-        assert parse_config(b'{"peft_type": "JUDGE", "hidden_size": 8}', "here").hidden_size == 8
-        with pytest.raises(ValueError, match="^here is not valid JSON"):
-            parse_config(b"{", "here")
+    def test_a_head_that_reads_the_draft_too_is_refused(self, directory):
+        rewrite_config(directory, draft_hidden_size=None)  # as every head of earlier releases says
+        JudgeHead.from_pretrained(directory)
+        rewrite_config(directory, draft_hidden_size=4)
+        self.check(directory, "reads the draft's state beside the target's.*train a head on the target's state alone")
 
     def test_reader_and_writer_are_inverse(self, tmp_path):
         weight, bias = torch.randn(1, 8), torch.randn(1)

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_data import TOKENIZER, byte_tokenizer
+from test_data import TOKENIZER, as_dataset, byte_tokenizer
 
 from hf_judge.labelling.prompts import Prompt, RefusedPrompt, encode_prompt, prompt_of
 from hf_judge.labelling.responses import (
@@ -11,7 +11,6 @@ from hf_judge.labelling.responses import (
     from_dataset,
     read_jsonl,
     row_from_dict,
-    to_dataset,
     write_jsonl,
 )
 from hf_judge.labelling.tokens import label_rows
@@ -160,10 +159,9 @@ class TestLabelledResponses:
         assert "chat_template_kwargs" not in plain.to_dict()
 
     def test_datasets_keep_the_settings(self):
-        pytest.importorskip("datasets")
         other = LabelledResponse(CHAT, "5", chat_template_kwargs={"reasoning_effort": "low"})
         rows = [self.ROW, LabelledResponse(CHAT, "5"), other]
-        assert list(from_dataset(to_dataset(rows))) == rows
+        assert list(from_dataset(as_dataset(rows))) == rows
 
     def test_keys_of_their_own_are_read_too(self):
         values = json.loads(json.dumps(self.ROW.to_dict()))

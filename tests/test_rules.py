@@ -12,7 +12,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from hf_judge import JudgeConfig, JudgeHead, StrictVerifier, VerdictCode, judged
 from hf_judge.head.distributions import entropy, kl_divergence
 from hf_judge.rules import (
-    AutoJudgeVerifier,
     EnsembleVerifier,
     FlyVerifier,
     KLVerifier,
@@ -30,7 +29,8 @@ from hf_judge.rules import (
     top_k_accepts,
     typical_accepts,
 )
-from hf_judge.verify.rule import Candidates, Rows
+from hf_judge.rules.by_name import Setting, make_verifier
+from hf_judge.verify.rule import Candidates, JudgeCandidateVerifier, Rows
 
 M, R, C, B, P = (int(code) for code in VerdictCode)
 VOCAB = 48
@@ -47,6 +47,10 @@ def head(hidden_size: int = 32, *, bias: float = 0.0, scale: float = 1.0) -> Jud
         made.weight.copy_(torch.randn(1, hidden_size, generator=torch.Generator().manual_seed(5)) * scale)
         made.bias.fill_(bias)
     return made.requires_grad_(False)
+
+
+def autojudge(made: JudgeHead, threshold: float) -> JudgeCandidateVerifier:
+    return make_verifier(Setting("autojudge", threshold), {"autojudge": made})
 
 
 def tiny(seed: int) -> LlamaForCausalLM:
@@ -246,14 +250,9 @@ class TestVerdicts:
             made.weight[0, 0] = 1.0
         hidden[0, 1, 0], hidden[0, 2, 0] = 2.0, -2.0  # P(important) 0.12 and 0.88
         rows = Rows(self.SCORES, self.SCORES, hidden)
-        assert self.verdict(AutoJudgeVerifier(made, 0.2), [1, 1], rows) == (1, 0, [R, C, P])
-        assert self.verdict(AutoJudgeVerifier(made, 0.1), [1, 1], rows) == (0, 0, [C, P, P])
-        assert self.verdict(AutoJudgeVerifier(made, 0.9), [1, 1], rows) == (2, 0, [R, R, B])
-
-    def test_autojudge_with_draft_features_is_refused(self):
-        rows = Rows(self.SCORES, self.SCORES, torch.zeros(1, 3, 16))
-        with pytest.raises(ValueError, match="DD-DT"):
-            AutoJudgeVerifier(head(32)).verify(Candidates(torch.tensor([[1, 1]])), rows)
+        assert self.verdict(autojudge(made, 0.2), [1, 1], rows) == (1, 0, [R, C, P])
+        assert self.verdict(autojudge(made, 0.1), [1, 1], rows) == (0, 0, [C, P, P])
+        assert self.verdict(autojudge(made, 0.9), [1, 1], rows) == (2, 0, [R, R, B])
 
     @pytest.mark.parametrize("rule", [KLVerifier(), EnsembleVerifier()])
     @pytest.mark.parametrize("do_sample", [False, True])
@@ -280,8 +279,8 @@ class TestVerdicts:
             (lambda: FlyVerifier(0.3, 0), ValueError, "window"),
             (lambda: RandomVerifier(True), TypeError, "rate"),
             (lambda: RandomVerifier(0.5, max_rescue_fraction=2), ValueError, "max_rescue_fraction"),
-            (lambda: AutoJudgeVerifier("head"), TypeError, "expects a JudgeHead"),
-            (lambda: AutoJudgeVerifier(head(), 3.0), ValueError, "threshold"),
+            (lambda: autojudge("head", 0.5), ValueError, "autojudge=0.5: .*expects a JudgeHead"),
+            (lambda: autojudge(head(), 3.0), ValueError, "autojudge=3: threshold must be .* got 3.0"),
         ],
     )
     def test_bad_settings(self, make, error, match):
@@ -349,7 +348,7 @@ RULES = [
     ThresholdsVerifier(0.03, 0.7),
     FlyVerifier(0.1, 3),
     RandomVerifier(0.4),
-    AutoJudgeVerifier(head(), 0.5),
+    autojudge(head(), 0.5),
 ]
 
 
@@ -415,7 +414,7 @@ class TestGenerate:
         "rule",
         [
             TopKVerifier(1), RelaxedVerifier(0.0), TypicalVerifier(1.0, 1e9), KLVerifier(0.0), EnsembleVerifier(1.0),
-            ThresholdsVerifier(1.0), FlyVerifier(1.0), RandomVerifier(0.0), AutoJudgeVerifier(head(), 0.0),
+            ThresholdsVerifier(1.0), FlyVerifier(1.0), RandomVerifier(0.0), autojudge(head(), 0.0),
         ],
         ids=lambda rule: type(rule).__name__,
     )  # fmt: skip

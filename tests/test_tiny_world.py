@@ -8,13 +8,11 @@ from hypothesis import strategies as st
 
 from hf_judge.tiny.mistakes import MISTAKES, correct, solve_wrongly
 from hf_judge.tiny.world import (
-    DRAFT_STYLE,
     TARGET_STYLE,
     Problem,
     Step,
     Style,
     check_answer,
-    extract_answer,
     first_mistake,
     make_problem,
     problems,
@@ -22,7 +20,7 @@ from hf_judge.tiny.world import (
 )
 
 seeds = st.integers(0, 2**32)
-styles = st.sampled_from([Style(), TARGET_STYLE, DRAFT_STYLE, Style(0.4, 0.3)])
+styles = st.sampled_from([Style(), TARGET_STYLE, Style(draft=1.0), Style(0.4, 0.3)])
 PROBLEM = Problem(
     "Tom has 12 apples. Tom buys 3 more. Tom doubles the pile. How many apples are left?",
     "Tom", "apples", 12, (Step("+", 3, 12, 15), Step("*", 2, 15, 30)),
@@ -41,7 +39,6 @@ def test_right_solutions_pass(seed, style):
     text = solve(problem, rng, style)
     assert first_mistake(problem, text) is None
     assert check_answer(problem, text)
-    assert extract_answer(text) == problem.answer
 
 
 @given(seeds, styles, st.sampled_from(MISTAKES))
@@ -121,9 +118,13 @@ def test_one_wrong_fact(right, wrong, mistake):
 
 def test_answer_needs_name_number_and_item():
     assert check_answer(PROBLEM, RIGHT)
-    assert extract_answer(RIGHT) == 30
-    assert extract_answer("Tom has 30 apples") is None
-    for wrong in ("Ben has 30 apples left.", "Tom has 31 apples left.", "Tom has 30 pens left.", ""):
+    for wrong in (
+        "Ben has 30 apples left.",
+        "Tom has 31 apples left.",
+        "Tom has 30 pens left.",
+        "Tom has 30 apples",
+        "",
+    ):
         assert not check_answer(PROBLEM, wrong)
 
 

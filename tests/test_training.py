@@ -161,36 +161,14 @@ def test_the_judge_is_fitted_to_what_it_decides(tmp_path):
         arguments(tmp_path, matched_weight=-1.0)
 
 
-def test_draft_features_are_read_only_when_asked_for(tmp_path):
+def test_a_head_reads_the_features_of_its_own_kind_alone(tmp_path):
     features, labels, row, prompts = separable(noise=1.0)
-    useless = torch.randn(len(labels), 5, generator=torch.Generator().manual_seed(1))
-    store = make_store(tmp_path / "f", useless, labels, row, prompts, draft=features)
-    plain = train_judge(store, arguments(tmp_path, "plain"))
-    assert plain.head.weight.shape == (1, 5)
-    assert plain.head.config.draft_hidden_size is None
-    both = train_judge(store, arguments(tmp_path, "both", use_draft_features=True))
-    assert both.head.weight.shape == (1, 17)
-    assert both.head.config.draft_hidden_size == 12
-    assert plain.metrics["auc"] < 0.7
-    assert both.metrics["auc"] > 0.95
-    assert roc_auc(head_scores(JudgeHead.from_pretrained(tmp_path / "both"), store), labels) > 0.95
-    without = make_store(tmp_path / "g", features, labels, row, prompts)
-    with pytest.raises(ValueError, match="features made with a draft model"):
-        train_judge(without, arguments(tmp_path, use_draft_features=True))
+    store = make_store(tmp_path / "f", features, labels, row, prompts)
+    head = train_judge(store, arguments(tmp_path)).head
+    assert roc_auc(head_scores(head, store), labels) > 0.95
+    narrow = make_store(tmp_path / "g", features[:, :5], labels, row, prompts)
     with pytest.raises(ValueError, match="extract features for this head"):
-        head_scores(both.head, without)
-
-
-def test_a_head_that_reads_the_draft_is_refused_by_generate(tmp_path):
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from hf_judge import JudgeConfig, judged
-
-    sizes = {"intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 16}
-    model = judged(LlamaForCausalLM(LlamaConfig(hidden_size=8, **sizes)))
-    head = JudgeHead(JudgeConfig(hidden_size=8, draft_hidden_size=4))
-    with pytest.raises(ValueError, match="reads the draft's state"):
-        model.resolve_judge(head)
+        head_scores(head, narrow)
 
 
 def test_features_that_are_not_finite_are_named(tmp_path):
@@ -322,10 +300,10 @@ def test_autojudge_estimators_are_read_without_scikit_learn(tmp_path, monkeypatc
     monkeypatch.undo()
     if importlib.util.find_spec("sklearn") is None:
         assert "sklearn" not in sys.modules
-    head = import_autojudge_head(path, allow_pickle=True, draft_hidden_size=1)
+    head = import_autojudge_head(path, allow_pickle=True)
     x = torch.randn(9, 3, generator=torch.Generator().manual_seed(1))
     assert torch.allclose(head(x).sigmoid().double(), 1 - p_important(x), atol=1e-6)
-    assert head.config.draft_hidden_size == 1
+    assert head.config.hidden_size == 3
 
 
 class Bomb:

@@ -192,8 +192,7 @@ class TestHead:
     @pytest.mark.parametrize(
         ("config", "message"),
         [
-            ({"hidden_state": "pre_norm"}, "reads the pre_norm state; vLLM hands out the post_norm one only"),
-            ({"draft_hidden_size": 2}, "reads the draft's state beside the target's"),
+            ({"hidden_state": "pre_norm"}, "reads the pre_norm state; vLLM returns the post_norm one only"),
             ({"extra_features": ["entropy"]}, r"reads numbers beside the state \(entropy\)"),
         ],
     )

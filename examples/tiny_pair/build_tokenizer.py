@@ -21,7 +21,7 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer(n_problems: int = 3000) -> PreTrainedTokenizerFast:
-    """Byte-level BPE in which every digit is a token of its own; adds no special tokens by itself."""
+    """Train a byte-level BPE in which every digit is a token of its own; it adds no special tokens by itself."""
     bpe = Tokenizer(models.BPE())
     digits = pre_tokenizers.Digits(individual_digits=True)
     bpe.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])

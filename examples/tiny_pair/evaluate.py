@@ -1,4 +1,4 @@
-"""Measure a tiny pair on problems that its making never saw: answers, and tokens for each forward of the target.
+"""Measure a tiny pair on problems that were not used to make it: answers, and tokens per forward of the target.
 
     python examples/tiny_pair/evaluate.py --problems 2000 --json tiny_pair.json
 
@@ -79,7 +79,7 @@ def evaluate(
     n_workers: int = 2,
     max_new_tokens: int = 256,
 ) -> dict:
-    """All figures of the pair in `directory` as a JSON object; accuracies and shares are fractions."""
+    """Return all figures of the pair in `directory` as a JSON object; accuracies and shares are fractions."""
     if threshold is None:
         threshold = JudgeHead.from_pretrained(Path(directory) / "judge").config.threshold
     chunk = partial(
@@ -126,7 +126,7 @@ def evaluate(
 
 
 def mean(values: list) -> float:
-    """Arithmetic mean."""
+    """Return the arithmetic mean."""
     return sum(values) / len(values)
 
 

@@ -20,25 +20,25 @@ STYLES = (Style(draft=0.85), Style(draft=0.85), Style(target=0.4, draft=0.3), St
 
 @dataclass(frozen=True)
 class Labelled:
-    """Labelled tokens and what the target makes of them."""
+    """Holds labelled tokens and the target's states at them."""
 
     states: torch.Tensor
     """(N, D) float32, the target's state at the token itself, after the final norm."""
     labels: torch.Tensor
     """(N,) float32, 1 acceptable, 0 mistake."""
     matched: torch.Tensor
-    """(N,) bool, strict verification accepts the token too, so that the judge is not asked."""
+    """(N,) bool, strict verification accepts the token too, so the judge decides nothing there."""
 
     @classmethod
     def join(cls, parts: Iterable["Labelled"]) -> "Labelled":
-        """One after the other."""
+        """Join parts, one after the other."""
         parts = list(parts)
         names = ("states", "labels", "matched")
         return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> list[int]:
-    """The chat prompt of a problem."""
+    """Return the ids of a problem's chat prompt."""
     messages = [{"role": "user", "content": problem.question}]
     return tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
 
@@ -81,7 +81,7 @@ def read_states(pair: TinyPair, rows: Iterable[tuple[Problem, list[int]]], *, ba
 
 
 def written_answers(pair: TinyPair, problems: list[Problem], seed: str) -> list[tuple[Problem, list[int]]]:
-    """For each problem a right solution and two wrong ones, mostly in the draft's wording; every kind in turn."""
+    """Write a right solution of each problem and two wrong ones, mostly in the draft's wording, every kind in turn."""
     rng, rows = random.Random(seed), []
     for i, problem in enumerate(problems):
         texts = [solve(problem, rng, rng.choice(STYLES))]
@@ -95,7 +95,7 @@ def written_answers(pair: TinyPair, problems: list[Problem], seed: str) -> list[
 def generated_answers(
     model, tokenizer, problems: list[Problem], *, batch_size: int = 64, max_new_tokens: int = 256
 ) -> list[tuple[Problem, list[int]]]:
-    """A model's own greedy answers, without stop and padding tokens."""
+    """Let a model answer greedily, and drop stop and padding tokens."""
     rows = []
     for i in tqdm(range(0, len(problems), batch_size), desc="answers", unit="batch"):
         batch = problems[i : i + batch_size]
@@ -110,7 +110,7 @@ def generated_answers(
 
 
 class Recorder:
-    """A verifier that keeps what another one is shown in every round."""
+    """Keeps what a verifier reads in every round."""
 
     def __init__(self, verifier: JudgeCandidateVerifier):
         self.verifier, self.rounds, self.stats = verifier, [], JudgeStats()

@@ -26,7 +26,7 @@ from hf_judge.tiny.world import problems
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes of every stage."""
+    """Sets the sizes of every stage."""
 
     target_size: int = 256
     target_steps: tuple[int, int] = (2300, 700)
@@ -78,7 +78,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, directory:
 
 
 def make_judge(out: Path, plan: Plan) -> None:
-    """Fit the head on written and generated answers, then again with what it meets while judging; calibrate it."""
+    """Fit the head on written and generated answers, then again with tokens from judged decoding; calibrate it."""
     pair = load_pair(4, directory=out)
     asked = problems(plan.label_problems, seed=0, part="label")
     rows = written_answers(pair, asked, "label/written") + generated_answers(
@@ -102,7 +102,7 @@ def make_judge(out: Path, plan: Plan) -> None:
 
 
 def head_of(pair, weight: torch.Tensor, bias: torch.Tensor, provenance: dict, threshold: float = 0.9) -> JudgeHead:
-    """A head for the pair's target with the given parameters, (1, D) and (1,)."""
+    """Make a head for the pair's target with the given parameters, (1, D) and (1,)."""
     head = JudgeHead(
         JudgeConfig(
             task_type="CAUSAL_LM",
@@ -117,7 +117,7 @@ def head_of(pair, weight: torch.Tensor, bias: torch.Tensor, provenance: dict, th
 
 
 def calibrate(out: Path, plan: Plan) -> tuple[float, list[dict]]:
-    """Choose the most lenient threshold that costs at most 0.3 points of accuracy on problems of their own.
+    """Choose the most lenient threshold that costs at most 0.3 points of accuracy on further problems.
 
     Returns:
         The threshold (the strictest one if none is good enough) and the figures of all.

@@ -22,7 +22,7 @@ WRONG, CORRECTED, CORRECTED_LATE = 0.5, 0.38, 0.06  # of all stories; of the wro
 
 
 class Story(NamedTuple):
-    """An answer to learn from."""
+    """Holds an answer to learn from."""
 
     text: str
     preferred: tuple[tuple[int, str], ...] = ()
@@ -30,7 +30,7 @@ class Story(NamedTuple):
 
 
 def target_story(problem: Problem, rng: random.Random) -> Story:
-    """Any wording; half of the stories have a mistake, most of which nobody notices."""
+    """Write a story in any wording; half of the stories have a mistake, of which few are corrected."""
     style = rng.choices(AUTHORS, AUTHOR_WEIGHTS)[0]
     if rng.random() >= WRONG:
         return Story(solve(problem, rng, style))
@@ -42,10 +42,10 @@ def target_story(problem: Problem, rng: random.Random) -> Story:
 
 
 def practice_story(problem: Problem, rng: random.Random) -> Story:
-    """Half of them as before; half read the draft's wording, predicting the same facts but the target's own wording.
+    """Write a [`target_story`], or one in the draft's wording whose facts are learned in the target's own wording.
 
-    Judged text is nearly all of the draft's wording. A target that has read little of it loses count of the steps
-    there; one that is taught to write it has nothing left to be rescued.
+    Judged text is nearly all in the draft's wording. A target that has read little of it loses count of the steps
+    there; one that is taught to write it leaves nothing to rescue.
     """
     if rng.random() < 0.5:
         return target_story(problem, rng)
@@ -64,12 +64,12 @@ LINK = re.compile(r" (?:=|makes|which is|gives)(?= \d)")
 
 
 def draft_story(problem: Problem, rng: random.Random) -> Story:
-    """The draft's own wording, now and then another; always right."""
+    """Write a right story in the draft's own wording, now and then in another."""
     return Story(solve(problem, rng, Style(draft=0.85)))
 
 
 def model_config(tokenizer: PreTrainedTokenizerFast, *, n_layers: int, hidden_size: int, n_heads: int) -> LlamaConfig:
-    """A small Llama with tied embeddings and the tokenizer's special tokens.
+    """Configure a small Llama with tied embeddings and the tokenizer's special tokens.
 
     Tied embeddings that start small (0.02 by default) grow what they share before they grow apart: in 64 dimensions
     the items then stay alike, and copying one is never learned. The narrow model starts wider.
@@ -93,7 +93,7 @@ def model_config(tokenizer: PreTrainedTokenizerFast, *, n_layers: int, hidden_si
 def encode_stories(
     tokenizer: PreTrainedTokenizerFast, problems: list[Problem], stories: list[Story]
 ) -> list[tuple[list[int], list[int]]]:
-    """Token ids and labels of prompts and answers: the prompt and a first mistake are not learned."""
+    """Return token ids and labels of prompts and answers: the prompt and a first mistake are not learned."""
     prompts = [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": p.question}], add_generation_prompt=True, tokenize=False
@@ -124,7 +124,7 @@ def batches(
     batch_size: int,
     part: str,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless (ids, labels), each (batch, longest) int64, padded on the right; stories of like length go together."""
+    """Yield batches without end: ids and labels, (batch, longest) int64, padded on the right, of like lengths."""
     rng = random.Random(part)
     while True:
         problems = [make_problem(rng) for _ in range(batch_size * 16)]

@@ -2,9 +2,9 @@
 
     python examples/train_judge/train_demo.py --output-dir out
 
-Two ways to label: by the world's own checker, which points at the first mistake of an answer, and mined without it, by
-swapping the draft's tokens into the target's answers and comparing final answers. Every step can be killed and run
-again. For models of your own the same steps are (docs/train-a-judge.md says more):
+The labels are made in two ways: by the world's own checker, which points at the first mistake of an answer, and without
+it, by swapping the draft's tokens into the target's answers and comparing final answers. Every step can be killed and
+run again. For models of your own, the same steps are (docs/train-a-judge.md says more):
 
     hf-judge mine --target meta-llama/Llama-3.1-70B-Instruct --draft meta-llama/Llama-3.1-8B-Instruct \\
         --prompts gsm8k.jsonl --checker numeric --output labels.jsonl

@@ -1,15 +1,20 @@
-"""Defines options that several subcommands share, and loads or writes what these options name."""
+"""Defines options that several subcommands share, and loads or writes what they name."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import shlex
+from collections.abc import Callable
 
-from hf_judge.cli.terminal import DTYPES
-from hf_judge.evaluation.tasks import Task, load_task
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from hf_judge.cli.terminal import DTYPES, positive
+from hf_judge.evaluation.loading import loading
+from hf_judge.evaluation.tasks import Task, load_task, read_prompts
 from hf_judge.files.durable import write_together
-from hf_judge.labelling.answers import CHECKERS
+from hf_judge.labelling.answers import CHECKERS, make_checker
+from hf_judge.labelling.jobs import processes
 
 
 def add_pair(
@@ -88,3 +93,51 @@ def load_work(args: argparse.Namespace, n: int) -> Task:
         pattern=args.pattern,
         allow_code_execution=args.allow_code_execution,
     )
+
+
+def add_tasks(parser, *, required: bool = True) -> None:
+    """Add the options of the prompts and of their checker."""
+    parser.add_argument("--prompts", required=required, metavar="PATH", help="JSONL file, each line with `prompt`")
+    add_checker(parser, default="numeric")
+    parser.add_argument(
+        "--max-new-tokens", type=positive, default=512, metavar="N", help="longest answer, in tokens (default: 512)"
+    )
+    parser.add_argument("--batch-size", type=positive, default=16, metavar="N", help="prompts at once (default: 16)")
+
+
+def load_model(name: str, args: argparse.Namespace) -> PreTrainedModel:
+    """Load a causal language model in evaluation mode, onto the GPU of this process where there is one.
+
+    Raises:
+        ValueError: several processes would spread their models over the same devices.
+    """
+    state = processes()
+    if state.num_processes > 1 and args.device_map not in (None, "cpu"):
+        raise ValueError(
+            f"--device-map {args.device_map} in each of {state.num_processes} processes would put all their models on "
+            "the same devices: drop it, or start one process"
+        )
+    with loading(f"the model '{name}'"):
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=args.dtype, device_map=args.device_map)
+    if args.device_map is None and state.device.type == "cuda":
+        model = model.to(state.device)
+    return model.eval()
+
+
+def read_tasks(path: str) -> tuple[list[dict], list[str]]:
+    """Read the prompts of a JSONL file, and name each by its file and line.
+
+    Raises:
+        ValueError: a line is no JSON object with a prompt.
+    """
+    lines = read_prompts(path)
+    return [task for _, task in lines], [f"{path}, line {number}" for number, _ in lines]
+
+
+def checker_of(args: argparse.Namespace) -> Callable[[str, dict], object]:
+    """Make the checker that the arguments name.
+
+    Raises:
+        ValueError: the name is unknown, or an option is missing.
+    """
+    return make_checker(args.checker, pattern=args.pattern, allow_code_execution=args.allow_code_execution)

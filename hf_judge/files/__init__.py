@@ -1,1 +1,1 @@
-"""Files: the one reader of users' text files, and writers that leave a file whole whatever happens."""
+"""Read users' text files, and write files that stay whole whatever happens."""

@@ -1,4 +1,4 @@
-"""Files that a process killed at any moment leaves whole: writers of whole files, and a list of finished work.
+"""Write files that stay whole when the process is killed: whole files at once, and a journal of finished work.
 
 A file is written beside its place and moved into it, so that every reader sees the old one or the new one. A journal
 holds one JSON line per finished task, on disk before the next one starts; the next run reads what is done. Every
@@ -23,7 +23,7 @@ def replacing(*paths: str | os.PathLike) -> Iterator[list[BinaryIO]]:
     """Open files beside their places; at the end of the block all of them move into place, after an error none does.
 
     Args:
-        paths: where the files belong; missing folders are made.
+        paths: places of the files; missing folders are made.
 
     Yields:
         One binary file per path, in the same order.
@@ -56,10 +56,10 @@ def write_together(contents: dict[str | os.PathLike, bytes | str]) -> None:
 
 
 def check_writable(path: str | os.PathLike) -> None:
-    """Refuse a place where a file cannot be written, before the work that it is to hold is done.
+    """Refuse a place where a file cannot be written, before its contents are computed.
 
     Raises:
-        OSError: it is a folder, or there is no folder that it could stand in.
+        OSError: the path is a folder, or no folder above it can be written to.
     """
     path = Path(path)
     if path.is_dir():
@@ -72,10 +72,10 @@ def check_writable(path: str | os.PathLike) -> None:
 
 
 class Journal:
-    """The finished tasks of a job.
+    """Keeps the finished tasks of a job on disk.
 
     Args:
-        directory: holds one file per process.
+        directory: folder with one file per process.
         settings: JSON values that every finished task depends on.
         process_index: number of this process.
 
@@ -102,7 +102,7 @@ class Journal:
         self._file.close()
 
     def finished(self) -> dict[str, dict]:
-        """Task key -> what was recorded, over the files of all processes."""
+        """Return the record of every finished task by its key, over the files of all processes."""
         records = {}
         for path in sorted(self._directory.glob("process-*.jsonl")):
             lines = path.read_bytes()[: _whole_bytes(path)].splitlines()
@@ -117,7 +117,7 @@ class Journal:
         return records
 
     def append(self, key: str, value: dict) -> None:
-        """Record a finished task; on disk when this returns."""
+        """Record a finished task; the record is on disk when this returns."""
         self._append({"key": key, "value": value})
 
     def _append(self, record: dict) -> None:
@@ -144,5 +144,5 @@ def _record(values: dict) -> dict:
 
 
 def _whole_bytes(path: Path) -> int:
-    """Length of the file up to the end of its last finished line."""
+    """Return the length of the file up to the end of its last finished line."""
     return path.read_bytes().rfind(b"\n") + 1 if path.is_file() else 0

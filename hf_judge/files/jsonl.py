@@ -1,6 +1,6 @@
-"""The one reader of users' text files: JSON, one object a line, in UTF-8 with or without a byte order mark.
+"""Read users' text files: JSON, one object a line, in UTF-8 with or without a byte order mark.
 
-Whatever else a file holds ends in a [`BrokenLine`]: file and line, what was expected, what stands there, what to do.
+Anything else in a file ends in a [`BrokenLine`]: file and line, what was expected, what stands there, what to do.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-# how files begin that are taken for JSONL; the longer marks go first
+# first bytes of files of other formats; the longer marks go first
 _MAGIC = (
     (codecs.BOM_UTF32_LE, "UTF-32 text"),
     (codecs.BOM_UTF32_BE, "UTF-32 text"),
@@ -30,7 +30,7 @@ _NAMES = {dict: "an object", list: "a list", str: "text", bool: "true or false",
 
 
 class BrokenLine(ValueError):
-    """A line of a file that is not what was asked for; its text names the file and the line."""
+    """Says what is wrong with a line of a file; the text names the file and the line."""
 
 
 def read_jsonl_lines(
@@ -40,17 +40,19 @@ def read_jsonl_lines(
     holds: str,
     on_broken: Callable[[BrokenLine], None] | None = None,
 ) -> Iterator[tuple[int, T]]:
-    """The rows of a JSONL file with the numbers of their lines, from 1 on; blank lines are passed over.
+    """Yield what `parse` makes of every line of a JSONL file, with the number of the line, from 1 on.
+
+    Blank lines are passed over.
 
     Args:
         path: the file.
-        parse: makes a row of an object; what it refuses (ValueError, TypeError) is refused with file and line.
-        holds: what a line should hold, for errors: "an object with 'prompt'".
-        on_broken: told of a broken line, which is then skipped. None: the first one is raised.
+        parse: function of an object; its ValueError or TypeError is raised again with file and line.
+        holds: description of a good line, for errors: "an object with 'prompt'".
+        on_broken: function that receives a broken line, which is then skipped; None: the first one is raised.
 
     Raises:
-        BrokenLine: see `on_broken`; a file that is no text at all is always refused.
-        FileNotFoundError, IsADirectoryError: no such file.
+        BrokenLine: a line is broken and there is no `on_broken`, or the file is no text at all.
+        FileNotFoundError, IsADirectoryError: there is no such file.
     """
     if not os.path.exists(path):
         raise FileNotFoundError(f"no file at '{path}': expected JSONL, each line {holds}")
@@ -68,7 +70,7 @@ def parse_lines(
     holds: str,
     on_broken: Callable[[BrokenLine], None] | None = None,
 ) -> Iterator[tuple[int, T]]:
-    """As [`read_jsonl_lines`], of lines that are there already; `source` names them in errors."""
+    """Do as [`read_jsonl_lines`] with lines in memory; `source` names them in errors."""
     for number, line in enumerate(lines, 1):
         if number == 1:
             _refuse_other_formats(line, source, holds)
@@ -87,11 +89,11 @@ def parse_lines(
 
 
 def read_json_object(path: str | os.PathLike) -> dict:
-    """The one JSON object of a file.
+    """Read a file that holds one JSON object.
 
     Raises:
-        ValueError: it holds anything else; the message names the file.
-        FileNotFoundError, IsADirectoryError: no such file.
+        ValueError: the file holds anything else; the message names it.
+        FileNotFoundError, IsADirectoryError: there is no such file.
     """
     try:
         value = json.loads(decode_text(Path(path).read_bytes(), os.fspath(path)))
@@ -103,10 +105,10 @@ def read_json_object(path: str | os.PathLike) -> dict:
 
 
 def decode_text(raw: bytes, source: str) -> str:
-    """Text that a user gave, without its byte order mark.
+    """Decode a user's text, and drop its byte order mark.
 
     Raises:
-        ValueError: it is not UTF-8.
+        ValueError: the bytes are not UTF-8; the message names `source`.
     """
     try:
         return raw.removeprefix(codecs.BOM_UTF8).decode("utf-8")
@@ -115,7 +117,7 @@ def decode_text(raw: bytes, source: str) -> str:
 
 
 def type_name(value: object) -> str:
-    """What a JSON value is, in words."""
+    """Name the type of a JSON value in words."""
     return _NAMES.get(type(value), "a number")
 
 
@@ -145,7 +147,7 @@ def _object(line: bytes, holds: str, *, is_first: bool = False) -> dict:
     if not isinstance(value, dict):
         more = ": write its items one a line" if isinstance(value, list) else ""
         raise ValueError(f"expected {holds}, got {type_name(value)} ({text.strip():.60}){more}")
-    if "\\ud" in text.lower():  # half of a pair that stands for one character: no tokenizer and no file takes it
+    if "\\ud" in text.lower():  # half of a pair that stands for one character, which no tokenizer and no file takes
         try:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         except UnicodeEncodeError as error:
@@ -185,6 +187,6 @@ def _refuse_constant(name: str) -> object:
 
 
 def listed(found: list[tuple[str, str]], most: int = 20) -> list[str]:
-    """One line for each of the first `most` (name, reason) pairs, and one that counts the others."""
+    """Write a line for each of the first `most` (name, reason) pairs, and one that counts the others."""
     lines = [f"  {name}: {reason}" for name, reason in found[:most]]
     return [*lines, f"  and {len(found) - most} more"] if len(found) > most else lines

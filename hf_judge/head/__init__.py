@@ -1,4 +1,4 @@
-"""The judge head: two files, their config, the Hub, publishing, and whether a head fits a target."""
+"""Read, write, share and publish the judge head, and check that it fits a target."""
 
 from hf_judge.head.config import JudgeConfig
 from hf_judge.head.judge_head import JudgeHead, shared_head

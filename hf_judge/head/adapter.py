@@ -1,6 +1,6 @@
-"""A judge head between its two files and its config and tensors.
+"""Read and write a judge head: its two files on one side, its config and tensors on the other.
 
-What the files may look like stands in `files`, what the config may say in `config`; this module puts both together.
+The files' form is checked in `hf_judge.head.files`, the config's fields in `hf_judge.head.config`.
 """
 
 from __future__ import annotations
@@ -8,39 +8,37 @@ from __future__ import annotations
 import os
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from hf_judge.head.config import JudgeConfig
-from hf_judge.head.files import (
-    BIAS_KEY,
-    CONFIG_NAME,
-    WEIGHT_KEY,
-    WEIGHTS_NAME,
-    parse_values,
-    read_values,
-    read_weights,
-    write_files,
-)
-
-__all__ = ["BIAS_KEY", "CONFIG_NAME", "WEIGHTS_NAME", "WEIGHT_KEY", "parse_config", "read_adapter", "write_adapter"]
+from hf_judge.head.files import CONFIG_NAME, read_values, read_weights, write_files
 
 
-def read_adapter(directory: str | os.PathLike) -> tuple[JudgeConfig, torch.Tensor, torch.Tensor]:
+class Adapter(NamedTuple):
+    """Holds what the two files of a judge head say."""
+
+    config: JudgeConfig  # of F features
+    weight: torch.Tensor  # (1, F) float32
+    bias: torch.Tensor  # (1,) float32
+
+
+def read_adapter(directory: str | os.PathLike) -> Adapter:
     """Read and check the two files of a judge head.
 
     Args:
         directory: the folder that holds them.
 
     Returns:
-        The config, of F features, the weight `(1, F)` float32 and the bias `(1,)` float32, on the CPU.
+        The config and the tensors, on the CPU.
 
     Raises:
         ValueError: a file is missing, too large, not readable, or holds anything but one finite judge head.
         TypeError: a field of the config has the wrong type.
     """
     config = JudgeConfig.from_values(read_values(directory), str(Path(directory) / CONFIG_NAME))
-    return config, *read_weights(directory, config.n_features)
+    return Adapter(config, *read_weights(directory, config.n_features))
 
 
 def write_adapter(directory: str | os.PathLike, config: JudgeConfig, weight: torch.Tensor, bias: torch.Tensor) -> None:
@@ -48,7 +46,7 @@ def write_adapter(directory: str | os.PathLike, config: JudgeConfig, weight: tor
 
     Args:
         directory: the folder, made when missing.
-        config: written as `adapter_config.json`.
+        config: contents of `adapter_config.json`.
         weight: `(1, F)`, saved as float32.
         bias: `(1,)`, saved as float32.
 
@@ -58,13 +56,3 @@ def write_adapter(directory: str | os.PathLike, config: JudgeConfig, weight: tor
     values = {key: getattr(value, "value", value) for key, value in asdict(config).items()}
     JudgeConfig.from_values(values, "the config to save")  # its fields may have changed since it was made and checked
     write_files(directory, values, weight, bias)
-
-
-def parse_config(raw: bytes, source: str) -> JudgeConfig:
-    """The config in the bytes of an `adapter_config.json`.
-
-    Raises:
-        ValueError: not JSON, not a judge head, or a value out of range.
-        TypeError: a field of the wrong type.
-    """
-    return JudgeConfig.from_values(parse_values(raw, source), source)

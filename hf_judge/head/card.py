@@ -1,15 +1,13 @@
-"""Cards for the Hub: judge head, labelled dataset, benchmark of a pair. Text from hub_cards/, data from the caller.
+"""Make the card of a judge head for the Hub, from the template hub_cards/judge_head.md and the head's config.
 
-Knows nothing about models or networks.
-
-What `head_card` finds in `JudgeConfig.provenance` (all of it optional; whoever trains a head fills it in):
+`JudgeConfig.provenance` may hold, filled in by whoever trains a head:
 
 | key | |
 |---|---|
 | `metrics` | figures by name, numbers or groups of numbers: the card's table and its model-index |
-| `validation` | figures that training measured on rows it did not fit: counts, and floats that go to the model-index |
+| `validation` | figures that training measured on held-out prompts: counts, and floats that go to the model-index |
 | `calibration` | the certificate of the threshold, by name |
-| `data` | a name or Hub id of the training data, or what is to be said about it, by name |
+| `data` | a name or Hub id of the training data, or statements about it, by name |
 | `draft` | Hub id of the draft model that the usage example loads |
 | `example_prompt`, `domain`, `license` | text |
 
@@ -22,7 +20,7 @@ import json
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
 
-from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hf_judge.head.config import JudgeConfig
 
@@ -32,183 +30,114 @@ _NOT_TRAINING = ("metrics", "validation", "calibration", "draft", "example_promp
 
 
 def head_card(config: JudgeConfig, repo_id: str) -> ModelCard:
-    """The card of a judge head.
+    """Make the card of a judge head.
 
     Args:
-        config: with `base_model_name_or_path`, its commit in `revision`, and the provenance.
-        repo_id: where the head is published.
+        config: config with `base_model_name_or_path`, its commit in `revision`, and the provenance.
+        repo_id: repository where the head is published.
 
     Raises:
         ValueError: the base model is not named.
     """
-    base = config.base_model_name_or_path
-    if not base:
+    if not config.base_model_name_or_path:
         raise ValueError(
             "the card needs base_model_name_or_path: the Hub id of the target that the head was trained on"
         )
-    provenance = config.provenance
-    figures = {key: provenance[key] for key in ("metrics", "validation") if key in provenance}
-    measured = [row for row in _rows(figures.get("metrics", {})) if _is_number(row[1])]
-    measured += [row for row in _rows(figures.get("validation", {}), "validation / ") if isinstance(row[1], float)]
     name = repo_id.rpartition("/")[2]
-    data = provenance.get("data")
     return ModelCard.from_template(
-        _model_data(
-            name,
-            measured,
-            dataset=data if isinstance(data, str) else "held-out labelled tokens",
-            library_name="peft",
-            base_model=base,
-            base_model_relation="adapter",
-            license=provenance.get("license"),
-            datasets=[data] if isinstance(data, str) and data.count("/") == 1 and " " not in data else None,
-            tags=[*TAGS, "custom_generate", f"base_model:adapter:{base}"],
-        ),
-        template_str=_template("judge_head.md"),
+        _index_data(config, name), template_str=_template(), model_name=name, **_text_values(config, repo_id)
+    )
+
+
+def _index_data(config: JudgeConfig, name: str) -> ModelCardData:
+    """Return what the Hub reads about a head: its model, data, licence and figures."""
+    base, provenance = config.base_model_name_or_path, config.provenance
+    measured = [row for row in _flat(provenance.get("metrics", {})) if _is_number(row[1])]
+    validation = _flat(provenance.get("validation", {}), "validation / ")
+    measured += [row for row in validation if isinstance(row[1], float)]
+    data = provenance.get("data")
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type="judge-decoding",
+            dataset_name=data if isinstance(data, str) else "held-out labelled tokens",
+            metric_type=metric.replace(" ", "_"),
+            metric_name=metric,
+            metric_value=value,
+        )
+        for metric, value in measured
+    ]
+    fields = {
+        "license": provenance.get("license"),
+        "datasets": [data] if isinstance(data, str) and data.count("/") == 1 and " " not in data else None,
+    }
+    return ModelCardData(
+        pipeline_tag="text-generation",
         model_name=name,
+        library_name="peft",
         base_model=base,
-        base_revision=config.revision or "main",
-        hidden_size=config.hidden_size,
-        n_features=config.n_features,
-        extra_features=config.extra_features,
-        hidden_state=config.hidden_state,
-        quantization=_cell(config.quantization or ""),
-        threshold=config.threshold,
-        label=_cell(config.label),
-        draft=provenance.get("draft"),
-        domain=_cell(provenance.get("domain", "")),
-        training=_cells({key: value for key, value in provenance.items() if key not in _NOT_TRAINING}),
-        metrics=_cells(figures.get("metrics", {}) | {"validation": figures.get("validation", {})}),
-        calibration=_cells(provenance.get("calibration") or {}),
-        code=_code(
+        base_model_relation="adapter",
+        tags=[*TAGS, "custom_generate", f"base_model:adapter:{base}"],
+        eval_results=results or None,
+        **{key: value for key, value in fields.items() if value is not None},
+    )
+
+
+def _text_values(config: JudgeConfig, repo_id: str) -> dict:
+    """Return what the template of the card names."""
+    base, provenance = config.base_model_name_or_path, config.provenance
+    measured = provenance.get("metrics", {}) | {"validation": provenance.get("validation", {})}
+    return {
+        "base_model": base,
+        "base_revision": config.revision or "main",
+        "hidden_size": config.hidden_size,
+        "n_features": config.n_features,
+        "extra_features": config.extra_features,
+        "hidden_state": config.hidden_state,
+        "quantization": _cell(config.quantization or ""),
+        "threshold": config.threshold,
+        "label": _cell(config.label),
+        "draft": provenance.get("draft"),
+        "domain": _cell(provenance.get("domain", "")),
+        "training": _cells({key: value for key, value in provenance.items() if key not in _NOT_TRAINING}),
+        "metrics": _cells(measured),
+        "calibration": _cells(provenance.get("calibration") or {}),
+        "code": _code(
             repo_id=repo_id,
             base_model=base,
             base_revision=config.revision,
             draft=provenance.get("draft"),
             example_prompt=provenance.get("example_prompt", EXAMPLE_PROMPT),
         ),
-    )
+    }
 
 
-def dataset_card(
-    repo_id: str,
-    *,
-    filename: str,
-    counts: Mapping,
-    labelling: str,
-    limits: str,
-    license: str | None = None,
-    language: str | list[str] | None = None,
-) -> DatasetCard:
-    """The card of a labelled dataset.
-
-    Args:
-        repo_id: where it is published.
-        filename: the JSONL file in it.
-        counts: what is in it, by name: rows, tokens, mistakes, rows per source.
-        labelling: who or what marked the mistakes, and how.
-        limits: what the labels do not cover.
-        license, language: as in `DatasetCardData`.
-    """
-    name = repo_id.rpartition("/")[2]
-    data = DatasetCardData(
-        pretty_name=name, license=license, language=language, task_categories=["text-generation"], tags=list(TAGS)
-    )
-    return DatasetCard.from_template(
-        data,
-        template_str=_template("labelled_dataset.md"),
-        pretty_name=name,
-        filename=filename,
-        counts=_cells(counts),
-        labelling=labelling,
-        limits=limits,
-        code=_code(repo_id=repo_id, filename=filename),
-    )
-
-
-def pair_card(
-    *,
-    target: str,
-    draft: str,
-    judge: str,
-    figures: Mapping[str, Mapping],
-    setting: Mapping | None = None,
-    example_prompt: str = EXAMPLE_PROMPT,
-    license: str | None = None,
-) -> ModelCard:
-    """The card of a benchmark of one target with one draft.
-
-    Args:
-        target, draft, judge: their Hub ids.
-        figures: for each way of decoding, its figures by name, as `hf-judge demo --json` writes them.
-        setting: what must be known to measure again: prompts, lengths, machine, versions.
-        example_prompt: for the usage example.
-        license: as in `ModelCardData`.
-    """
-    columns = list(dict.fromkeys(name for values in figures.values() for name in values))
-    judged = [(name, value) for name, value in figures.get("judged", {}).items() if _is_number(value)]
-    return ModelCard.from_template(
-        _model_data(
-            judge.rpartition("/")[2],
-            judged,
-            dataset="the prompts of this benchmark",
-            base_model=target,
-            license=license,
-            tags=[*TAGS, "benchmark"],
-        ),
-        template_str=_template("pair_benchmark.md"),
-        target=target,
-        draft=draft,
-        judge=judge,
-        setting=_cells(setting or {}),
-        columns=[_cell(name) for name in columns],
-        rows=[(_cell(way), [_cell(values.get(name, "")) for name in columns]) for way, values in figures.items()],
-        code=_code(target=target, draft=draft, judge=judge, example_prompt=example_prompt),
-    )
-
-
-def _model_data(name: str, metrics: list[tuple], *, dataset: str, **fields) -> ModelCardData:
-    results = [
-        EvalResult(
-            task_type="text-generation",
-            dataset_type="judge-decoding",
-            dataset_name=dataset,
-            metric_type=metric.replace(" ", "_"),
-            metric_name=metric,
-            metric_value=value,
-        )
-        for metric, value in metrics
-    ]
-    fields = {key: value for key, value in fields.items() if value is not None}
-    return ModelCardData(pipeline_tag="text-generation", model_name=name, eval_results=results or None, **fields)
-
-
-def _template(name: str) -> str:
+def _template() -> str:
     # not files("hf_judge") / "hub_cards": an editable install maps the folder elsewhere
-    return files("hf_judge.hub_cards").joinpath(name).read_text(encoding="utf-8")
+    return files("hf_judge.hub_cards").joinpath("judge_head.md").read_text(encoding="utf-8")
 
 
-def _rows(values: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """(name, value) of nested figures, groups written as `group / name`."""
+def _flat(values: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Yield (name, value) of nested figures, groups written as `group / name`."""
     for name, value in values.items():
         if isinstance(value, Mapping):
-            yield from _rows(value, f"{prefix}{name} / ")
+            yield from _flat(value, f"{prefix}{name} / ")
         else:
             yield f"{prefix}{name}", value
 
 
 def _cells(values: Mapping) -> list[tuple[str, str]]:
-    return [(_cell(name), _cell(value)) for name, value in _rows(values)]
+    return [(_cell(name), _cell(value)) for name, value in _flat(values)]
 
 
 def _cell(value: object) -> str:
-    """Text that stays inside a table cell and draws no HTML."""
+    """Return text that stays inside a table cell and draws no HTML."""
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def _code(**values: str | None) -> dict[str, str]:
-    """Literals for a Python block: JSON strings are valid Python; a backtick could end the block."""
+    """Return literals for a Python block: JSON strings are valid Python, and a backtick could end the block."""
     return {
         name: "None" if value is None else json.dumps(value).replace("`", "\\u0060") for name, value in values.items()
     }

@@ -1,5 +1,6 @@
-"""Whether a head belongs to a target: the width must fit; model, commit and quantisation should be those it was
-trained on.
+"""Check that a head belongs to a target, and that target and draft share their vocabulary.
+
+The head's width must fit; model, commit and quantisation should be those that it was trained on.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from hf_judge.upstream.generation import disagreement
 
 logger = logging.getLogger(__name__)
 
-# any of these makes a directory that of a tokenizer too
+# a directory that holds any of these holds a tokenizer
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json"),
     *("spiece.model", "sentencepiece.bpe.model", "spm.model"),
@@ -26,9 +27,9 @@ _CACHED = re.compile(r"models--([^/\\]+)[/\\]snapshots[/\\]([0-9a-f]{40})")
 
 
 def check_pair(target_tokenizer: PreTrainedTokenizerBase, draft_tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse two models that do not share their vocabulary, wherever the ids of one are read by the other.
+    """Refuse two models that do not share their vocabulary.
 
-    Rows of a matrix behind the last token do not count: whether models share a vocabulary is up to their tokenizers.
+    The tokenizers decide; the models' matrices may have further rows behind the last token.
 
     Raises:
         ValueError: an id stands for different words.
@@ -45,10 +46,10 @@ def check_pair(target_tokenizer: PreTrainedTokenizerBase, draft_tokenizer: PreTr
 
 
 def draft_tokenizer_of(draft: str, target_tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """The tokenizer of a draft, to compare; a directory that holds a model alone is taken to share the target's.
+    """Load the tokenizer of a draft; where a directory holds a model alone, return the target's.
 
     Raises:
-        ValueError, OSError: it cannot be loaded.
+        ValueError, OSError: the tokenizer cannot be loaded.
     """
     directory = Path(draft)
     if directory.is_dir() and not any((directory / name).exists() for name in TOKENIZER_FILES):
@@ -57,39 +58,34 @@ def draft_tokenizer_of(draft: str, target_tokenizer: PreTrainedTokenizerBase) ->
 
 
 def n_shared_tokens(tokenizer: PreTrainedTokenizerBase, *models: PreTrainedModel) -> int:
-    """Ids from 0 on that are words of the tokenizer and rows of all models."""
+    """Count the ids, from 0 on, that are words of the tokenizer and rows of all models."""
     return min([max(tokenizer.get_vocab().values()) + 1, *map(vocabulary_rows, models)])
 
 
 def check_fit(head: JudgeHead, model: PreTrainedModel) -> None:
-    """Refuse a head that cannot read this target; warn, once, about one that was trained for another.
+    """Refuse a head that cannot read this target; warn, once, about a head that was trained for another.
 
-    With `head.strict_base` the warning is an error, and so is not knowing.
+    With `head.strict_base`, the warning is an error, and so is a target without a name.
 
     Raises:
         ValueError: the width differs, or `strict_base` and the target is not known to be the head's own.
     """
-    if head.config.draft_hidden_size is not None:
-        raise ValueError(
-            "this head reads the draft's state beside the target's, which generate() does not pass on: train one "
-            "without draft features"
-        )
     name, commit = model.config.name_or_path, commit_of(model.config)
     check_target(head, model.config.get_text_config().hidden_size, name, commit)
     _check_quantization(head, model)
 
 
 def check_target(head: JudgeHead, hidden_size: int, name: str | None, commit: str | None) -> None:
-    """[`check_fit`] for a target that another library runs.
+    """Check a head as [`check_fit`] does, for a target that another library runs.
 
     Args:
-        head: reads the target alone.
-        hidden_size: of the target.
-        name: what the target was loaded by: a repository, a directory, or a snapshot in the Hub's cache.
-        commit: its 40 hex digits, as far as known.
+        head: the head.
+        hidden_size: width of the target's state.
+        name: name that the target was loaded by: a repository, a directory, or a snapshot in the Hub's cache.
+        commit: the target's commit, 40 hex digits; None: not known.
 
     Raises:
-        ValueError: as [`check_fit`].
+        ValueError: the cases of [`check_fit`].
     """
     expected, base = head.config.hidden_size, head.config.base_model_name_or_path
     if expected != hidden_size:
@@ -113,7 +109,7 @@ def check_target(head: JudgeHead, hidden_size: int, name: str | None, commit: st
 
 
 def doubts(head: JudgeHead, model: PreTrainedModel) -> list[str]:
-    """What [`check_fit`] warns about, one sentence each; empty where head and target belong together."""
+    """Return what [`check_fit`] warns about, one sentence each; empty where head and target belong together."""
     name, commit = _identity(model.config.name_or_path, commit_of(model.config))
     known = bool(head.config.base_model_name_or_path and name)
     found = [_other_target(head, name, commit) if known else None, _other_quantization(head, model)]
@@ -121,7 +117,7 @@ def doubts(head: JudgeHead, model: PreTrainedModel) -> list[str]:
 
 
 def _other_target(head: JudgeHead, name: str, commit: str | None) -> str | None:
-    """The difference between the target that the head names and this one."""
+    """Return the difference between the target that the head names and this one, or None."""
     base, base_commit = head.config.base_model_name_or_path, head.config.revision
     if not _same_name(base, name):
         return f"this judge head was trained for '{base}', the target is '{name}'"
@@ -133,7 +129,7 @@ def _other_target(head: JudgeHead, name: str, commit: str | None) -> str | None:
 
 
 def quantization_of(model: PreTrainedModel) -> str:
-    """How the weights are quantised: the method and what its config says about the numbers; "none" if they are not."""
+    """Return how the weights are quantised, as "bitsandbytes 8-bit"; "none" if they are not."""
     config = getattr(model.config, "quantization_config", None)
     if config is None:
         return "none"
@@ -174,15 +170,15 @@ def _other_quantization(head: JudgeHead, model: PreTrainedModel) -> str | None:
 
 
 def _identity(name: str | None, commit: str | None) -> tuple[str | None, str | None]:
-    """The target's name and commit, as far as the path it was loaded by knows them."""
+    """Return a target's name and commit, read from the path of a snapshot in the Hub's cache where it is one."""
     cached = _CACHED.search(str(name))
-    if cached:  # loaded by the path of a snapshot in the Hub's cache
+    if cached:
         return cached[1].replace("--", "/"), cached[2]
     return name, commit
 
 
 def _same_name(base: str, name: str) -> bool:
-    """Equal names, or a directory that is called like the repository."""
+    """Return whether two names are equal, or the second is a directory called like the repository."""
     return base == name or (Path(name).is_dir() and Path(name).resolve().name == base.rpartition("/")[2])
 
 

@@ -1,6 +1,6 @@
-"""The configuration of a judge head: every field of ``adapter_config.json``.
+"""Define the configuration of a judge head: every field of ``adapter_config.json``.
 
-Knows nothing about models. Section numbers refer to Judge Decoding, arXiv 2501.19309.
+Section numbers refer to Judge Decoding, arXiv 2501.19309.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ except ImportError:  # a head can be read and used without peft; only the PEFT c
 
     @dataclass
     class PeftConfig:
-        """The fields of ``peft.PeftConfig`` that a judge head uses, for environments without peft."""
+        """Holds the fields of ``peft.PeftConfig`` that a judge head uses, for environments without peft."""
 
         task_type: str | None = None
         peft_type: str | None = None
@@ -45,28 +45,26 @@ HIDDEN_STATES = ("post_norm", "pre_norm")
 MAX_HIDDEN_SIZE = 1 << 20
 MAX_TEXT = 4096
 MAX_PROVENANCE = 1 << 18
+READS_DRAFT = "draft_hidden_size"  # a field of earlier releases, null in every head that generate() can serve
 
 
 @dataclass
 class JudgeConfig(PeftConfig):
-    """What a judge head reads, how lenient it is, and where it comes from.
+    """Says what a judge head reads, how lenient it is, and where it comes from.
 
     Args:
         hidden_size (`int`, *optional*): width D of the target's hidden state; ``None`` until the head is bound to a
             model.
         hidden_state (`str`): which state the head reads. ``"post_norm"``: the input of the LM head. ``"pre_norm"``: the
             input of the final norm, as in the paper (section 3).
-        draft_hidden_size (`int`, *optional*): the first so many of the `hidden_size` features are the draft's state,
-            the rest the target's (AutoJudge's DD-DT); None: the head reads the target alone, as `generate` needs it.
-        extra_features (`list[str]`): numbers of the verification that the head reads behind the state, of
-            `EXTRA_FEATURES` in `distributions`; not counted in `hidden_size`. Those of the draft need drafts that
-            come with logits.
+        extra_features (`list[str]`): numbers of the verification that the head reads behind the state, out of
+            `hf_judge.head.distributions.EXTRA_FEATURES`; not counted in `hidden_size`. Some need the draft's logits.
         threshold (`float`): a drafted token is acceptable where ``sigmoid(logit) > threshold``; between 0 and 1.
         label (`str`): the meaning of the head's positive class.
-        quantization (`str`, *optional*): how the target's weights were quantised when its states were read, e.g.
-            `"bitsandbytes 8-bit"` (see `compatibility.quantization_of`); `"none"`: not at all; None: not known.
+        quantization (`str`, *optional*): quantisation of the target whose states were read, e.g.
+            `"bitsandbytes 8-bit"` (see `hf_judge.head.compatibility.quantization_of`) or `"none"`; None: not known.
         format_version (`int`): version of the two files; this package reads version 1.
-        provenance (`dict`): how the head was made: data, figures, versions. Free form, JSON.
+        provenance (`dict`): data, figures and versions that the head was made with. Free form, JSON.
         base_model_name_or_path (`str`, *optional*): the target that the head was trained on; `revision` is its commit.
 
     Raises:
@@ -78,7 +76,6 @@ class JudgeConfig(PeftConfig):
     hidden_state: str = "post_norm"
     threshold: float = 0.5
     label: str = "1 = acceptable"
-    draft_hidden_size: int | None = None
     extra_features: list = field(default_factory=list)
     quantization: str | None = None
     format_version: int = FORMAT_VERSION
@@ -100,23 +97,28 @@ class JudgeConfig(PeftConfig):
 
     @property
     def n_features(self) -> int | None:
-        """Numbers that the head reads for a token: `hidden_size` and the extra features."""
+        """Number of values that the head reads for a token: `hidden_size` and the extra features."""
         return None if self.hidden_size is None else self.hidden_size + len(self.extra_features)
 
     @property
     def target_modules(self) -> None:
-        """None: PEFT asks every config; a judge reads the target and changes none of its modules."""
+        """None, for PEFT: a judge reads the target and changes none of its modules."""
 
     @classmethod
     def from_values(cls, values: dict, source: str) -> JudgeConfig:
-        """The config in the JSON object of an `adapter_config.json`; keys of later versions are ignored with a warning.
+        """Make a config of the JSON object of an `adapter_config.json`; unknown keys are ignored with a warning.
 
         Raises:
-            ValueError: `hidden_size` is missing, or a value is out of range.
+            ValueError: `hidden_size` is missing, a value is out of range, or the head reads the draft's state.
             TypeError: a field has the wrong type.
         """
+        if values.get(READS_DRAFT) is not None:
+            raise ValueError(
+                f"{source} sets '{READS_DRAFT}': the head reads the draft's state beside the target's, which this "
+                "hf_judge does not serve; train a head on the target's state alone"
+            )
         known = {f.name for f in fields(cls)}
-        unknown = sorted(set(values) - known)
+        unknown = sorted(set(values) - known - {READS_DRAFT})
         if unknown:
             logger.warning("%s: unknown keys ignored: %s", source, ", ".join(key[:80] for key in unknown[:20]))
         config = cls(**{key: value for key, value in values.items() if key in known})
@@ -130,16 +132,16 @@ class JudgeConfig(PeftConfig):
     ) -> JudgeConfig:
         """Read the config of a head from a directory or the Hub, and check both of its files.
 
-        `PeftModel.from_pretrained` comes through here before it loads anything, so whatever this refuses never reaches
-        a model.
+        `PeftModel.from_pretrained` calls this before it loads anything, so a refused head never reaches a model.
 
         Args:
+            pretrained_model_name_or_path: a directory, or a repository id.
             subfolder: the folder of the repository or directory that holds the files.
-            **kwargs: passed to `hf_judge.head.hub.locate`; what it does not know is ignored, as PEFT does.
+            **kwargs: arguments of `hf_judge.head.hub.locate`; others are ignored, as PEFT does.
 
         Raises:
-            OSError: the files cannot be had.
-            ValueError: they hold anything but one judge head.
+            OSError: the files cannot be read.
+            ValueError: the files hold anything but one judge head.
             TypeError: a field of the config has the wrong type.
         """
         options = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
@@ -156,13 +158,6 @@ class JudgeConfig(PeftConfig):
             _check_type("hidden_size", self.hidden_size, int)
             if not 1 <= self.hidden_size <= MAX_HIDDEN_SIZE:
                 raise ValueError(f"hidden_size must be between 1 and {MAX_HIDDEN_SIZE}, got {_short(self.hidden_size)}")
-        if self.draft_hidden_size is not None:
-            _check_type("draft_hidden_size", self.draft_hidden_size, int)
-            if not 1 <= self.draft_hidden_size < (self.hidden_size or MAX_HIDDEN_SIZE):
-                raise ValueError(
-                    f"draft_hidden_size must be between 1 and hidden_size ({self.hidden_size}), which counts the "
-                    f"target's features too, got {_short(self.draft_hidden_size)}"
-                )
         self.extra_features = check_extra_features(self.extra_features)
         if self.hidden_state not in HIDDEN_STATES:
             raise ValueError(f"hidden_state must be one of {HIDDEN_STATES}, got {_short(self.hidden_state)}")
@@ -193,8 +188,8 @@ def check_threshold(threshold: float) -> float:
     """Return the threshold as a float, or refuse it.
 
     Raises:
-        TypeError: not a number.
-        ValueError: not finite or outside [0, 1].
+        TypeError: it is not a number.
+        ValueError: it is not finite, or outside [0, 1].
     """
     return check_fraction("threshold", threshold, " (the judge accepts above it)")
 
@@ -214,11 +209,11 @@ def check_fraction(name: str, value: float, meaning: str = "") -> float:
 
 
 def check_extra_features(names: list | tuple) -> list[str]:
-    """The names as a list, or an error that says what is allowed.
+    """Return names of extra features as a list.
 
     Raises:
-        TypeError: not a list.
-        ValueError: an unknown name, or one twice.
+        TypeError: they are no list.
+        ValueError: a name is unknown, or stands there twice.
     """
     if not isinstance(names, (list, tuple)):
         raise TypeError(f"extra_features must be a list, got {type(names).__name__}: {_short(names)}")

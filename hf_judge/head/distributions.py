@@ -1,8 +1,7 @@
-"""Numbers about next-token distributions: what training-free rules decide by, and what a head may read beside states.
+"""Compute numbers about next-token distributions, for training-free rules and for heads that read more than the state.
 
-`extra_features` is the one function that computes a head's extra features, for training and for serving, so the two
-cannot disagree. Knows nothing about rounds, heads or models. p is the target's distribution, q the draft's, x the
-drafted token; z the target's logits.
+`extra_features` computes a head's extra features for training and for serving, so the two cannot disagree. In formulas,
+p is the target's distribution, q the draft's, x the drafted token and z the target's logits.
 """
 
 from __future__ import annotations
@@ -19,23 +18,23 @@ DRAFT_FEATURES = ("draft_log_prob", "kl")  # of these, the ones that need the dr
 def extra_features(
     names: Sequence[str], target_logits: torch.Tensor, ids: torch.Tensor, draft_logits: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """What the verification says about tokens x, from raw logits: before any processor, at temperature 1.
+    """Compute what the verification says about tokens x, from raw logits: before any processor, at temperature 1.
 
     `target_log_prob`: log p(x). `entropy`: H(p). `margin`: max z - z(x), 0 where strict verification accepts greedily.
     `draft_log_prob`: log q(x). `kl`: KL(p || q). All in nats.
 
     Args:
-        names: of `EXTRA_FEATURES`.
-        target_logits: (..., V) float, the target's, of the rows that predict the tokens.
+        names: names out of `EXTRA_FEATURES`.
+        target_logits: (..., V) float, the target's logits at the positions that predict the tokens.
         ids: (...) long, the tokens.
-        draft_logits: (..., V) float, the draft's own; None: not known. Columns of -inf are tokens that the draft has no
-            rows for, as where the matrices of one tokenizer are padded to other sizes: they do not count in the KL.
+        draft_logits: (..., V) float, the draft's logits there; None: not known. Columns of -inf are tokens that the
+            draft's matrices lack (matrices of one tokenizer may be padded to other sizes); the KL leaves them out.
 
     Returns:
         (..., len(names)) float32; NaN in place of infinite values, so that a head accepts nothing by them.
 
     Raises:
-        ValueError: a name needs the draft's logits and there are none, or over another vocabulary.
+        ValueError: a name needs the draft's logits, and there are none or they are over another vocabulary.
     """
     wants_draft = [name for name in names if name in DRAFT_FEATURES]
     if wants_draft and draft_logits is None:
@@ -62,13 +61,13 @@ def extra_features(
 
 
 def entropy(scores: torch.Tensor) -> torch.Tensor:
-    """H(softmax(scores)) in nats over the last dimension; ruled-out tokens (-inf) count nothing."""
+    """Return H(softmax(scores)) in nats over the last dimension; ruled-out tokens (-inf) count nothing."""
     log_probabilities = scores.log_softmax(dim=-1)
     return -(log_probabilities.exp() * log_probabilities.clamp(min=torch.finfo(scores.dtype).min)).sum(dim=-1)
 
 
 def kl_divergence(scores: torch.Tensor, draft_scores: torch.Tensor) -> torch.Tensor:
-    """KL(p || q) in nats over the last dimension; infinite where q rules out what p does not."""
+    """Return KL(p || q) in nats over the last dimension; infinite where q rules out what p does not."""
     target, draft = scores.log_softmax(dim=-1), draft_scores.log_softmax(dim=-1)
     terms = target.exp() * (target - draft)
     return torch.where(target.exp() > 0, terms, 0.0).sum(dim=-1)
@@ -77,15 +76,15 @@ def kl_divergence(scores: torch.Tensor, draft_scores: torch.Tensor) -> torch.Ten
 def over_shared_tokens(
     scores: torch.Tensor, draft_scores: torch.Tensor, raw: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores over the tokens that both models have.
+    """Cut scores down to the tokens that both models have.
 
     Args:
-        scores: (..., V) float, the target's.
-        draft_scores: (..., V) float, the draft's; -inf in the last columns where it has fewer rows than the target.
-        raw: (..., V), the draft's as the model gave them, where `draft_scores` went through processors.
+        scores: (..., V) float, the target's scores.
+        draft_scores: (..., V) float, the draft's scores; -inf in the last columns where it has fewer tokens.
+        raw: (..., V) float, the draft's scores before any processor; None: `draft_scores`.
 
     Returns:
-        Both as (..., n).
+        Both scores, (..., n).
     """
     n, raw = scores.shape[-1], draft_scores if raw is None else raw
     # the last column alone tells whether there is anything to cut
@@ -96,5 +95,5 @@ def over_shared_tokens(
 
 
 def at(values: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """The values (...) of the tokens `ids` (...) in `values` (..., V)."""
+    """Return the values (...) of the tokens `ids` (...) in `values` (..., V)."""
     return values.gather(-1, ids.unsqueeze(-1)).squeeze(-1)

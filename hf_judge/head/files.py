@@ -1,8 +1,7 @@
-"""The two files of a judge head as bytes, JSON and tensors, read strictly and written atomically.
+"""Read the two files of a judge head strictly, as JSON and tensors, and write them atomically.
 
-``adapter_config.json`` and ``adapter_model.safetensors`` are what PEFT reads too, but PEFT alone would accept a pickle,
-missing tensors, or tensors that overwrite the base model. This reader accepts exactly one shape of file.
-Knows nothing about models, and of the config's fields only those that the tensors depend on.
+PEFT reads ``adapter_config.json`` and ``adapter_model.safetensors`` too, but would accept a pickle, missing tensors, or
+tensors that overwrite the base model. This reader accepts exactly one shape of file.
 """
 
 from __future__ import annotations
@@ -32,16 +31,16 @@ CODE_KEYS = ("auto_mapping", "auto_map", "custom_generate", "custom_pipelines", 
 
 
 def read_values(directory: str | os.PathLike) -> dict:
-    """The JSON object in the `adapter_config.json` of a directory.
+    """Read the JSON object in the `adapter_config.json` of a directory.
 
     Raises:
-        ValueError: there is none, it is too large, not JSON, not of a judge head, or names code to import.
+        ValueError: the file is missing, too large, not JSON, not a judge head's, or names code to import.
     """
     return parse_values(_config_bytes(directory), str(Path(directory) / CONFIG_NAME))
 
 
 def is_judge_adapter(directory: str | os.PathLike) -> bool:
-    """Whether the adapter in a directory says that it is a judge head, and no other kind of adapter.
+    """Return whether the adapter in a directory is a judge head by its own word.
 
     Raises:
         ValueError: its `adapter_config.json` is missing, too large or not JSON.
@@ -50,10 +49,10 @@ def is_judge_adapter(directory: str | os.PathLike) -> bool:
 
 
 def parse_values(raw: bytes, source: str) -> dict:
-    """The JSON object in the bytes of an `adapter_config.json`; `source` names them in errors.
+    """Read the JSON object in the bytes of an `adapter_config.json`; `source` names them in errors.
 
     Raises:
-        ValueError: too large, not JSON, not of a judge head, or it names code to import.
+        ValueError: the text is too large, not JSON, not a judge head's, or names code to import.
     """
     values = _parse_object(raw, source)
     if values.get("peft_type") != PEFT_TYPE:
@@ -67,11 +66,11 @@ def parse_values(raw: bytes, source: str) -> dict:
 
 
 def read_weights(directory: str | os.PathLike, n_features: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tensors in the `adapter_model.safetensors` of a directory.
+    """Read the tensors in the `adapter_model.safetensors` of a directory.
 
     Args:
-        directory: the folder that holds it.
-        n_features: F, what the head reads for a token, as the config says.
+        directory: the folder that holds the file.
+        n_features: F, number of values that the head reads for a token.
 
     Returns:
         The weight `(1, F)` float32 and the bias `(1,)` float32, on the CPU.
@@ -104,7 +103,7 @@ def check_finite(tensors: dict[str, torch.Tensor], source: str) -> None:
     """Refuse tensors that hold NaN or infinite values.
 
     Raises:
-        ValueError: one does; the message names it and `source`.
+        ValueError: a tensor does; the message names it and `source`.
     """
     for key, value in tensors.items():
         if not torch.isfinite(value).all():
@@ -116,7 +115,7 @@ def write_files(directory: str | os.PathLike, values: dict, weight: torch.Tensor
 
     Args:
         directory: the folder, made when missing.
-        values: JSON values, written as `adapter_config.json`.
+        values: JSON values, the contents of `adapter_config.json`.
         weight: `(1, F)`, saved as float32.
         bias: `(1,)`, saved as float32.
 

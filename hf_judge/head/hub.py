@@ -1,6 +1,6 @@
-"""Files of a repository on the Hub, all from one commit, and what went wrong in words a user can act on.
+"""Fetch files of a repository on the Hub, all from one commit, and say in plain words what went wrong.
 
-Fetches exactly the files it is asked for and runs none of them. Knows nothing about judge heads or models.
+Exactly the named files are fetched, and none is run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import validate_repo_id
 
-from hf_judge.head.files import write_together
+from hf_judge.files.durable import write_together
 
 logger = logging.getLogger(__name__)
 
@@ -33,14 +33,14 @@ _COMMIT = re.compile("[0-9a-f]{40}")
 
 
 class Located(NamedTuple):
-    """Where the files of a repository or directory lie."""
+    """Says where the files of a repository or directory lie."""
 
     directory: Path  # holds the files
     commit: str | None  # 40 hex digits; None: a local directory
 
 
 def is_hub_id(name: str | os.PathLike) -> bool:
-    """Whether `name` can only mean a repository: the form `user/repo` or `repo`, and no directory of that name."""
+    """Return whether `name` can only mean a repository: `user/repo` or `repo`, and no directory has that name."""
     if not isinstance(name, str) or os.path.isdir(name) or name.count("/") > 1:
         return False
     try:
@@ -63,21 +63,22 @@ def locate(
 ) -> Located:
     """Find files in a directory, or fetch them from a repository, all at one commit.
 
-    A branch or tag is resolved once. The cache learns what it means only when every file is there, so an interrupted
-    call or a commit that lands in between leaves no mixture behind. Without a connection the cached copy serves.
+    A branch or tag is resolved once, and its commit is noted in the cache only when every file is there: an interrupted
+    call, or a commit that lands in between, leaves no mixture behind. Without a connection the cached copy serves.
 
     Args:
         pretrained_model_name_or_path: a directory, or a repository id.
-        filenames: what to fetch from a repository; a directory is not looked into.
-        revision, cache_dir, force_download, local_files_only, token, subfolder: as in
+        filenames: names of the files to fetch from a repository; a directory is not looked into.
+        revision, cache_dir, force_download, local_files_only, token, subfolder: arguments of
             `huggingface_hub.hf_hub_download`.
 
     Raises:
-        OSError: a file cannot be had; the message says why and what to do.
-        ValueError: neither a directory nor a repository id, or a subfolder that leaves the repository.
+        OSError: a file cannot be fetched; the message says why and what to do.
+        ValueError: the name is neither a directory nor a repository id, or the subfolder leaves the repository.
     """
     folder = _checked_folder("subfolder", subfolder)
-    revision = None if revision is None else str(revision)  # transformers passes a str with memory of its own
+    # transformers passes a ResolvedRevision, a str that holds a commit too
+    revision = None if revision is None else str(revision)
     _checked_folder("revision", revision)  # it names a file in the cache
     if os.path.isdir(pretrained_model_name_or_path):
         return Located(Path(pretrained_model_name_or_path) / folder, None)
@@ -116,10 +117,13 @@ def holds(
     token: str | bool | None = None,
     local_files_only: bool = False,
 ) -> bool:
-    """Whether a commit of a repository holds a file; fetches it. False where nobody can say.
+    """Fetch a file if the commit has it, and return whether it is there; False where the Hub cannot be reached.
 
     Args:
+        repo_id: the repository.
+        filename: the file.
         revision: the commit.
+        cache_dir, token, local_files_only: arguments of `huggingface_hub.hf_hub_download`.
     """
     offline = local_files_only or constants.HF_HUB_OFFLINE
     try:
@@ -128,13 +132,13 @@ def holds(
         )
     except (HTTPError, OSError, EntryNotFoundError) as error:
         if not isinstance(error, EntryNotFoundError):
-            logger.warning("'%s' could not be asked for %s: %s", repo_id, filename, _first_line(error))
+            logger.warning("'%s' could not be searched for %s: %s", repo_id, filename, _first_line(error))
         return False
     return True
 
 
 def cached_commit(repo_id: str, revision: str | None, cache_dir: str | os.PathLike | None) -> str | None:
-    """The commit that a branch or tag meant when the cache last heard of it."""
+    """Return the commit of a branch or tag that the cache noted last; None: there is none."""
     if revision is not None and _COMMIT.fullmatch(revision):
         return revision
     try:
@@ -144,13 +148,13 @@ def cached_commit(repo_id: str, revision: str | None, cache_dir: str | os.PathLi
 
 
 def explained(error: Exception, where: str, *, token: str | bool | None = None, offline: bool = False) -> OSError:
-    """What a failed call to the Hub means and what to do about it.
+    """Return an error that says what a failed call to the Hub means and what to do about it.
 
     Args:
-        error: as raised by huggingface_hub.
+        error: error of huggingface_hub.
         where: the repository, in words.
-        token: as passed by the user.
-        offline: whether the user asked for no network.
+        token: token that the user passed.
+        offline: whether the user switched the network off.
     """
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
     has_token = isinstance(token, str) or (token is not False and get_token() is not None)
@@ -197,7 +201,7 @@ def explained(error: Exception, where: str, *, token: str | bool | None = None, 
 
 
 def _resolve(repo_id, revision, *, cache_dir, token, local_files_only) -> tuple[str, bool]:
-    """The commit that a branch or tag means now, and whether the Hub said so (else: the cache)."""
+    """Return the commit of a branch or tag, and whether the Hub (True) or the cache (False) gave it."""
     if revision is not None and _COMMIT.fullmatch(revision):
         return revision, not local_files_only
     if local_files_only:

@@ -1,7 +1,6 @@
-"""The judge head: one linear layer on the target's hidden state (Judge Decoding, arXiv 2501.19309, section 3).
+"""Define the judge head: one linear layer on the target's hidden state (Judge Decoding, arXiv 2501.19309, section 3).
 
-It may also read a few numbers of the verification (`JudgeConfig.extra_features`). Knows nothing about generation,
-thresholds or rules.
+It may also read a few numbers of the verification (`JudgeConfig.extra_features`).
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from hf_judge.head.adapter import read_adapter, write_adapter
+from hf_judge.head.adapter import Adapter, read_adapter, write_adapter
 from hf_judge.head.config import JudgeConfig
 from hf_judge.head.files import CONFIG_NAME, WEIGHTS_NAME
 from hf_judge.head.hub import is_hub_id, locate
@@ -25,11 +24,11 @@ class JudgeHead(KeepsDtype):
     """Reads the target's hidden state at a drafted token; a positive logit means "this token is acceptable".
 
     Args:
-        config ([`JudgeConfig`]): must have `hidden_size`.
+        config ([`JudgeConfig`]): the configuration, with `hidden_size`.
 
     Attributes:
-        weight: `(1, F)` float32, F = `config.n_features`; bias: `(1,)` float32. Zero at first, when every token scores
-            0.5.
+        weight: `(1, F)` float32, F = `config.n_features`. bias: `(1,)` float32. Both are zero in a new head, which
+            gives every token the score 0.5.
         source: `user/repo@commit` of a head from the Hub, else None.
         strict_base: whether a target other than the head's own is an error instead of a warning.
     """
@@ -50,11 +49,11 @@ class JudgeHead(KeepsDtype):
         """Score tokens.
 
         Args:
-            features: `(..., F)` of any float dtype, on any device: the hidden states, and behind them the extra
-                features that the config names.
+            features: `(..., F)`, any float dtype, any device: the hidden states, and behind them the extra features
+                that the config names.
 
         Returns:
-            The logits `(...)`, float32, on the device of `features`: a dot product of thousands of terms in half
+            The logits `(...)`, float32 on the device of `features`: a dot product of thousands of terms in half
             precision would move tokens across the threshold.
 
         Raises:
@@ -85,14 +84,15 @@ class JudgeHead(KeepsDtype):
     ) -> JudgeHead:
         """Load a head from a directory or from a repository on the Hub, checking everything.
 
-        From the Hub, the commit is resolved once and exactly the two files of that commit are fetched; nothing that the
-        repository holds is run. Always asks the Hub what the branch means now: `generate(judge="user/repo")`, which
-        keeps the commit it first found, follows a moved branch after this call.
+        From the Hub, the commit is resolved once and exactly the two files of that commit are fetched; no code of the
+        repository is run. Every call looks up the branch again: `generate(judge="user/repo")`, which keeps the commit
+        that it first found, follows a moved branch after this call.
 
         Args:
             pretrained_model_name_or_path: the directory that holds the two files, or `user/repo`.
-            revision, cache_dir, force_download, local_files_only, token, subfolder: as everywhere on the Hub.
-            strict_base: refuse a target other than the one that the head was trained for, instead of warning.
+            revision, cache_dir, force_download, local_files_only, token, subfolder: arguments of
+                `huggingface_hub.hf_hub_download`.
+            strict_base: whether a target other than the head's own is an error instead of a warning.
 
         Raises:
             ValueError: there is no head, or the files hold anything but one (see `hf_judge.head.files`).
@@ -144,15 +144,13 @@ class JudgeHead(KeepsDtype):
     ):
         """Publish the head: its two files, a card, and the code for use without this package, in one commit.
 
-        See [`hf_judge.head.publish.publish`], which this calls.
+        The arguments are those of [`hf_judge.head.publish.publish`].
 
         Returns:
             `huggingface_hub.CommitInfo`.
         """
         return publish(
-            self.config,
-            self.weight,
-            self.bias,
+            Adapter(self.config, self.weight, self.bias),
             repo_id,
             commit_message=commit_message,
             private=private,
@@ -162,13 +160,14 @@ class JudgeHead(KeepsDtype):
         )
 
     def extra_repr(self) -> str:
+        """Return what `repr` shows between the brackets."""
         names = self.config.extra_features
         text = f"hidden_size={self.config.hidden_size}, hidden_state={self.config.hidden_state!r}"
         return text + (f", extra_features={names}" if names else "")
 
 
 class _Kept(NamedTuple):
-    """A head that every call of this process shares; nobody changes it."""
+    """Holds a head that every call of this process shares and none changes."""
 
     commit: str
     head: JudgeHead
@@ -179,10 +178,10 @@ _kept_lock = threading.Lock()
 
 
 def shared_head(name: str | os.PathLike) -> JudgeHead:
-    """The head that `generate(judge=name)` uses.
+    """Return the head that `generate(judge=name)` uses.
 
-    A head of the Hub is kept in memory: no network and no disk after the first call, whatever happens to the
-    repository, until `JudgeHead.from_pretrained` finds that its main branch has moved. Directories are read every time.
+    A head of the Hub is kept in memory: calls after the first need no network and no disk, until
+    `JudgeHead.from_pretrained` finds that the main branch has moved. Directories are read every time.
 
     Raises:
         ValueError, OSError: as `JudgeHead.from_pretrained`.

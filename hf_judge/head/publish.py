@@ -1,6 +1,6 @@
-"""Publishes a judge head: its two files, a card, and a `custom_generate/` entry for transformers, in one commit.
+"""Publish a judge head: its two files, a card, and a `custom_generate/` entry for transformers, in one commit.
 
-Nothing leaves this machine that its own strict reader would refuse or that looks private. Knows nothing about models.
+Nothing leaves this machine that the strict reader would refuse or that looks private.
 """
 
 from __future__ import annotations
@@ -14,18 +14,17 @@ import tempfile
 from importlib.resources import files
 from pathlib import Path
 
-import torch
 from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.errors import HTTPError
 
-from hf_judge.head.adapter import read_adapter, write_adapter
+from hf_judge.head.adapter import Adapter, read_adapter, write_adapter
 from hf_judge.head.card import head_card
 from hf_judge.head.config import JudgeConfig
 from hf_judge.head.files import CONFIG_NAME, WEIGHTS_NAME
 from hf_judge.head.hub import explained, is_hub_id
 
-# What custom_generate/ asks for. It holds no copy of this package: a copy would stop working with the next release of
-# transformers, while the package is kept up to date, and it would be far more code for a user to read and trust.
+# The requirements of custom_generate/, which holds no copy of this package: a copy would stop working with the next
+# release of transformers, while the package is kept up to date, and users would have far more code to read and trust.
 REQUIREMENTS = "hf-judge\n"
 _PRIVATE = {
     "a token": re.compile(
@@ -40,9 +39,7 @@ _PRIVATE = {
 
 
 def publish(
-    config: JudgeConfig,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
+    adapter: Adapter,
     repo_id: str,
     *,
     commit_message: str | None = None,
@@ -56,14 +53,13 @@ def publish(
     The base model's commit is filled in where the config lacks it. A card that stands in the repository is replaced.
 
     Args:
-        config: must name the base model by its Hub id.
-        weight: `(1, D)`. bias: `(1,)`.
-        repo_id: `user/repo`.
-        commit_message: default: "Publish a judge head".
+        adapter: the head; its config must name the base model by its Hub id.
+        repo_id: repository, as `user/repo`.
+        commit_message: message of the commit; default: "Publish a judge head".
         private: whether a new repository is private.
-        token: as everywhere on the Hub.
-        revision: the branch, made when missing; default: main.
-        create_pr: open a pull request instead of writing to the branch.
+        token: Hub token, as in `huggingface_hub.HfApi`.
+        revision: branch, made when missing; default: main.
+        create_pr: whether to open a pull request instead of writing to the branch.
 
     Raises:
         ValueError: the head would not pass strict loading, names no base model on the Hub, or holds something private.
@@ -72,32 +68,31 @@ def publish(
     if not is_hub_id(repo_id) and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(repo_id)):
         raise ValueError(f"repo_id must be user/repo, got {repo_id!r:.120}")
     api = HfApi(token=token)
-    config = with_base_commit(config, api, token=token)
+    adapter = adapter._replace(config=with_base_commit(adapter.config, api, token=token))
     with tempfile.TemporaryDirectory() as folder:
-        write_repository(folder, config, weight, bias, repo_id)
-        where = f"'{repo_id}'"
+        write_repository(folder, adapter, repo_id)
         try:
-            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            full_name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
             if revision is not None and not create_pr:
-                api.create_branch(repo_id, branch=revision, exist_ok=True)
+                api.create_branch(full_name, branch=revision, exist_ok=True)
             return api.upload_folder(
-                repo_id=repo_id,
+                repo_id=full_name,
                 folder_path=folder,
                 commit_message=commit_message or "Publish a judge head",
                 revision=revision,
                 create_pr=create_pr,
                 delete_patterns="custom_generate/*",  # modules that an earlier version copied
             )
-        except (HTTPError, OSError, RuntimeError) as error:  # RuntimeError: the client's word for a failed LFS upload
-            raise explained(error, where, token=token) from error
+        except (HTTPError, OSError, RuntimeError) as error:  # the client raises RuntimeError for a failed LFS upload
+            raise explained(error, f"'{repo_id}'", token=token) from error
 
 
 def with_base_commit(config: JudgeConfig, api: HfApi, *, token: str | bool | None = None) -> JudgeConfig:
-    """The config with the base model's commit in `revision`.
+    """Return the config with the base model's commit in `revision`.
 
     Raises:
-        ValueError: the base model is not named, or by a path.
-        OSError: the Hub does not tell its commit.
+        ValueError: the base model is not named, or named by a path.
+        OSError: the Hub does not return its commit.
     """
     base = config.base_model_name_or_path
     if not base or not is_hub_id(base):
@@ -118,14 +113,12 @@ def with_base_commit(config: JudgeConfig, api: HfApi, *, token: str | bool | Non
     return dataclasses.replace(config, revision=commit)
 
 
-def write_repository(
-    folder: str | os.PathLike, config: JudgeConfig, weight: torch.Tensor, bias: torch.Tensor, repo_id: str
-) -> None:
+def write_repository(folder: str | os.PathLike, adapter: Adapter, repo_id: str) -> None:
     """Write everything that a judge head's repository holds, and check it.
 
     Args:
-        folder: where to.
-        config, weight, bias: the head.
+        folder: the folder to fill.
+        adapter: the head.
         repo_id: the name that the card's examples use.
 
     Raises:
@@ -133,9 +126,9 @@ def write_repository(
         TypeError: a field of the config has the wrong type.
     """
     folder = Path(folder)
-    write_adapter(folder, config, weight, bias)
+    write_adapter(folder, *adapter)
     read_adapter(folder)
-    (folder / "README.md").write_text(str(head_card(config, repo_id)), encoding="utf-8")
+    (folder / "README.md").write_text(str(head_card(adapter.config, repo_id)), encoding="utf-8")
     for name in (CONFIG_NAME, "README.md"):
         refuse_private((folder / name).read_text(encoding="utf-8"), name)
     code = folder / "custom_generate"
@@ -156,7 +149,7 @@ def refuse_private(text: str, source: str) -> None:
     """Refuse text that names a token, a path or a machine.
 
     Raises:
-        ValueError: it does; the message shows what, but of a token its beginning only.
+        ValueError: it does; the message shows what was found, of a token only the first characters.
     """
     for what, pattern in _PRIVATE.items():
         found = pattern.search(text)

@@ -1,1 +1,1 @@
-"""Other people's tools with a judge in them; each module needs the package it is named after."""
+"""Connect judge heads with PEFT, vLLM, lm-evaluation-harness and the AutoJudge repository."""

@@ -1,8 +1,12 @@
-"""Heads of the AutoJudge repository (arXiv 2504.20039) as judge heads.
+"""Import heads of the AutoJudge repository (arXiv 2504.20039) as judge heads.
 
-Their files are pickles whose positive class is "important", a mistake to reject; ours is "acceptable". Pickles can run
-code when they are read: these are read only on explicit request and with an unpickler that knows numbers and the two
-estimators, and makes inert records of the latter. Knows nothing about models.
+"AutoJudge" names three things here: this paper with its repository, the rule `autojudge` that the commands compare with
+ours (the paper's, see `hf_judge.rules.by_name`), and `AutoJudgeModelForCausalLM`, which has nothing to do with either:
+it is transformers' "Auto" before our "Judge".
+
+The repository's files are pickles whose positive class is "important", a mistake to reject; ours is "acceptable".
+Pickles can run code when they are read. These are read only on explicit request, by an unpickler that accepts numbers
+and the two estimators alone, and makes inert records of the estimators.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ _ESTIMATORS = {
     ("sklearn.linear_model._logistic", "LogisticRegression"),
     ("sklearn.preprocessing._data", "StandardScaler"),
 }
-# what numpy's own pickles name; before and after its move to numpy._core (2.0)
+# names in numpy's own pickles, before and after its move to numpy._core (2.0)
 _NUMPY = {("numpy", "ndarray"), ("numpy", "dtype")} | {
     (f"numpy.{core}.{module}", name)
     for core in ("core", "_core")
@@ -30,7 +34,7 @@ _NUMPY = {("numpy", "ndarray"), ("numpy", "dtype")} | {
 
 
 class _Record:
-    """An estimator's attributes, without its class."""
+    """Holds an estimator's attributes, without its class."""
 
     def __setstate__(self, state: dict) -> None:
         if not isinstance(state, dict):
@@ -61,26 +65,23 @@ def import_autojudge_head(
     path: str | os.PathLike,
     *,
     allow_pickle: bool = False,
-    draft_hidden_size: int | None = None,
     threshold: float | None = None,
     base_model_name_or_path: str | None = None,
 ) -> JudgeHead:
-    """Read a head of AutoJudge: its training pickle (`model`, `scaler`) or the one made for vLLM (`weights`, `bias`,
-    `mean`, `scale`).
+    """Read a head of AutoJudge from its training pickle, or from the one made for vLLM.
 
-    With their probability of "important" sigmoid(v . (x - m) / s + c), ours of "acceptable" is 1 minus that:
-    w = -v / s, b = -(c - v . m / s).
+    The training pickle holds `model` and `scaler`, the other `weights`, `bias`, `mean` and `scale`. The probability of
+    "important" is sigmoid(v . (x - m) / s + c), ours of "acceptable" 1 minus that: w = -v / s, b = -(c - v . m / s).
 
     Args:
         path: the pickle.
-        allow_pickle: must be True: only for files whose origin you trust.
-        draft_hidden_size: of heads on "DD-DT" features, the width of the draft's state, which comes first.
-        threshold: AutoJudge's own, on the probability of "important" (it accepts below); ours is 1 minus that.
-            None: 0.5.
+        allow_pickle: consent; must be True. Only for files whose origin you trust.
+        threshold: AutoJudge's threshold on the probability of "important", below which it accepts; ours is 1 minus
+            that. None: 0.5.
         base_model_name_or_path: the target.
 
     Raises:
-        ValueError: without the opt-in; the file holds anything else.
+        ValueError: the consent is missing, or the file holds anything else.
     """
     if allow_pickle is not True:
         raise ValueError(
@@ -99,7 +100,6 @@ def import_autojudge_head(
     bias = -bias - weight @ mean  # weight is flipped already: -(c - v . m / s) = -c - w . m
     config = JudgeConfig(
         hidden_size=len(weight),
-        draft_hidden_size=draft_hidden_size,
         hidden_state="post_norm",  # AutoJudge reads transformers' last_hidden_state, which is after the final norm
         threshold=0.5 if threshold is None else 1 - threshold,
         base_model_name_or_path=base_model_name_or_path,

@@ -1,8 +1,8 @@
-"""A judge's rescues where the drafts of several requests lie end to end, one row each, as serving engines lay them out.
+"""Rescue tokens where the drafts of several requests lie end to end, one position after another, as engines lay them.
 
-Pure tensor functions: no synchronisation with the device, nothing known about any engine. Instead of replacing an
-engine's rejection sampler, the rows of rescued tokens are rewritten so that every sampler accepts them; which prefix of
-a draft stands, what replaces a rejected token, and all counting stay the engine's.
+Pure tensor functions without synchronisation with the device. They replace no engine's rejection sampler, but rewrite
+the scores of rescued tokens so that every sampler accepts these. The engine still decides which prefix of a draft
+stands and what replaces a rejected token, and counts.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ FORCED = 1e8  # a score above this is no model's: an engine forces that token (v
 
 
 def stop_tokens(table: torch.Tensor, ids: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-    """Where a drafted token would end its own request's answer.
+    """Find the drafted tokens that would end the answer of their request.
 
     Args:
         table: (requests, s) integer, each request's stop tokens, padded with any negative number.
         ids: (n,) integer, drafted tokens of request 0, then of request 1, ...
-        ends: (requests,) integer, cumulative numbers of drafted tokens: request r has those before ``ends[r]``.
+        ends: (requests,) integer, cumulative numbers of drafted tokens: those of request r end before ``ends[r]``.
 
     Returns:
         (n,) bool.
@@ -35,15 +35,15 @@ def rescuable(
     ids: torch.Tensor,
     stop: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Where the judge's word counts: what `hf_judge.verify.rule.decide` lets a judge rescue.
+    """Find the tokens that the judge may rescue, by the rules of `hf_judge.verify.rule.decide`.
 
     Args:
         judged: (n,) bool, where the judge accepts.
         hidden: (n, D) float, the target's states at the drafted tokens themselves.
-        scores: (n, V) float, the rows that predict the drafted tokens, after every constraint (grammar masks, banned
-            and allowed tokens) and before what merely shapes the distribution (temperature, top-k, top-p).
+        scores: (n, V) float, the target's scores that predict the drafted tokens, after every constraint (grammar
+            masks, banned and allowed tokens) and before what only shapes the distribution (temperature, top-k, top-p).
         ids: (n,) integer, the drafted tokens; negative: no token.
-        stop: (n,) bool, the token ends the answer; None: none does, or they may be rescued.
+        stop: (n,) bool, whether the token ends the answer; None: no token does, or such tokens may be rescued.
 
     Returns:
         (n,) bool: the judge accepts, state and score are finite, no constraint forbids the token or forces another one.
@@ -57,14 +57,14 @@ def rescuable(
 
 
 def force_(scores: torch.Tensor, ids: torch.Tensor, rescued: torch.Tensor) -> torch.Tensor:
-    """Leave the drafted token alone in its row, in place: it is the argmax, and p = 1 passes any ``u <= p / q``.
+    """Rule out all tokens but the drafted one where it is rescued, in place.
 
-    Temperature, top-k and top-p keep such a row as it is.
+    It is then the argmax, and p = 1 passes any ``u <= p / q``. Temperature, top-k and top-p keep such scores.
 
     Args:
         scores: (n, V) float.
-        ids: (n,) integer.
-        rescued: (n,) bool, the rows to rewrite; the others keep their values bit for bit.
+        ids: (n,) integer, the drafted tokens.
+        rescued: (n,) bool, the positions to rewrite; the others keep their values bit for bit.
 
     Returns:
         `scores`.

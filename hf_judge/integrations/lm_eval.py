@@ -1,10 +1,10 @@
-"""The model ``hf-judge`` of lm-evaluation-harness: its ``hf`` model, with judged generation.
+"""Add the model ``hf-judge`` to lm-evaluation-harness: its ``hf`` model, with judged generation.
 
     python -m hf_judge.integrations.lm_eval --model hf-judge \\
         --model_args pretrained=TARGET,assistant=DRAFT,judge=HEAD --tasks gsm8k
 
-This is lm_eval's own command line, with all of its flags: the module registers the model and hands over. The command
-``lm_eval`` itself cannot find it: up to 0.4.13 it looks for no plugins, neither entry points nor modules of the user's
+This is lm_eval's own command line, with all of its flags: the module registers the model and calls it. The command
+``lm_eval`` itself cannot find the model: up to 0.4.13 it loads no plugins, neither entry points nor modules of the user
 (``--include_path`` reads tasks, after the model is made). In Python, importing this module is enough. Loglikelihoods
 are the target's own; only generation is judged.
 """
@@ -34,27 +34,27 @@ from hf_judge.verify.decide import StrictVerifier
 
 @register_metric(metric="hf_judge_right", higher_is_better=True, aggregation="mean")
 def right(references: list, predictions: list[str], checker: str = "numeric", pattern: str | None = None) -> float:
-    """The metric `hf_judge_right` of a task's `metric_list`: right by the same reading as in `hf-judge evaluate`.
+    """Return 1.0 for a right response, read as in `hf-judge evaluate`: the metric `hf_judge_right` of a `metric_list`.
 
     Args:
         references: the one right answer.
         predictions: the one response.
-        checker, pattern: see [`hf_judge.labelling.answers.make_checker`].
+        checker, pattern: arguments of [`hf_judge.labelling.answers.make_checker`].
     """
     return float(is_right(make_checker(checker, pattern=pattern), predictions[0], {"answer": references[0]}))
 
 
 @register_model("hf-judge")
 class JudgeLM(HFLM):
-    """`HFLM` whose `generate_until` drafts with an assistant and verifies with a judge.
+    """Generates as `HFLM` does, but drafts with an assistant and verifies with a judge.
 
     Args:
         pretrained: the target, as in `HFLM`.
         assistant: the draft: a Hub id, a directory or a model.
-        judge: everything that `generate(judge=)` takes; None: strict verification.
-        judge_threshold: between 0 (lenient) and 1 (strict); default: the head's own.
+        judge: a value that `generate(judge=)` takes; None: strict verification.
+        judge_threshold: threshold between 0 (lenient) and 1 (strict); default: the head's own.
         num_assistant_tokens: drafted tokens per round.
-        **kwargs: of `HFLM`.
+        **kwargs: further arguments of `HFLM`.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class JudgeLM(HFLM):
         self._judged_kwargs = constant_drafts(assistant.eval(), self.verifier, int(num_assistant_tokens), **tokenizers)
 
     def _model_generate(self, context, max_length: int, stop: list[str], **generation_kwargs) -> torch.Tensor:
-        # One row at a time: the harness's stopping criteria count the rows that they were made for.
+        # One prompt at a time: the harness's stopping criteria count the prompts that they were made for.
         mask = generation_kwargs.pop("attention_mask", None)
         mask = torch.ones_like(context) if mask is None else mask
         answers = []

@@ -1,6 +1,6 @@
-"""Registers JUDGE with PEFT, so that PEFT and transformers load judge heads like any adapter.
+"""Register JUDGE with PEFT, so that PEFT and transformers load judge heads like any adapter.
 
-Runs when hf_judge is imported; harmless without peft, or with one outside the supported range.
+`import hf_judge` calls `register`, which adds nothing without peft or with an unsupported one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 def register() -> None:
-    """Make PEFT know JUDGE, once."""
+    """Add JUDGE to PEFT's methods, once."""
     if PEFT_TYPE in PEFT_TYPES:
         return
     problem = peft_problem()

@@ -1,7 +1,7 @@
-"""JUDGE as PEFT knows a method: heads hang on the target as adapters, an active one is the default of ``generate()``.
+"""Define JUDGE as a method of PEFT: heads hang on the target as adapters; the active one judges ``generate()``.
 
 Nothing of the target is replaced or wrapped, so its logits stay the same to the bit. The head is a child of the target
-itself and not of PEFT's tuner, because transformers' `load_adapter` drops the tuner. Needs peft.
+itself and not of PEFT's tuner, because transformers' `load_adapter` drops the tuner. This module imports peft.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PREFIX = "judge_"  # PEFT finds adapter tensors by it: HEADS_NAME starts with it
 
 
 class JudgeLayer(SideLayer):
-    """The heads that hang on a target, by adapter name.
+    """Holds the heads that hang on a target, by adapter name.
 
     Args:
         given_class: the class that the target had before its first head, or None if it was a Judge class already.
@@ -36,10 +36,10 @@ class JudgeLayer(SideLayer):
         self.judge_head = nn.ModuleDict()
 
     def active_head(self) -> JudgeHead | None:
-        """The active head, or None: none is active, or adapters are disabled.
+        """Return the active head; None where no head is active, or adapters are disabled.
 
         Raises:
-            ValueError: several are active.
+            ValueError: several heads are active.
         """
         if self.disable_adapters:
             return None
@@ -49,7 +49,7 @@ class JudgeLayer(SideLayer):
         return self.judge_head[active[0]] if active else None
 
     def leave_if_empty(self, model: PreTrainedModel) -> None:
-        """Give a target without heads back as it was."""
+        """Restore a target that has no heads any more."""
         if len(self.judge_head) == 0:
             delattr(model, LAYER_NAME)
             if self.given_class is not None:
@@ -57,7 +57,7 @@ class JudgeLayer(SideLayer):
 
 
 class JudgeModel(SideModel):
-    """PEFT's handle on a target with heads; made by `get_peft_model` and its kin."""
+    """Wraps a target with heads for PEFT, which makes it in `get_peft_model` and the like."""
 
     prefix = PREFIX
     tuner_layer_cls = JudgeLayer
@@ -100,12 +100,12 @@ class JudgeModel(SideModel):
             head.requires_grad_(False)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Delete a head; with the last one, the class that a JUDGE adapter gave is given back."""
+        """Delete a head; after the last one, the target has its old class again."""
         super().delete_adapter(adapter_name)
         self.model.get_submodule(LAYER_NAME).leave_if_empty(self.model)
 
     def unload(self) -> PreTrainedModel:
-        """The target without heads, as it was."""
+        """Take all heads off the target and return it as it was."""
         layer = dict(self.model.named_children()).get(LAYER_NAME)
         if layer is not None:
             layer.judge_head.clear()

@@ -1,12 +1,12 @@
-"""The vLLM plugin: judged verification in vLLM's own speculative decoding.
+"""Judge drafted tokens in vLLM's own speculative decoding: the vLLM plugin.
 
     vllm serve TARGET --speculative-config '{"model": "DRAFT", "num_speculative_tokens": 8}' \\
         --additional-config '{"hf_judge": {"judge": "user/repo"}}'
 
 vLLM loads `register` in each of its processes (entry point group ``vllm.general_plugins``). Without ``hf_judge`` in the
-additional config nothing changes; with it, whatever cannot be judged is refused when the engine starts, never served
-strictly. vLLM's drafting, caches, batching and metrics stay its own: `vllm_sampler` only rewrites the rows of rescued
-tokens. Importable without vLLM. Relies on vLLM 0.32, model runner V1.
+additional config nothing changes; with it, an engine that cannot be judged is refused at its start, never served
+strictly. Drafting, caches, batching and metrics stay vLLM's: `hf_judge.integrations.vllm_sampler` only rewrites the
+scores of rescued tokens. The plugin relies on vLLM 0.32 and its model runner V1; this module can be imported without.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ SUPPORTED = ("0.32",)  # minor releases that `make test-vllm` has passed on
 
 
 def register() -> None:
-    """Hook into this process of vLLM; may be called again and again.
+    """Hook into this process of vLLM; further calls do nothing.
 
     The front-end process checks the configuration and fixes the commit of a head from the Hub, so that every worker
-    reads the same one. A worker checks again and gets a judged rejection sampler.
+    reads the same head. A worker checks again and gets a judged rejection sampler.
     """
     from vllm.engine.arg_utils import EngineArgs
 
@@ -81,7 +81,7 @@ def _version_problem() -> str | None:
     if ".".join(map(str, Version(vllm.__version__).release[:2])) in SUPPORTED:
         return None
     return (
-        f"vLLM {vllm.__version__} is not supported by this hf_judge, which knows {', '.join(SUPPORTED)}: "
+        f"vLLM {vllm.__version__} is not supported by this hf_judge, which supports {', '.join(SUPPORTED)}: "
         f"pip install 'vllm~={SUPPORTED[-1]}.0', or remove '{KEY}' from --additional-config"
     )
 

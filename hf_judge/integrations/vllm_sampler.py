@@ -1,10 +1,10 @@
-"""A rejection sampler for vLLM's model runner V1 that keeps what a judge rescues.
+"""Keep what a judge rescues in vLLM's model runner V1, with a rejection sampler of our own.
 
-Rows: with k drafted tokens, a request has k+1 rows of logits and hidden states. ``metadata.target_logits_indices[j]``
-is the row that predicts drafted token j; the row after it is that of the token itself, whose hidden state the judge
-reads. The last drafted token's own row is there too: it gives the bonus token.
+With k drafted tokens, a request has k+1 positions with logits and hidden states. ``metadata.target_logits_indices[j]``
+is the position that predicts drafted token j; the next one is the token itself, whose hidden state the judge reads. The
+position of the last drafted token gives the bonus token.
 
-Needs vLLM (0.32): `hf_judge.integrations.vllm` imports it in a worker once a judge is asked for.
+This module imports vLLM 0.32; `hf_judge.integrations.vllm` imports it in a worker that has a judge.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from hf_judge.verify.rule import JudgeCandidateVerifier
 
 
 class Step(NamedTuple):
-    """What the sampler must know about one step of the engine beside its metadata."""
+    """Holds what the sampler needs about one step of the engine, beside its metadata."""
 
-    hidden: torch.Tensor  # (rows, D), the target's post-norm states of all rows that have logits
+    hidden: torch.Tensor  # (positions, D), the target's post-norm states at all positions that have logits
     stop: torch.Tensor | None  # (requests, s) int, each request's stop tokens, padded with -1; None: may be rescued
 
 
 class JudgedRejectionSampler(RejectionSampler):
-    """vLLM's rejection sampler, given rows in which rescued tokens cannot be rejected.
+    """Gives vLLM's rejection sampler scores in which rescued tokens cannot be rejected.
 
-    Outside [`judging`] (vLLM warms its sampler up with made-up rows) it is vLLM's own.
+    Outside [`judging`] it is vLLM's own: vLLM warms its sampler up with made-up scores.
 
     Args:
-        sampler, spec_config, device: as in vLLM.
+        sampler, spec_config, device: arguments of vLLM's sampler.
         verifier: the judge.
     """
 
@@ -57,13 +57,13 @@ class JudgedRejectionSampler(RejectionSampler):
             self._step = None
 
     def apply_logits_processors(self, logits, sampling_metadata, metadata):
-        """vLLM's constraints (grammar masks are in the logits already), then the judge.
+        """Apply vLLM's constraints (grammar masks are in the logits already), then the judge.
 
         vLLM applies temperature, top-k and top-p afterwards: they must not bar a rescue.
 
         Args:
-            logits: (n, V) float32, the rows that predict the drafted tokens; changed in place.
-            sampling_metadata, metadata: vLLM's.
+            logits: (n, V) float32, logits that predict the drafted tokens; changed in place.
+            sampling_metadata, metadata: vLLM's own.
 
         Returns:
             (n, V) float32.
@@ -83,7 +83,7 @@ class JudgedRejectionSampler(RejectionSampler):
 
 
 def install() -> None:
-    """Give every V1 model runner made in this process whose configuration asks for a judge a judged sampler."""
+    """Give a judged sampler to every V1 model runner of this process whose configuration names a judge."""
     if not getattr(GPUModelRunner.__init__, "is_judged", False):
         GPUModelRunner.__init__ = _with_judged_sampler(GPUModelRunner.__init__)
         GPUModelRunner.sample_tokens = _judging(GPUModelRunner.sample_tokens)
@@ -119,7 +119,7 @@ def _judging(sample_tokens):
 
 
 class StopTable:
-    """The stop tokens of the requests of a step; a tensor is made only when they have changed.
+    """Makes the table of the stop tokens of a step's requests, anew only when they have changed.
 
     Args:
         runner: vLLM's V1 model runner.
@@ -131,7 +131,7 @@ class StopTable:
         self._table: torch.Tensor | None = None
 
     def __call__(self) -> torch.Tensor:
-        """(requests, s) int32 on the runner's device, in the order of its batch."""
+        """Return the table (requests, s) int32 on the runner's device, in the order of its batch."""
         runner = self._runner
         params = [runner.requests[request].sampling_params for request in runner.input_batch.req_ids]
         stops = [param.all_stop_token_ids for param in params]

@@ -1,6 +1,6 @@
-"""What the vLLM plugin is asked for, and whether vLLM's configuration and the head go with it.
+"""Read the settings of the vLLM plugin, and check that vLLM's configuration and the head go with them.
 
-Importable without vLLM.
+This module can be imported without vLLM.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ WITHOUT_SAMPLER = ("extract_hidden_states",)  # speculative methods that verify 
 
 @dataclass(frozen=True)
 class JudgeSettings:
-    """What ``--additional-config '{"hf_judge": {...}}'`` may hold."""
+    """Holds the values of ``--additional-config '{"hf_judge": {...}}'``."""
 
     judge: str
     """A directory or a repository on the Hub."""
@@ -47,11 +47,11 @@ class JudgeSettings:
 
     @classmethod
     def of(cls, additional_config: object) -> JudgeSettings | None:
-        """The settings in vLLM's additional config; None: it does not ask for a judge.
+        """Read the settings in vLLM's additional config; None: there is no judge in it.
 
         Raises:
-            ValueError: unknown or missing keys.
-            TypeError: a value of the wrong type.
+            ValueError: a key is unknown or missing.
+            TypeError: a value has the wrong type.
         """
         if not isinstance(additional_config, dict):  # another plugin's own object
             return None
@@ -77,10 +77,10 @@ class JudgeSettings:
 
 
 def load_verifier(settings: JudgeSettings) -> JudgeCandidateVerifier:
-    """The judge of these settings, read by the strict loader.
+    """Load the judge of these settings, with the strict reader.
 
     Raises:
-        ValueError: no head, or one that reads what vLLM does not hand out.
+        ValueError: there is no head, or it reads what vLLM does not return.
         OSError: the repository cannot be read.
     """
     head = JudgeHead.from_pretrained(
@@ -88,13 +88,8 @@ def load_verifier(settings: JudgeSettings) -> JudgeCandidateVerifier:
     )
     if head.config.hidden_state != "post_norm":
         raise ValueError(
-            f"the head '{settings.judge}' reads the {head.config.hidden_state} state; vLLM hands out the post_norm one "
+            f"the head '{settings.judge}' reads the {head.config.hidden_state} state; vLLM returns the post_norm one "
             "only (the input of the LM head): train a head with hidden_state='post_norm'"
-        )
-    if head.config.draft_hidden_size is not None:
-        raise ValueError(
-            f"the head '{settings.judge}' reads the draft's state beside the target's, which vLLM does not hand out: "
-            "train one without draft features"
         )
     if head.config.extra_features:
         names = ", ".join(head.config.extra_features)
@@ -106,13 +101,13 @@ def load_verifier(settings: JudgeSettings) -> JudgeCandidateVerifier:
 
 
 def checked_verifier(vllm_config) -> JudgeCandidateVerifier | None:
-    """The judge that a vLLM configuration asks for, once everything about both is known to fit.
+    """Load the judge of a vLLM configuration, and check that both fit.
 
     Args:
-        vllm_config: `vllm.config.VllmConfig`, of the target.
+        vllm_config: `vllm.config.VllmConfig` of the target.
 
     Returns:
-        The verifier; None where no judge is asked for.
+        The verifier; None where the configuration names no judge.
 
     Raises:
         ValueError: vLLM would not judge with this configuration, or the head does not fit the target.

@@ -1,4 +1,4 @@
-"""From prompts to labelled responses, and from these to one label per token."""
+"""Turn prompts into labelled responses, and these into one label per token; read answers and numbers."""
 
 from hf_judge.labelling.prompts import encode_prompt
 from hf_judge.labelling.tokens import label_rows

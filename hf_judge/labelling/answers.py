@@ -1,6 +1,6 @@
-"""Whether an answer is right: one reader of answers, one of references and one checker factory, for every command.
+"""Decide whether an answer is right, by the same rules in every command, and make a checker from its name.
 
-A checker reads the final answer out of a response. Its reference is read by the same rules from the task's `answer`, so
+A checker reads the final answer out of a response, and the reference by the same rules out of the task's `answer`, so
 "#### 42", "42 apples", "$42" and 42 are one reference.
 """
 
@@ -28,16 +28,16 @@ CHECKERS = ("numeric", "numeric:PATTERN", "regex:PATTERN", "choice", "math", "un
 def make_checker(
     name: str | None, *, pattern: str | None = None, allow_code_execution: bool = False
 ) -> Callable[[str, dict], object]:
-    """A checker from its name on the command line.
+    """Make a checker from its name on the command line.
 
     Args:
         name: one of `CHECKERS`.
-        pattern: of "numeric" and "regex", where the name does not hold it.
-        allow_code_execution: needed by "unit_tests", which runs what a model wrote.
+        pattern: pattern of "numeric" and "regex", where the name does not hold it.
+        allow_code_execution: consent that "unit_tests" needs, because it runs what a model wrote.
 
     Raises:
-        ValueError: no such checker, or a pattern is missing or not wanted.
-        ImportError: "math" without its library.
+        ValueError: there is no such checker, or a pattern is missing or out of place.
+        ImportError: the library of "math" is not installed.
     """
     kind, colon, own = (name or "").partition(":")
     if kind in ("numeric", "regex"):
@@ -63,7 +63,7 @@ def make_checker(
 
 
 def imported(name: str) -> Callable:
-    """The user's function `module:function`; modules of the current folder are found too.
+    """Import the user's function `module:function`; modules of the current folder are found too.
 
     Raises:
         ValueError: there is no such function.
@@ -81,14 +81,14 @@ def imported(name: str) -> Callable:
 
 
 def needed_key(checker: Callable) -> str | None:
-    """The key that a task must have for a checker: None for a user's function, which may say itself what is right."""
+    """Return the key that a checker needs in a task; None for a user's function, which may decide alone."""
     if isinstance(checker, UnitTestChecker):
         return checker.tests_key
     return "answer" if isinstance(checker, Checker) else None
 
 
 def reference(checker: Callable, task: dict) -> object:
-    """The right answer of a task, as the checker reads it; None for unit tests, which need none.
+    """Return the right answer of a task, as the checker reads it; None for unit tests, which need none.
 
     Raises:
         ValueError: the task has no `answer`, or the checker finds none in it.
@@ -107,15 +107,15 @@ def reference(checker: Callable, task: dict) -> object:
 
 
 def is_right(checker: Callable, response: str, task: dict) -> bool:
-    """Whether a response is right.
+    """Return whether a response is right.
 
     Args:
-        checker: `(response, task) -> answer`; True and False say it themselves, None is no answer.
-        response: what a model wrote.
-        task: with the right answer under `answer`, unless the checker says it itself.
+        checker: `(response, task) -> answer`; True and False are the result, None is no answer.
+        response: text that a model wrote.
+        task: the task, with the right answer under `answer` unless the checker returns True or False.
 
     Raises:
-        ValueError: see [`reference`].
+        ValueError: the task has no `answer`, or the checker finds none in it.
     """
     answer = checker(response, task)
     if isinstance(answer, bool) or answer is None:

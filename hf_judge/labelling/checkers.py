@@ -1,7 +1,7 @@
-"""Extract the final answer of a response: functions `(response, task) -> answer`, where None is no answer.
+"""Extract the final answer of a response: checkers `(response, task) -> answer`, where None is no answer.
 
-`task` is the dict of the prompt as the user gave it. Any function of that shape is a checker; these are the common
-ones, which also read the reference of a task. `hf_judge.labelling.answers` says whether an answer is right.
+`task` is the dict of the prompt as the user gave it. Any such function is a checker; these are the common ones, which
+also read the reference of a task. `hf_judge.labelling.answers` decides whether an answer is right.
 """
 
 from __future__ import annotations
@@ -32,21 +32,22 @@ class Checker(Protocol):
 
     name: str
 
-    def __call__(self, response: str, task: dict) -> Hashable | None: ...
+    def __call__(self, response: str, task: dict) -> Hashable | None:
+        """Read the final answer of a response; None: there is none."""
 
     def reference(self, written: object, task: dict) -> Hashable | None:
-        """The right answer in what stands in a task's `answer`: text, or a number of JSON."""
+        """Read the right answer in a task's `answer`: text, or a number of JSON."""
 
 
 class RegexChecker:
-    """The last match of a pattern: its first group if it has one, without blanks around it.
+    """Reads the last match of a pattern: its first group if it has one, without blanks around it.
 
     Args:
         pattern: a regular expression.
-        ignore_case: compare without case.
+        ignore_case: whether to compare without case.
 
     Raises:
-        ValueError: not a regular expression.
+        ValueError: the pattern is not a regular expression.
     """
 
     def __init__(self, pattern: str, *, ignore_case: bool = False):
@@ -65,18 +66,18 @@ class RegexChecker:
         return answer.strip().lower() if self._ignore_case else answer.strip()
 
     def reference(self, written: object, task: dict) -> str:
-        """The reference: what the pattern finds in it, else all of it."""
+        """Read what the pattern finds in the reference, else all of it."""
         found, bare = self(str(written), task), str(written).strip()
         return found if found is not None else bare.lower() if self._ignore_case else bare
 
 
 class NumericChecker:
-    """The last number of a response, exactly: 1,234.50 and 1234.5 are the same answer.
+    """Reads the last number of a response exactly: 1,234.50 and 1234.5 are the same answer.
 
-    The rules of reading stand in `hf_judge.labelling.numbers`.
+    `hf_judge.labelling.numbers` states the rules.
 
     Args:
-        pattern: where to look: the first group of its last match holds the number. None: the whole response.
+        pattern: a regular expression; the first group of its last match holds the number. None: the whole response.
     """
 
     def __init__(self, pattern: str | None = None):
@@ -88,13 +89,13 @@ class NumericChecker:
         return None if text is None else last_number(text)
 
     def reference(self, written: object, task: dict) -> Number | None:
-        """The reference: where the pattern finds a number, that one, else its last."""
+        """Read the number that the pattern finds in the reference, else its last number."""
         found = self(written, task) if isinstance(written, str) else None
         return read_number(written) if found is None else found
 
 
 class MultipleChoiceChecker:
-    """The letter that a response chooses: the last "answer is (B)" or boxed one, else a letter alone on its line."""
+    """Reads the letter that a response chooses: the last "answer is (B)" or boxed one, else one alone on its line."""
 
     name = "choice"
 
@@ -107,19 +108,19 @@ class MultipleChoiceChecker:
         return chosen[-1] if chosen else None
 
     def reference(self, written: object, task: dict) -> str | None:
-        """The reference: chosen in words, or a bare letter."""
+        """Read the letter of a reference, bare or chosen in words."""
         text = str(written)
         bare = re.fullmatch(r"\W*([A-Za-z])\W*", _latin(plain(text)))
         return bare[1].upper() if bare else self(text, task)
 
 
 class MathChecker:
-    """The last mathematical expression of a response, compared by value: roots, sets, intervals, symbols.
+    """Reads the last mathematical expression of a response, compared by value: roots, sets, intervals, symbols.
 
-    Parsed and compared by `math-verify`, which the field uses for LaTeX answers (the extra `math`).
+    `math-verify` (the extra `math`), which the field uses for LaTeX answers, parses and compares.
 
     Raises:
-        ImportError: it is not installed.
+        ImportError: `math-verify` is not installed.
     """
 
     name = "math"
@@ -136,7 +137,7 @@ class MathChecker:
         return self._read(response, None if marked is None else whole_number(marked))
 
     def reference(self, written: object, task: dict) -> _Expression | None:
-        """The reference, as it stands or between dollar signs."""
+        """Read the reference, as it stands or between dollar signs."""
         text = str(written)
         marked = marked_answer(text)
         latex = text if "$" in text or "\\boxed" in text else f"${text}$"
@@ -148,13 +149,13 @@ class MathChecker:
 
 
 def _alarm() -> int | None:
-    """Seconds that math-verify may think: it stops itself by an alarm, which only a main thread on POSIX has."""
+    """Return the time limit of math-verify in seconds: its alarm works in the main thread on POSIX alone."""
     in_main = threading.current_thread() is threading.main_thread()
     return 5 if in_main and sys.platform != "win32" else None
 
 
 class _Expression:
-    """A parsed answer; equal ones are of equal value."""
+    """Holds a parsed answer, equal to others of equal value."""
 
     def __init__(self, parsed: list, number: Number | None, verify):
         self._parsed, self._number, self._verify = parsed, number, verify
@@ -168,33 +169,33 @@ class _Expression:
         return any(self._verify(gold, answer, timeout_seconds=_alarm()) for gold, answer in pairs if gold and answer)
 
     def __hash__(self) -> int:
-        return 0  # equal values are written in ways without end
+        return 0  # equal values may be written in any number of ways
 
     def __repr__(self) -> str:
         return f"_Expression({self._parsed!r:.80})"
 
 
 def _latin(text: str) -> str:
-    """Letters of full width as plain ones."""
+    """Turn letters of full width into plain ones."""
     return text.translate({0xFF21 + i: 65 + i for i in range(26)} | {0xFF41 + i: 97 + i for i in range(26)})
 
 
 class UnitTestChecker:
-    """Whether the Python code of a response passes the task's unit tests. This executes what a model wrote.
+    """Runs the Python code of a response against the task's unit tests. This executes what a model wrote.
 
-    The code runs in a process of its own: a temporary directory, an empty environment, no network and no processes of
-    its own (an audit hook, and a network namespace where the system grants one), limits on time, memory and files. That
-    keeps accidents in. It is no sandbox against malice: for untrusted models run the whole job in a container or a
-    virtual machine.
+    The code runs in a process of its own: a temporary directory, an empty environment, no network and no further
+    processes (an audit hook, and a network namespace where the system grants one), limits on time, memory and files.
+    This contains accidents. It is no sandbox against malice: for untrusted models run the whole job in a container or
+    a virtual machine.
 
     Args:
-        allow_code_execution: must be True; there is no default that executes code.
+        allow_code_execution: consent; must be True.
         timeout: seconds for code and tests.
         max_memory: bytes of address space.
-        tests_key: the key of the task that holds the tests, Python text run after the code.
+        tests_key: key of the task that holds the tests, Python text that runs after the code.
 
     Raises:
-        ValueError: without the opt-in.
+        ValueError: the consent is missing.
     """
 
     name = "unit_tests"
@@ -223,12 +224,12 @@ class UnitTestChecker:
 
 
 def code_of(response: str) -> str:
-    """The last fenced block of a response, or all of it."""
+    """Return the last fenced block of a response, or all of it."""
     blocks = re.findall(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", response, re.DOTALL | re.IGNORECASE)
     return blocks[-1] if blocks else response
 
 
-# Runs before the code: what the parent cannot set from outside. Bound methods and modules stay referenced by the hook.
+# Runs before the code and sets what the parent cannot set from outside.
 _PRELUDE = """\
 import sys
 def _close():
@@ -254,12 +255,12 @@ def run_python(code: str, *, timeout: float, max_memory: int) -> bool:
     """Run Python code in a closed-off process.
 
     Args:
-        code: run as a script.
-        timeout: seconds, of the clock and of the processor.
+        code: text of the script.
+        timeout: seconds of the clock, and of the processor.
         max_memory: bytes of address space.
 
     Returns:
-        Whether it ran to its end without an exception.
+        Whether the code ran to its end without an exception.
 
     Raises:
         OSError: this system cannot limit a process.

@@ -1,7 +1,4 @@
-"""Greedy decoding of several texts at once, whose result does not depend on what shares the batch, near-ties apart.
-
-Knows nothing about labels.
-"""
+"""Decode several texts at once, greedily: apart from near-ties, a text does not depend on the rest of its batch."""
 
 from __future__ import annotations
 
@@ -15,12 +12,12 @@ from hf_judge.upstream.devices import input_device
 from hf_judge.upstream.forward import of_width, readable, vocabulary_rows
 
 PASS_VALUES = 1 << 28  # logits held at once by a pass over whole texts
-# Units in the last place of the largest logit by which another batch was seen to move logits, doubled: it was 15 in
+# Units in the last place of the largest logit: twice what another batch was seen to move logits by, which was 15 in
 # float32 and 2.2 in the half precisions, where sums are kept in float32 and rounded once.
 ROUNDING = {torch.float64: 32, torch.float32: 32}
 HALF_ROUNDING = 4
-# What a checkpoint's generation_config may ask for about how a result comes about and is handed out; whoever reads the
-# result passes these. What the model says (penalties, suppressed tokens, ...) stays the checkpoint's affair.
+# Arguments of `generate` for callers that read the result: a checkpoint's generation_config may set how a result comes
+# about and is returned, and these replace that. What it says about the text (penalties, suppressed tokens) stays.
 ANSWER_ALONE = {
     "return_dict_in_generate": False,
     "output_scores": False,
@@ -45,17 +42,18 @@ def greedy(
     noise: LogitsProcessor | None = None,
     n_tokens: int | None = None,
 ) -> list[tuple[list[int], float]]:
-    """Greedy continuations of several prefixes at once.
+    """Continue several prefixes at once.
 
     Args:
+        model: the model.
+        tokenizer: the model's tokenizer.
         prefixes: token ids, of any lengths.
-        limits: new tokens allowed for each.
-        noise: added to the logits first.
-        n_tokens: only ids below it are written; None: all that the model has rows for.
+        limits: largest number of new tokens for each prefix.
+        noise: processor that changes the logits first.
+        n_tokens: bound that written ids are below; None: the model's number of tokens.
 
     Returns:
-        For each prefix its new ids, the stop token included, and the smallest gap between the two best logits that any
-        of them was chosen by, see [`closeness`].
+        For each prefix its new ids, with the stop token, and the smallest [`closeness`] at which any was chosen.
     """
     longest = max(map(len, prefixes))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
@@ -72,25 +70,25 @@ def greedy(
         pad_token_id=pad,
         logits_processor=LogitsProcessorList([*first, *([] if noise is None else [noise]), gaps]),
     )
-    stop, results = stop_tokens_of(model), []
+    stop_tokens, results = stop_tokens_of(model), []
     seen = torch.stack(gaps.rows, dim=1)  # (batch, steps)
     for i, row in enumerate(output[:, longest:].tolist()):
-        n = next((j + 1 for j, token in enumerate(row) if token in stop), len(row))
+        n = next((j + 1 for j, token in enumerate(row) if token in stop_tokens), len(row))
         n = min(n, limits[i])
         results.append((row[:n], seen[i, :n].min().item()))
     return results
 
 
 def closeness(logits: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The gap between the two best logits, in units of what rounding may move: from 1 down, another batch size or
-    another device may choose the other one.
+    """Measure the gap between the two best logits in units of what rounding may move.
 
-    Rounding grows with the logits, so it is measured in units in the last place of the largest one: ``gap / (n * eps *
-    max |z|)``, with n of `ROUNDING`. Half precisions are coarse: gaps of 1 are common there.
+    From 1 down, another batch size or another device may choose the other token. Rounding grows with the logits, so the
+    unit is n units in the last place of the largest one: ``gap / (n * eps * max |z|)``, with n from `ROUNDING`. Half
+    precisions are coarse: values below 1 are common there.
 
     Args:
         logits: (..., V) float.
-        dtype: in which the model computed them.
+        dtype: dtype in which the model computed the logits.
 
     Returns:
         (...) float32.
@@ -103,7 +101,7 @@ def closeness(logits: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 class _Below(LogitsProcessor):
-    """Rules out the rows of a vocabulary that are no words, or that another model lacks."""
+    """Rules out ids that are no words of the tokenizer, or that another model lacks."""
 
     def __init__(self, n_tokens: int):
         self._n_tokens = n_tokens
@@ -113,7 +111,7 @@ class _Below(LogitsProcessor):
 
 
 class _Gaps(LogitsProcessor):
-    """Keeps how close the two best logits of every step are."""
+    """Keeps the closeness of the two best logits of every step."""
 
     def __init__(self, dtype: torch.dtype):
         self.rows, self._dtype = [], dtype
@@ -126,7 +124,11 @@ class _Gaps(LogitsProcessor):
 class GumbelNoise(LogitsProcessor):
     """Makes the argmax a sample: argmax(z / T + Gumbel noise) is distributed as softmax(z / T).
 
-    Every row has a stream of its own, so a sample does not depend on the rest of the batch.
+    Every prompt has a random stream of its own, so a sample does not depend on the rest of the batch.
+
+    Args:
+        seeds: names of the streams, one for each prompt; None: no noise.
+        temperature: T.
     """
 
     def __init__(self, seeds: list[str | None], temperature: float):
@@ -146,14 +148,15 @@ class GumbelNoise(LogitsProcessor):
 def greedy_choices(
     model: PreTrainedModel, texts: list[tuple[list[int], list[int]]], *, n_tokens: int | None = None
 ) -> Iterator[tuple[list[int], list[float]]]:
-    """The model's own token at every position of given responses, and the gap to its second choice: one pass for all.
+    """Choose the model's own token at every position of given responses, in one forward pass.
 
     Args:
-        texts: the ids of a prompt and of a response each.
-        n_tokens: only ids below it are chosen; None: all that the model has rows for.
+        model: the model.
+        texts: pairs of a prompt's ids and a response's ids.
+        n_tokens: bound that chosen ids are below; None: the model's number of tokens.
 
     Yields:
-        For each text n tokens and n gaps, see [`closeness`]; n ids being in the response.
+        For each text, the chosen tokens at the positions of its response, and their [`closeness`].
     """
     vocabulary = vocabulary_rows(model)
     while texts:
@@ -169,13 +172,13 @@ def greedy_choices(
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[..., :n_tokens]
         tokens, gaps = logits.argmax(dim=-1).cpu(), closeness(logits, model.dtype).cpu()
         for i, (prompt, response) in enumerate(group):
-            # row j predicts token j + 1
+            # position j predicts token j + 1
             first, last = len(prompt) - 1, len(prompt) + len(response) - 1
             yield tokens[i, first:last].tolist(), gaps[i, first:last].tolist()
 
 
 def stop_tokens_of(model: PreTrainedModel) -> set[int]:
-    """The tokens that end an answer of the model."""
+    """Return the tokens that end an answer of the model."""
     stop = model.generation_config.eos_token_id
     return set() if stop is None else {stop} if isinstance(stop, int) else set(stop)
 

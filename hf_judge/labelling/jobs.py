@@ -1,7 +1,4 @@
-"""A labelling job: tasks in, rows of labelled responses out, shared over processes, resumable after a kill.
-
-Knows nothing about models, nor how rows come about.
-"""
+"""Run a labelling job: tasks in, labelled responses out, shared over processes, resumable after a kill."""
 
 from __future__ import annotations
 
@@ -9,14 +6,13 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import tqdm
 
 from hf_judge.files.durable import Journal, check_writable
@@ -26,17 +22,22 @@ from hf_judge.labelling.responses import LabelledResponse, row_from_dict, write_
 from hf_judge.upstream.devices import input_device
 
 PATIENCE = timedelta(days=30)  # for processes that finish early; torch's own default is 10 or 30 minutes
-NEAR_TIE = 1.0  # of what rounding may move, see `hf_judge.labelling.greedy.closeness`: another batch size may choose
+# Up to this closeness, see `hf_judge.labelling.greedy.closeness`, another batch size may choose another token.
+NEAR_TIE = 1.0
+# What a user's function may raise about a task that differs from the others.
+TASK_ERRORS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+# Yields (key, record) for (key, task) pairs: {"rows": ..., "counts": ...}, or a `refusal`.
+Work = Callable[[list[tuple[str, dict]]], Iterator[tuple[str, dict]]]
 
 
 @dataclass
 class MiningReport:
-    """What mining found."""
+    """Counts what mining found."""
 
     n_tasks: int = 0
     n_rows: int = 0
     counts: Counter = field(default_factory=Counter)  # kept and undone swaps, skipped tasks with their reasons
-    refused: list[tuple[str, str]] = field(default_factory=list)  # name of the task, and why nothing could be done
+    refused: list[tuple[str, str]] = field(default_factory=list)  # name of the task, and why it was refused
 
     def __str__(self) -> str:
         details = ", ".join(f"{name}: {n}" for name, n in sorted(self.counts.items()))
@@ -46,11 +47,15 @@ class MiningReport:
         return "\n".join([text, *listed(self.refused)])
 
 
+class RefusedTask(ValueError):
+    """Says that a task cannot be done, while others can: because of its prompt, or of what a checker finds."""
+
+
 def processes(model: PreTrainedModel | None = None) -> PartialState:
-    """The processes that share a job's work: those of `accelerate launch` or `torchrun`, or this one alone.
+    """Return the processes that share a job: those of `accelerate launch` or `torchrun`, or this one alone.
 
     Args:
-        model: does the work, in every process on its own; None: the accelerator does, if there is one.
+        model: the model that works in every process on its own; None: the accelerator is used if there is one.
 
     Raises:
         ValueError: the model is split over the processes, which then cannot work apart.
@@ -65,16 +70,8 @@ def processes(model: PreTrainedModel | None = None) -> PartialState:
     return PartialState(cpu=on_cpu, timeout=PATIENCE)
 
 
-class RefusedTask(ValueError):
-    """A task that cannot be done, while others can: its prompt, or what a checker says of an answer."""
-
-
-# what a user's function may raise about one task that is not as the others are
-TASK_ERRORS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
-
-
 def run_job(
-    work: Callable,
+    work: Work,
     tasks: list[dict],
     output: str | os.PathLike,
     settings: dict,
@@ -83,16 +80,15 @@ def run_job(
     names: Sequence[str] | None = None,
     strict: bool = False,
 ) -> MiningReport:
-    """Work off this process's share of the tasks, and collect the rows of all processes in the order of the tasks.
+    """Do this process's share of the tasks, and write the examples of all processes in the order of the tasks.
 
     Args:
-        work: takes the (key, task) pairs to do and yields (key, {"rows": ..., "counts": ...}) as they are finished; a
-            record with "refused", a reason, is of a task that could not be done.
+        work: does tasks, see [`Work`].
         tasks: all tasks of the job.
-        output: JSONL of the rows; finished tasks are kept in `<output>.journal`.
-        settings: that the rows depend on.
-        model: that does the work.
-        names: of the tasks in reports, as "prompts.jsonl, line 3"; None: "task 3".
+        output: JSONL file of the examples; finished tasks are kept in `<output>.journal`.
+        settings: what the examples depend on.
+        model: the model that does the work.
+        names: names of the tasks in reports, as "prompts.jsonl, line 3"; None: "task 3".
         strict: stop at the first task that is refused.
 
     Returns:
@@ -102,43 +98,18 @@ def run_job(
         RefusedTask: all tasks were refused, or, with `strict`, one.
     """
     check_writable(output)
-    keys = _keys(tasks)
+    keys, state = _keys(tasks), processes(model)
     names = [f"task {number}" for number in range(1, len(tasks) + 1)] if names is None else names
     named = dict(zip(keys, names, strict=True))
-    state = processes(model)
-    directory = Path(f"{os.fspath(output)}.journal")
-    with Journal(directory, settings, process_index=state.process_index) as journal:
-        finished = journal.finished()
-        mine = [
-            pair
-            for i, pair in enumerate(zip(keys, tasks, strict=True))
-            if i % state.num_processes == state.process_index
-        ]
-        # a refusal is cheap to repeat, and the reason may be gone
-        todo = [(key, task) for key, task in mine if "refused" in finished.get(key, {"refused": ""})]
-        bar = tqdm(
-            total=len(mine),
-            initial=len(mine) - len(todo),
-            desc="Mining",
-            unit="prompt",
-            disable=not state.is_main_process,
-        )
-        with bar:
-            for key, value in work(todo):
-                if strict and "refused" in value:
-                    raise RefusedTask(f"{named[key]}: {value['refused']}")
-                journal.append(key, value)
-                bar.update()
+    mine = list(zip(keys, tasks, strict=True))[state.process_index :: state.num_processes]
+    with Journal(f"{os.fspath(output)}.journal", settings, process_index=state.process_index) as journal:
+        for key, record in _unfinished(work, mine, journal, show_progress=state.is_main_process):
+            if strict and "refused" in record:
+                raise RefusedTask(f"{named[key]}: {record['refused']}")
+            journal.append(key, record)
         state.wait_for_everyone()
         finished = journal.finished()
-    report = MiningReport(n_tasks=len(tasks))
-    rows = []
-    for key in keys:
-        report.counts.update(finished[key]["counts"])
-        if "refused" in finished[key]:
-            report.refused.append((named[key], finished[key]["refused"]))
-        rows += [row_from_dict(values) for values in finished[key]["rows"]]
-    report.n_rows = len(rows)
+    report, rows = _collect(named, finished)
     if tasks and len(report.refused) == len(tasks):
         raise RefusedTask(f"all {len(tasks)} prompts were refused; {': '.join(report.refused[0])}")
     if state.is_main_process:
@@ -147,8 +118,35 @@ def run_job(
     return report
 
 
+def _unfinished(
+    work: Work, mine: list[tuple[str, dict]], journal: Journal, *, show_progress: bool
+) -> Iterator[tuple[str, dict]]:
+    """Do the tasks that the journal lacks, with a progress bar, and yield their records."""
+    finished = journal.finished()
+    # a refusal is cheap to repeat, and its reason may be gone
+    todo = [(key, task) for key, task in mine if "refused" in finished.get(key, {"refused": ""})]
+    n_done = len(mine) - len(todo)
+    with tqdm(total=len(mine), initial=n_done, desc="Mining", unit="prompt", disable=not show_progress) as bar:
+        for key, record in work(todo):
+            yield key, record
+            bar.update()
+
+
+def _collect(named: dict[str, str], finished: dict[str, dict]) -> tuple[MiningReport, list[LabelledResponse]]:
+    """Return the counts and the examples of finished tasks, in the order of their names by key."""
+    report, rows = MiningReport(n_tasks=len(named)), []
+    for key, name in named.items():
+        record = finished[key]
+        report.counts.update(record["counts"])
+        if "refused" in record:
+            report.refused.append((name, record["refused"]))
+        rows += [row_from_dict(values) for values in record["rows"]]
+    report.n_rows = len(rows)
+    return report, rows
+
+
 def _keys(tasks: list[dict]) -> list[str]:
-    """A name for every task that stays the same when others are added; equal tasks are numbered."""
+    """Name every task so that its name stays when other tasks are added; equal tasks are numbered."""
     seen, keys = Counter(), []
     for number, task in enumerate(tasks, 1):
         if not isinstance(task, dict) or not task.keys() & {"prompt", "messages"}:
@@ -159,20 +157,31 @@ def _keys(tasks: list[dict]) -> list[str]:
     return keys
 
 
-def make_row(task: dict, text: str, ids: list[int], source: str, **labels) -> LabelledResponse:
-    tie = True if labels.pop("near_tie") else None
-    task_id = None if task.get("task_id") is None else str(task["task_id"])
-    asked = prompt_of(task)
-    labels["chat_template_kwargs"] = asked.arguments
+def make_row(task: dict, text: str, ids: list[int], source: str, *, near_tie: bool, **labels) -> LabelledResponse:
+    """Make the example of a task and a response, which `ids` are the tokens of."""
+    asked, task_id = prompt_of(task), task.get("task_id")
     return LabelledResponse(
-        asked.content, text, source=source, task_id=task_id, response_ids=tuple(ids), near_tie=tie, **labels
+        asked.content,
+        text,
+        source=source,
+        task_id=None if task_id is None else str(task_id),
+        response_ids=tuple(ids),
+        near_tie=True if near_tie else None,
+        chat_template_kwargs=asked.arguments,
+        **labels,
     )
 
 
 def refusal(error: Exception) -> dict:
-    """What is recorded of a task that could not be done."""
+    """Return the record of a task that could not be done."""
     return {"rows": [], "counts": {}, "refused": str(error) or type(error).__name__}
 
 
-def decode_exactly(tokenizer, ids: list[int]) -> str:
+def name_of(function: Callable) -> str:
+    """Name a checker or another function of the user in a job's settings."""
+    return getattr(function, "name", getattr(function, "__qualname__", type(function).__name__))
+
+
+def decode_exactly(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    """Decode ids with special tokens and all blanks."""
     return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)

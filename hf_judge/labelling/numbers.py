@@ -1,16 +1,16 @@
-r"""Reads numbers as people and models write them, exactly: no float, no limit on digits.
+r"""Read numbers as people and models write them, exactly: no float, no limit on digits.
 
-Read are LaTeX (``\frac{3}{4}``, ``\boxed{}``, ``\text{}``, ``9{,}500``, ``\$``), digits of every script, grouped
+Notations: LaTeX (``\frac{3}{4}``, ``\boxed{}``, ``\text{}``, ``9{,}500``, ``\$``), digits of every script, grouped
 digits, fractions and mixed numbers (3/4, ¾, 1 1/2, 1½, 1-1/2), scientific notation (1.5e3, ``1.5 \times 10^{3}``),
-powers (2^10), signs of every kind, and currencies, percent signs and units around them. What a response marks as its
-answer, in the last ``\boxed{}`` or on a line ``#### 42``, counts; else its last number. The rules are equal for answers
-and references:
+powers (2^10), signs of every kind, and currencies, percent signs and units around them. The number of a response is
+what it marks as its answer, in the last ``\boxed{}`` or on a line ``#### 42``; else its last number. Answers and
+references are read by the same rules:
 
 - A single point is decimal: 1.234 is 1 + 234/1000. A single comma groups where one to three digits stand before it and
   three behind (1,234 is 1234), and is decimal elsewhere (0,5 and 12,34 and 0,123).
 - Where both stand, the last one is decimal (1,234.5 and 1.234,5). Of one kind, several group (1.234.567).
 - Blanks of every width, apostrophes and underscores group; a point or comma beside them is decimal (1 234,567). Groups
-  are of three digits, or Indian: of two, the last of three (12,34,567; not with blanks). What is in no notation is read
+  have three digits, or in India two and the last three (12,34,567; not with blanks). Digits in no notation are read
   piece by piece.
 - A percent sign, a currency and a unit are left out: 50% is 50. Words of magnitude count: 5 million is 5000000.
 - A minus counts as a sign where no operand stands before it (-5, = - 5), not in 10-5 or "10 - 5".
@@ -34,7 +34,7 @@ MAX_PRINTED_BITS = 1 << 13
 
 
 class HugeNumber(NamedTuple):
-    """A number too large or too small to write out: numerator / denominator * 2^twos * 5^fives, in lowest terms."""
+    """Holds a number too long to write out: numerator / denominator * 2^twos * 5^fives, in lowest terms."""
 
     numerator: int
     denominator: int
@@ -43,7 +43,7 @@ class HugeNumber(NamedTuple):
 
 
 class ExactNumber(Fraction):
-    """A fraction that also equals a `Decimal` of its value, and can be printed whatever its length."""
+    """Holds a fraction that also equals a `Decimal` of its value, and prints in short whatever its length."""
 
     def __eq__(self, other: object) -> bool:
         return super().__eq__(Fraction(other) if isinstance(other, Decimal) and other.is_finite() else other)
@@ -90,7 +90,7 @@ _SAYS = re.compile(r"(?:\b(?:is|are|was|be|equals|becomes|gives)|是)$")  # a sp
 
 
 class _Value(NamedTuple):
-    """A number in the making: its value is numerator / denominator * 10^exponent."""
+    """Holds a number while it is read: numerator / denominator * 10^exponent."""
 
     numerator: int
     denominator: int = 1
@@ -98,7 +98,7 @@ class _Value(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A number in a text; `value` is None for an expression that stands for a number but cannot be read."""
+    """Places a number in a text; `value` is None for an expression that cannot be read, as a root."""
 
     value: Number | None
     start: int
@@ -106,13 +106,13 @@ class Found(NamedTuple):
 
 
 def read_number(value: object) -> Number | None:
-    """The number that a whole value stands for: a reference, or an answer that was cut out already.
+    """Read the number that a whole value stands for: a reference, or an answer without the text around it.
 
     Args:
         value: text, or a number of Python or JSON.
 
     Returns:
-        Number or None: None where it holds no number, or one that this reader cannot read.
+        Number or None: None where the value holds no number, or one that cannot be read.
     """
     if isinstance(value, bool):
         return None
@@ -133,7 +133,7 @@ def read_number(value: object) -> Number | None:
 
 
 def last_number(text: str) -> Number | None:
-    r"""The number that a text ends in: that of the last ``\boxed{}`` or ``#### `` line if there is one, else the last.
+    r"""Read the number of the last ``\boxed{}`` or ``#### `` line of a text, else the last number in it.
 
     Returns:
         Number or None: None without a number, or where the last one cannot be read (a root, pi, a division by 0).
@@ -148,7 +148,7 @@ def last_number(text: str) -> Number | None:
 
 
 def whole_number(text: str) -> Number | None:
-    """The number that a text is, apart from blanks, dollar signs, brackets and a full stop; None for anything else."""
+    """Read a text that is one number, apart from blanks, dollar signs, brackets and a full stop; else return None."""
     found, spelled = find_numbers(text), plain(text)
     if len(found) != 1:
         return None
@@ -157,7 +157,7 @@ def whole_number(text: str) -> Number | None:
 
 
 def marked_answer(text: str) -> str | None:
-    r"""What a text marks as its answer: inside the last ``\boxed{}``, or behind ``####`` on a line; the later one."""
+    r"""Return what a text marks as its answer, in the last ``\boxed{}`` or behind the last ``####``; the later one."""
     best, at = None, -1
     for found in _BOXED.finditer(text):
         if found[0].endswith("{"):
@@ -174,6 +174,7 @@ def marked_answer(text: str) -> str | None:
 
 
 def _is_one_number(text: str) -> bool:
+    """Return whether a line holds one number and is no heading, as "#### 2. Add them" or "#### Step 2"."""
     found = find_numbers(text)
     if len(found) != 1:
         return False
@@ -182,6 +183,7 @@ def _is_one_number(text: str) -> bool:
 
 
 def _closing(text: str, start: int) -> int:
+    """Return the place of the brace that closes the one before `start`, or the end of the text."""
     depth = 1
     for at in range(start, len(text)):
         depth += {"{": 1, "}": -1}.get(text[at], 0)
@@ -191,7 +193,7 @@ def _closing(text: str, start: int) -> int:
 
 
 def find_numbers(text: str) -> list[Found]:
-    """All numbers of a text, from left to right; places are those in `plain(text)`."""
+    """Find all numbers of a text, from left to right; places are those in `plain(text)`."""
     text, at, found = plain(text), 0, []
     while (token := _TOKEN.search(text, at)) is not None:
         one = _read_at(text, token, at)
@@ -206,7 +208,7 @@ def find_numbers(text: str) -> list[Found]:
 
 
 def _pieces(token: re.Match) -> list[tuple[_Value, tuple[int, int]]]:
-    """The numbers of a run that is in no notation as a whole: 1,2,3 and 1.5,2.5 and 1.2.3."""
+    """Read the numbers of a run that is in no notation as a whole: 1,2,3 and 1.5,2.5 and 1.2.3."""
     for separators in (r"[^,]+", r"[^.,'_ ]+"):
         pieces = list(re.finditer(separators, token["run"]))
         values = [_decimal(piece[0]) for piece in pieces]
@@ -217,6 +219,7 @@ def _pieces(token: re.Match) -> list[tuple[_Value, tuple[int, int]]]:
 
 
 def _read_at(text: str, token: re.Match, floor: int) -> Found | None:
+    """Read the number that begins at a token; its sign stands at `floor` or behind. None: it is no number."""
     start = token.start()
     if token["unreadable"] is not None:
         end = token.end()
@@ -235,7 +238,7 @@ def _read_at(text: str, token: re.Match, floor: int) -> Found | None:
 
 
 def _is_attached(text: str, start: int) -> bool:
-    """Whether a letter, or the power sign of a unit, stands right before: H2O, m^2, x_1."""
+    """Return whether a letter, or the power sign of a unit, stands right before: H2O, m^2, x_1."""
     before = text[max(0, start - 4) : start]
     if not before:
         return False
@@ -252,12 +255,12 @@ def _is_attached(text: str, start: int) -> bool:
 
 
 def _sets_words_apart(letter: str) -> bool:
-    """Whether a letter's script writes blanks between words, so that it belongs to what stands right behind it."""
+    """Return whether a letter's script writes blanks between words; then it belongs to the digits behind it."""
     return unicodedata.name(letter, "").startswith(("LATIN", "GREEK", "CYRILLIC"))
 
 
 def _atom(text: str, token: re.Match) -> tuple[_Value | None, int]:
-    r"""The value of a run of digits or a \frac, and where it ends; an end of -1: no number at all."""
+    r"""Read a run of digits or a \frac, and return its value and its end; an end of -1: no number at all."""
     if token["frac"] is not None:
         parts = re.findall(rf"{_BRACED}|\d", token["frac"][len("\\frac") :])
         over, under = (_whole(part.removeprefix("{").removesuffix("}")) for part in parts[:2])
@@ -271,7 +274,7 @@ def _atom(text: str, token: re.Match) -> tuple[_Value | None, int]:
 
 
 def _decimal(run: str) -> _Value | None:
-    """The value of digits with what groups them, by the rules above; None where they are in no notation."""
+    """Read digits and what groups them, by the rules above; None where they are in no notation."""
     digits = run.replace("_", "'") if "_" in run else run
     if digits.startswith("."):
         return _value(digits[1:], len(digits) - 1) if digits[1:].isdigit() else None
@@ -301,7 +304,7 @@ def _value(digits: str, n_decimals: int) -> _Value:
 
 
 def parse_digits(digits: str) -> int:
-    """An integer from any number of digits: Python's own limit, which is against quadratic time, is kept to."""
+    """Read an integer of any number of digits in halves, below Python's limit against quadratic time."""
     if len(digits) <= 4000:
         return int(digits)
     half = len(digits) // 2
@@ -309,7 +312,7 @@ def parse_digits(digits: str) -> int:
 
 
 def _with_overline(text: str, run: str, value: _Value, end: int) -> tuple[_Value, int]:
-    r"""0.1\overline{6} is 0.1666..."""
+    r"""Add the period of 0.1\overline{6}, which is 0.1666..., and return the value and its end."""
     found = _OVERLINE.match(text, end)
     if found is None or ("." in run) == text[end : end + 1].startswith("."):
         return value, end
@@ -320,13 +323,13 @@ def _with_overline(text: str, run: str, value: _Value, end: int) -> tuple[_Value
 
 
 def _continued(text: str, value: _Value | None, start: int, end: int, *, is_run: bool) -> tuple[_Value | None, int]:
-    """The value with what stands behind it: exponent, power, fraction line, the fraction of a mixed number."""
+    """Add what stands behind a value: exponent, power, fraction line, the fraction of a mixed number."""
     if is_run and (found := _EXPONENT.match(text, end)):
-        value, end = _scaled(value, found), found.end()
+        value, end = _shifted(value, _exponent(found)), found.end()
     if found := _TIMES_TEN.match(text, end):
-        value, end = _scaled(value, found), found.end()
+        value, end = _shifted(value, _exponent(found)), found.end()
     elif found := _POWER.match(text, end):
-        value, end = _power(value, next(filter(None, found.groups()))), found.end()
+        value, end = _power(value, _exponent(found)), found.end()
     whole = text[start:end]
     if is_run and whole.isdigit() and (found := _AND.match(text, end)):
         fraction, after = _fraction_at(text, found.end(), glued=False)
@@ -353,7 +356,7 @@ def _continued(text: str, value: _Value | None, start: int, end: int, *, is_run:
 
 
 def _operand(text: str, start: int) -> tuple[_Value | None, int]:
-    """A number that stands right here, as under a fraction line."""
+    """Read a number that stands right here, as under a fraction line."""
     token = _TOKEN.match(text, start)
     if token is None or token["run"] is None:
         return None, start
@@ -362,7 +365,7 @@ def _operand(text: str, start: int) -> tuple[_Value | None, int]:
 
 
 def _fraction_at(text: str, start: int, *, glued: bool) -> tuple[Fraction | None, int]:
-    r"""A positive fraction of short numbers that stands right here: 1/2 (unless glued) or \frac{1}{2}."""
+    r"""Read a positive fraction of short numbers that stands right here: 1/2 (unless glued) or \frac{1}{2}."""
     value, end = None, start
     if re.compile(_FRAC).match(text, start):
         value, end = _atom(text, _TOKEN.match(text, start))
@@ -378,7 +381,7 @@ def _fraction(value: _Value) -> Fraction:
 
 
 def _sign(text: str, start: int, floor: int) -> tuple[bool, int]:
-    """Whether a number is negative, and where it begins with its sign and currency."""
+    """Return whether a number is negative, and where it begins with its sign and currency."""
     window = max(floor, start - 24)
     before = text[window:start]
     found = _SIGN.search(before)
@@ -395,7 +398,7 @@ def _sign(text: str, start: int, floor: int) -> tuple[bool, int]:
 
 
 def _counts(text: str, at: int, spaced: bool) -> bool:
-    """Whether a plus or minus is a sign: no operand stands before it, and it is no bullet or dash."""
+    """Return whether a plus or minus is a sign: no operand stands before it, and it is no bullet or dash."""
     line = text[max(0, at - 64) : at]
     last = line.rstrip(" \t")[-1:]
     if not last:
@@ -410,7 +413,7 @@ def _counts(text: str, at: int, spaced: bool) -> bool:
 
 
 def _whole(text: str) -> _Value | None:
-    """The value of a text that is one number and nothing else, as stands in a LaTeX fraction."""
+    """Read a text that is one number and nothing else, as in a LaTeX fraction."""
     text = text.strip()
     negative = text.startswith("-")
     text = text.lstrip("+-").strip(" $")
@@ -430,21 +433,17 @@ def _whole(text: str) -> _Value | None:
 
 
 def _exponent(found: re.Match) -> int:
+    """Return the integer in the one group that matched."""
     text = next(filter(None, found.groups())).replace(" ", "")
     return (-1 if text.startswith("-") else 1) * parse_digits(text.lstrip("+-"))
-
-
-def _scaled(value: _Value | None, found: re.Match) -> _Value | None:
-    return _shifted(value, _exponent(found))
 
 
 def _shifted(value: _Value | None, places: int) -> _Value | None:
     return None if value is None else value._replace(exponent=value.exponent + places)
 
 
-def _power(value: _Value | None, exponent: str) -> _Value | None:
-    exponent = exponent.replace(" ", "")
-    n = (-1 if exponent.startswith("-") else 1) * parse_digits(exponent.lstrip("+-"))
+def _power(value: _Value | None, n: int) -> _Value | None:
+    """Return value^n; None for a power too long to compute, and for 0 to a power of 0 or less."""
     if value is None or (value.numerator == 0 and n <= 0):
         return None
     size = max(value.numerator.bit_length(), value.denominator.bit_length())
@@ -466,7 +465,7 @@ def _divided(over: _Value | None, under: _Value | None) -> _Value | None:
 
 
 def _added(value: _Value, part: Fraction) -> _Value | None:
-    """A mixed number."""
+    """Return the value of a mixed number."""
     if abs(value.exponent) > MAX_EXPANDED:
         return None
     total = _fraction(value) + part
@@ -474,7 +473,7 @@ def _added(value: _Value, part: Fraction) -> _Value | None:
 
 
 def _reduced(value: _Value) -> Number:
-    """One form for every value: an ExactNumber, or where that would be too long a HugeNumber."""
+    """Bring a value into its one form: an ExactNumber, or where that would be too long a HugeNumber."""
     if value.numerator == 0:
         return ExactNumber(0)
     divisor = gcd(value.numerator, value.denominator)
@@ -490,7 +489,7 @@ def _reduced(value: _Value) -> Number:
 
 
 def _without(n: int, prime: int) -> tuple[int, int]:
-    """A number without its factors of a prime, and how many there were: by squaring, since there may be thousands."""
+    """Take the factors of a prime out of a number, by squaring since there may be thousands, and count them."""
     powers = [prime]
     while n % powers[-1] == 0:
         powers.append(powers[-1] ** 2)

@@ -1,7 +1,7 @@
-"""What a row of a user's file asks a model, and the one encoder that turns it into ids.
+"""Read the prompt of a line of a user's file, and encode it into ids.
 
-A prompt is text, or chat messages with the arguments of the chat template that stand beside them in the row. All of
-them change what the model reads: each reaches the template, or the row is refused with the argument's name.
+A prompt is text, or chat messages with the arguments of the chat template that stand beside them in the line. All of
+them change what the model reads: each reaches the template, or the line is refused with the argument's name.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_judge.files.jsonl import type_name
 
-# keys of a row that are arguments of the chat template, as the templates of well-known models name them
+# keys of a line that are arguments of the chat template, as the templates of well-known models name them
 TEMPLATE_KEYS = (
     "tools",
     "documents",
@@ -33,33 +33,33 @@ TEMPLATE_KEYS = (
     "continue_final_message",
 )
 SYSTEM_KEYS = ("system", "system_prompt", "system_message")  # text that goes before the chat as a system message
-# arguments of apply_chat_template that say how its result is handed out: the encoder's own affair
+# arguments of apply_chat_template about the form of its result, which the encoder sets
 _ENCODERS_OWN = (
     "conversation", "tokenize", "add_generation_prompt", "padding", "truncation", "max_length", "return_tensors",
     "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs", "sanitize_control_tokens", "messages",
 )  # fmt: skip
 _NOT_READ_BY_NAME = ("chat_template", "continue_final_message")  # arguments, but no variables of a template
-# what a template, a small program of the model's maker, may raise about messages that it does not expect
+# what a template, a small program, may raise about messages that it does not expect
 _TEMPLATE_ERRORS = (
     jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError,
 )  # fmt: skip
 
 
 class RefusedPrompt(ValueError):
-    """A prompt that this model's tokenizer cannot encode; others of the same file may be fine."""
+    """Says why this model's tokenizer cannot encode a prompt; others of the same file may be fine."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a row asks.
+    """Holds the prompt of a line.
 
     Args:
         content (`str` or `list[dict]`): the text, or chat messages with `role` and `content`.
-        arguments (`dict`): of the chat template, by name; empty for text.
+        arguments (`dict`): arguments of the chat template, by name; empty for text.
 
     Raises:
         TypeError: a message or an argument has the wrong type.
-        ValueError: text with arguments of a chat template, or an argument that is not for rows to set.
+        ValueError: text has arguments of a chat template, or an argument is the encoder's.
     """
 
     content: str | list[dict]
@@ -76,26 +76,26 @@ class Prompt:
 
     @property
     def text(self) -> str:
-        """The prompt for people: the text, or what the messages say."""
+        """Text for people to read: the prompt, or what all its messages say."""
         if isinstance(self.content, str):
             return self.content
         return "\n".join(_message_text(message) for message in self.content)
 
     @property
     def last(self) -> str:
-        """As `text`, of the last message alone."""
+        """Text for people to read: the prompt, or what its last message says."""
         return self.content if isinstance(self.content, str) else _message_text(self.content[-1])
 
 
 def prompt_of(row: dict) -> Prompt:
-    """The prompt of a row of a file.
+    """Read the prompt of a line of a file.
 
     Args:
-        row: with `prompt` (text or chat messages) or `messages`; beside it optionally `chat_template_kwargs`, any of
-            [`TEMPLATE_KEYS`] or `SYSTEM_KEYS`. Keys of other names are not the prompt's.
+        row: object with `prompt` (text or chat messages) or `messages`; beside it optionally `chat_template_kwargs` or
+            any of [`TEMPLATE_KEYS`] and `SYSTEM_KEYS`. Other keys do not belong to the prompt.
 
     Raises:
-        TypeError, ValueError: it has no prompt or two, or one of the wrong type.
+        TypeError, ValueError: there is no prompt, or two, or one of the wrong type.
     """
     prompt, messages = row.get("prompt"), row.get("messages")
     if messages is not None:
@@ -116,7 +116,7 @@ def prompt_of(row: dict) -> Prompt:
 
 
 def arguments_of(row: dict) -> dict:
-    """The arguments of the chat template that a row names, in `chat_template_kwargs` or by keys of their own.
+    """Read the arguments of the chat template in a line, from `chat_template_kwargs` and from keys of their own.
 
     Raises:
         TypeError: `chat_template_kwargs` is no object.
@@ -133,14 +133,14 @@ def arguments_of(row: dict) -> dict:
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict] | Prompt) -> tuple[str, list[int]]:
-    """The prompt's text and its ids, exactly as they go into `generate`.
+    """Return a prompt's text and its ids, exactly as they go into `generate`.
 
     Args:
-        tokenizer: of the target.
+        tokenizer: the target's tokenizer.
         prompt: text, or chat messages for the tokenizer's chat template.
 
     Raises:
-        RefusedPrompt: the chat template or the tokenizer does not take it; the message says why.
+        RefusedPrompt: the chat template or the tokenizer refuses it; the message says why.
     """
     try:
         prompt = prompt if isinstance(prompt, Prompt) else Prompt(prompt)
@@ -180,7 +180,7 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
 
 
 def _with_system(prompt: object, row: dict) -> object:
-    """The chat behind the system message that stands beside it."""
+    """Return the chat with the system message that stands beside it in front."""
     given = [key for key in SYSTEM_KEYS if row.get(key) is not None]
     if not given:
         return prompt

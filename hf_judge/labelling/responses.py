@@ -1,7 +1,6 @@
-"""Labelled responses: which characters of an answer are mistaken, and which tokens that makes acceptable.
+"""Read and write labelled responses: a prompt, a response and the spans of its mistakes in characters.
 
-A row is a prompt, a response and the spans of its mistakes in characters; rows live in JSONL files or `datasets`.
-Knows nothing about tokens or models: `hf_judge.labelling.tokens` turns spans into labels of tokens.
+They stand in JSONL files or `datasets`. `hf_judge.labelling.tokens` turns the spans into labels of tokens.
 """
 
 from __future__ import annotations
@@ -26,22 +25,22 @@ HOLDS = "a JSON object with 'prompt' and 'response'"
 
 @dataclass(frozen=True)
 class LabelledResponse:
-    """One response and where it is wrong.
+    """Holds one response and where it is wrong: an example.
 
     Args:
         prompt (`str` or `list[dict]`): the text before the response, or chat messages with `role` and `content`.
-        response (`str`): what followed.
+        response (`str`): the answer to the prompt.
         mistakes (`tuple` of `(start, end)`): character spans of the mistakes in `response`; empty: all is right.
-        source (`str`): who wrote or labelled it; metrics are given by source.
-        task_id (`str`, *optional*): the task, where several rows share one.
-        scope (`tuple` of `(start, end)`, *optional*): only tokens in these spans get a label (mined rows know about the
+        source (`str`): name of the writer or labeller; metrics are given by source.
+        task_id (`str`, *optional*): name of the task, where several examples share one.
+        scope (`tuple` of `(start, end)`, *optional*): spans outside of which no token gets a label (swaps label the
             swapped tokens alone); None: the whole response.
-        response_ids (`tuple[int]`, *optional*): the tokens that a model wrote, where they are known; the response is
-            then not tokenised again.
-        near_tie (`bool`, *optional*): of mined rows: two choices of a model were so close that another batch size may
-            give another row.
-        chat_template_kwargs (`dict`, *optional*): arguments that the chat template was rendered with (`tools`,
-            `enable_thinking`, ...); in a file they may also stand beside it under their own names.
+        response_ids (`tuple[int]`, *optional*): tokens of the response as a model wrote them; it is then not tokenised
+            again.
+        near_tie (`bool`, *optional*): whether two choices of a model were so close, in mining, that another batch size
+            may give another example.
+        chat_template_kwargs (`dict`, *optional*): arguments of the chat template (`tools`, `enable_thinking`, ...); in
+            a file they may also stand beside it under their own names.
 
     Raises:
         TypeError: a field has the wrong type.
@@ -82,35 +81,35 @@ class LabelledResponse:
 
     @property
     def prompt_hash(self) -> str:
-        """16 hex digits that name the prompt: rows that share it never go to different sides of a split."""
+        """16 hex digits that name the prompt: examples of one prompt never go to different sides of a split."""
         return hash_prompt(self.prompt)
 
     def to_dict(self) -> dict:
-        """The row as JSON values, without fields that say nothing."""
+        """Return the example as JSON values, without fields that say nothing."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 def hash_prompt(prompt: str | list[dict]) -> str:
-    """16 hex digits that name a prompt."""
+    """Return 16 hex digits that name a prompt."""
     text = json.dumps(prompt, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def read_jsonl(path: str | os.PathLike, *, skip_errors: bool = False) -> Iterator[LabelledResponse]:
-    """The rows of a JSONL file, one at a time.
+    """Read the examples of a JSONL file, one at a time.
 
     Args:
-        path: one JSON object a line with the fields of [`LabelledResponse`].
+        path: file with one JSON object a line, which has the fields of [`LabelledResponse`].
         skip_errors: log and count broken lines instead of stopping at the first.
 
     Raises:
-        ValueError: a line is broken; names file, line and what is wrong.
+        ValueError: a line is broken; the message names file, line and what is wrong.
     """
     return (row for _, row in read_named(path, skip_errors=skip_errors))
 
 
 def read_named(path: str | os.PathLike, *, skip_errors: bool = False) -> Iterator[tuple[str, LabelledResponse]]:
-    """As [`read_jsonl`], each row with the file and the line that it comes from."""
+    """Read as [`read_jsonl`], each example with a name: its file and line."""
     n_broken = 0
 
     def skip(error: BrokenLine) -> None:
@@ -126,17 +125,17 @@ def read_named(path: str | os.PathLike, *, skip_errors: bool = False) -> Iterato
 
 
 def write_jsonl(rows: Iterable[LabelledResponse], path: str | os.PathLike) -> None:
-    """Write rows so that an interrupted call leaves the old file as it was."""
+    """Write examples so that an interrupted call leaves the old file as it was."""
     with replacing(path) as (file,):
         for row in rows:
             file.write(json.dumps(row.to_dict(), ensure_ascii=False).encode() + b"\n")
 
 
 def row_from_dict(values: dict) -> LabelledResponse:
-    """A row from JSON values.
+    """Make an example of JSON values.
 
     Raises:
-        ValueError: no JSON object, a field is missing or unknown, or a span is wrong.
+        ValueError: they are no object, a field is missing or unknown, or a span is wrong.
         TypeError: a field has the wrong type.
     """
     if not isinstance(values, dict):
@@ -155,25 +154,13 @@ def row_from_dict(values: dict) -> LabelledResponse:
     return LabelledResponse(**{key: value for key, value in values.items() if value is not None or key in REQUIRED})
 
 
-def to_dataset(rows: Iterable[LabelledResponse]):
-    """The rows as a `datasets.Dataset`.
-
-    Raises:
-        ImportError: `datasets` is not installed.
-    """
-    names = [f.name for f in fields(LabelledResponse)]
-    # asdict keeps tuples of tuples; every row names every column, so that the columns do not depend on the first row
-    columns = [{name: asdict(row)[name] for name in names} for row in rows]
-    for row in columns:  # as text: a column has one type, and a table would give every row the keys of all
-        row["chat_template_kwargs"] = row["chat_template_kwargs"] and json.dumps(row["chat_template_kwargs"])
-    return _datasets().Dataset.from_list(columns)
-
-
 def from_dataset(dataset) -> Iterator[LabelledResponse]:
-    """The rows of a `datasets.Dataset` with the columns of [`LabelledResponse`].
+    """Read the examples of a `datasets.Dataset` with the columns of [`LabelledResponse`].
+
+    `chat_template_kwargs` may be JSON text: a column of structs would give every row the keys of all.
 
     Raises:
-        ValueError: a row is wrong; names its number.
+        ValueError: a row is wrong; the message has its number.
     """
     for number, values in enumerate(dataset, 1):
         try:
@@ -185,12 +172,12 @@ def from_dataset(dataset) -> Iterator[LabelledResponse]:
 
 
 def load_rows(path: str | os.PathLike, *, skip_errors: bool = False) -> list[LabelledResponse]:
-    """The rows of a JSONL file or of a directory made by `Dataset.save_to_disk`."""
+    """Read the examples of a JSONL file, or of a directory made by `Dataset.save_to_disk`."""
     return [row for _, row in load_named(path, skip_errors=skip_errors)]
 
 
 def load_named(path: str | os.PathLike, *, skip_errors: bool = False) -> list[tuple[str, LabelledResponse]]:
-    """As [`load_rows`], each row with the file and the line, or row, that it comes from."""
+    """Read as [`load_rows`], each example with a name: its file and line, or row."""
     if Path(path).is_dir():
         rows = enumerate(from_dataset(_saved_dataset(path)), 1)
         return [(f"{os.fspath(path)}, row {number}", row) for number, row in rows]
@@ -198,7 +185,7 @@ def load_named(path: str | os.PathLike, *, skip_errors: bool = False) -> list[tu
 
 
 def data_hash(rows: Iterable[LabelledResponse]) -> str:
-    """SHA-256 of the rows in their order."""
+    """Return the SHA-256 of the examples in their order."""
     digest = hashlib.sha256()
     for row in rows:
         line = json.dumps(row.to_dict(), sort_keys=True, ensure_ascii=False) + "\n"
@@ -207,10 +194,10 @@ def data_hash(rows: Iterable[LabelledResponse]) -> str:
 
 
 def summarise(rows: Iterable[LabelledResponse]) -> dict:
-    """Counts of rows, overall and by source.
+    """Count the examples, overall and by source.
 
     Returns:
-        {"all": counts, source: counts, ...}; counts: rows, prompts, with_mistakes (rows), characters,
+        {"all": counts, source: counts, ...}; counts: rows (examples), prompts, with_mistakes (examples), characters,
         mistaken_characters.
     """
     counts, prompts = {}, {}
@@ -229,7 +216,7 @@ def summarise(rows: Iterable[LabelledResponse]) -> dict:
 
 
 def marked(row: LabelledResponse, left: str = "[[", right: str = "]]") -> str:
-    """The response with its mistakes between marks."""
+    """Return the response with its mistakes between marks."""
     text, last = "", 0
     for start, end in row.mistakes:
         text += row.response[last:start] + left + row.response[start:end] + right

@@ -1,4 +1,4 @@
-"""One spelling for signs, blanks, digits of every script and LaTeX commands that mean the same."""
+"""Give signs, blanks, digits of every script and LaTeX commands that mean the same one spelling."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _WRAPPER = re.compile(
 
 
 def plain(text: str) -> str:
-    """The text with one spelling for every sign, blank, digit and LaTeX command that means the same."""
+    """Return the text with one spelling for every sign, blank, digit and LaTeX command that means the same."""
     if not text.isascii():
         text = re.sub(rf"(?<=\d){_ARABIC_DECIMAL}(?=\d)", ".", text)
         text = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+", lambda found: f"^{found[0].translate(_SUPERSCRIPTS)} ", text)
@@ -68,7 +68,7 @@ def plain(text: str) -> str:
 
 
 def _unwrapped(found: re.Match) -> str:
-    """What a LaTeX command wraps, set off; the power of a unit stays with it."""
+    """Return what a LaTeX command wraps, between blanks; the power of a unit stays with it."""
     after = found.string[found.end() : found.end() + 1]
     return f" {found[1]}" if after == "^" else f" {found[1]} "
 

@@ -1,8 +1,8 @@
-"""Labels without people, from the two models and a way to compare answers (AutoJudge, arXiv 2504.20039, section 3).
+"""Label tokens by swaps between two models and a way to compare answers (AutoJudge, arXiv 2504.20039, section 3).
 
 Where the draft would have written another token than the target, write it, let the target finish, and compare the final
 answers. A swap that does not change the answer is acceptable and stays; one that does is a mistake and is undone; go on
-to the right. Knows nothing about heads.
+to the right.
 """
 
 from __future__ import annotations
@@ -10,13 +10,23 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_judge.head.compatibility import check_pair, n_shared_tokens
 from hf_judge.labelling.checkers import Checker
 from hf_judge.labelling.greedy import greedy, greedy_choices, stop_tokens_of
-from hf_judge.labelling.jobs import NEAR_TIE, TASK_ERRORS, MiningReport, decode_exactly, make_row, refusal, run_job
+from hf_judge.labelling.jobs import (
+    NEAR_TIE,
+    TASK_ERRORS,
+    MiningReport,
+    decode_exactly,
+    make_row,
+    name_of,
+    refusal,
+    run_job,
+)
 from hf_judge.labelling.prompts import encode_prompt, prompt_of
 from hf_judge.labelling.responses import LabelledResponse
 from hf_judge.labelling.tokens import UnlabelledRow, decoded_offsets
@@ -40,17 +50,17 @@ def mine_swaps(
     """Label swapped tokens by whether they change the target's final answer.
 
     Args:
-        target, draft: greedy answers of both are used; they share the tokenizer.
-        tokenizer: of the target.
+        target, draft: the models, whose greedy answers are used; they share the tokenizer.
+        tokenizer: the target's tokenizer.
         tasks: dicts with `prompt` (text or chat messages), optionally `task_id`, and whatever the checker reads.
         checker: `(response, task) -> answer`; answers are compared with the one of the target's own response.
-        output: JSONL of [`LabelledResponse`]; finished prompts are kept in `<output>.journal`, and a rerun goes on.
-        max_new_tokens: of a response.
-        batch_size: prompts in work at once. Rows do not depend on it, but for prompts marked `near_tie`.
+        output: JSONL file of [`LabelledResponse`]; finished prompts are kept in `<output>.journal` for a rerun.
+        max_new_tokens: longest response, in tokens.
+        batch_size: prompts at once; examples do not depend on it, except those marked `near_tie`.
         label_matched: also label the tokens of the kept response that both models chose as acceptable: a head that has
             never seen them scores them at random.
-        draft_tokenizer: of the draft, to compare; None: the target's.
-        names: of the tasks in the report, as "prompts.jsonl, line 3"; None: "task 3".
+        draft_tokenizer: the draft's tokenizer, which must agree with the target's; None: it is the target's.
+        names: names of the tasks in the report, as "prompts.jsonl, line 3"; None: "task 3".
         strict: stop at a task that the models or the checker refuse, instead of listing it in the report.
 
     Returns:
@@ -61,65 +71,83 @@ def mine_swaps(
     """
     if draft_tokenizer is not None:
         check_pair(tokenizer, draft_tokenizer)
-    n_tokens = n_shared_tokens(tokenizer, target, draft)
     settings = {
         "source": "swap",
         "target": target.config.name_or_path,
         "draft": draft.config.name_or_path,
-        "checker": getattr(checker, "name", getattr(checker, "__qualname__", type(checker).__name__)),
+        "checker": name_of(checker),
         "max_new_tokens": max_new_tokens,
         "label_matched": label_matched,
     }
+    swapping = _Swapping(target, draft, tokenizer, checker, max_new_tokens, label_matched)
 
     def work(todo: list[tuple[str, dict]]) -> Iterator[tuple[str, dict]]:
+        return swapping.work(todo, batch_size)
+
+    return run_job(work, list(tasks), output, settings, target, names=names, strict=strict)
+
+
+@dataclass(frozen=True)
+class _Swapping:
+    """Tries the swaps of several prompts at once; the fields are arguments of [`mine_swaps`]."""
+
+    target: PreTrainedModel
+    draft: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    checker: Checker
+    max_new_tokens: int
+    label_matched: bool
+
+    def work(self, todo: list[tuple[str, dict]], batch_size: int) -> Iterator[tuple[str, dict]]:
+        """Do tasks, `batch_size` at a time, and yield (key, record), as [`run_job`] expects."""
+        n_tokens = n_shared_tokens(self.tokenizer, self.target, self.draft)
         waiting, active = todo[::-1], []
         while waiting or active:
             while waiting and len(active) < batch_size:
                 key, task = waiting.pop()
                 try:
-                    active.append(_SwapWork(key, task, tokenizer, checker, label_matched))
+                    active.append(_Prompt(key, task, self.tokenizer, self.checker, self.label_matched))
                 except TASK_ERRORS as error:
                     yield key, refusal(error)
-            if not active:
-                break
-            prefixes = [work.prompt_ids + work.prefix for work in active]
-            limits = [max_new_tokens - len(work.prefix) for work in active]
-            answers = greedy(target, tokenizer, prefixes, limits)
-            changed = [work for work, (ids, gap) in zip(active, answers, strict=True) if work.receive(ids, gap)]
-            texts = [(work.prompt_ids, work.response) for work in changed]
-            choices = greedy_choices(draft, texts, n_tokens=n_tokens)
-            for work, (tokens, gaps) in zip(changed, choices, strict=True):
-                work.look_for_swaps(tokens, gaps, stop_tokens=stop_tokens_of(target))
-            for work in active:
-                work.next_swap(max_new_tokens)
-            for work in active:
-                if work.done:
-                    yield work.key, work.record()
-            active = [work for work in active if not work.done]
+            if active:
+                self._try_swaps(active, n_tokens)
+            yield from ((prompt.key, prompt.record()) for prompt in active if prompt.done)
+            active = [prompt for prompt in active if not prompt.done]
 
-    return run_job(work, list(tasks), output, settings, target, names=names, strict=strict)
+    def _try_swaps(self, active: list[_Prompt], n_tokens: int) -> None:
+        """Let the target answer every prompt after its latest swap, and choose the next swap of each."""
+        prefixes = [prompt.prompt_ids + prompt.prefix for prompt in active]
+        limits = [self.max_new_tokens - len(prompt.prefix) for prompt in active]
+        answers = greedy(self.target, self.tokenizer, prefixes, limits)
+        changed = [prompt for prompt, (ids, gap) in zip(active, answers, strict=True) if prompt.receive(ids, gap)]
+        texts = [(prompt.prompt_ids, prompt.response) for prompt in changed]
+        choices = greedy_choices(self.draft, texts, n_tokens=n_tokens)
+        for prompt, (tokens, gaps) in zip(changed, choices, strict=True):
+            prompt.look_for_swaps(tokens, gaps, stop_tokens=stop_tokens_of(self.target))
+        for prompt in active:
+            prompt.next_swap(self.max_new_tokens)
 
 
-class _SwapWork:
-    """One prompt on its way through the swaps."""
+class _Prompt:
+    """Follows one prompt through its swaps."""
 
     def __init__(self, key: str, task: dict, tokenizer, checker: Checker, label_matched: bool):
         self.key, self.task = key, task
         self.prompt_ids = encode_prompt(tokenizer, prompt_of(task))[1]
-        self.prefix = []  # of the response: what the target is to continue
+        self.prefix = []  # ids of the response that the target is to continue
         self.response = None  # ids of the response with all kept swaps
         self.done = False
         self._tokenizer, self._checker, self._label_matched = tokenizer, checker, label_matched
         self._answer = None
         self._swaps = []  # (position, draft's token) still to be tried in `response`, the leftmost last
-        self.left = 0  # positions before this one are settled
+        self._left = 0  # positions before this one are settled
         self._kept, self._undone = [], []  # positions; whole prefixes that end in the swapped token, and their ties
         self._gap = float("inf")
         self._counts = Counter()
-        self._refusal = None  # what the checker could not do with this task
+        self._refusal = None  # the record of a task that the checker could not do
 
     def receive(self, ids: list[int], gap: float) -> bool:
-        """Take the target's continuation; True when the response is now another one."""
+        """Take the target's continuation, and return whether the response is now another one."""
         self._gap = min(self._gap, gap)
         response = self.prefix + ids
         try:
@@ -142,12 +170,12 @@ class _SwapWork:
 
     def look_for_swaps(self, tokens: list[int], gaps: list[float], *, stop_tokens: set[int]) -> None:
         """Take the draft's choice at every position of the response."""
-        self._gap = min([self._gap, *gaps[self.left :]])
+        self._gap = min([self._gap, *gaps[self._left :]])
         self._swaps = [
             (i, token)
             for i, token in enumerate(tokens)
             # a stop token is never rescued, so nothing is learned about it
-            if i >= self.left and token != self.response[i] and token not in stop_tokens
+            if i >= self._left and token != self.response[i] and token not in stop_tokens
         ][::-1]
 
     def next_swap(self, max_new_tokens: int) -> None:
@@ -156,12 +184,12 @@ class _SwapWork:
             return
         if self._swaps and self._swaps[-1][0] + 1 < max_new_tokens:
             position, token = self._swaps.pop()
-            self.prefix, self.left = [*self.response[:position], token], position + 1
+            self.prefix, self._left = [*self.response[:position], token], position + 1
         else:
             self.done = True
 
     def record(self) -> dict:
-        """The rows and counts of a finished prompt."""
+        """Return the examples and counts of a finished prompt."""
         if self._refusal is not None:
             return self._refusal
         rows, tie = [], self._gap <= NEAR_TIE
@@ -174,6 +202,7 @@ class _SwapWork:
         return {"rows": [row.to_dict() for row in rows if row is not None], "counts": self._counts}
 
     def _labelled(self, ids: list[int], positions: list[int], *, mistaken: bool, tie: bool) -> LabelledResponse | None:
+        """Make an example of a response whose swaps at `positions` were kept or are mistaken."""
         while ids and ids[-1] in self._tokenizer.all_special_ids:
             ids = ids[:-1]
         text = decode_exactly(self._tokenizer, ids)
@@ -192,6 +221,6 @@ class _SwapWork:
 
 
 def _stands_alone(offsets: list[tuple[int, int]], position: int) -> bool:
-    """Whether a token has characters, and shares none with its neighbours (tokens of single bytes do)."""
+    """Return whether a token has characters and shares none with other tokens (tokens of single bytes do)."""
     start, end = offsets[position]
     return start < end and not any(a < end and b > start for a, b in [*offsets[:position], *offsets[position + 1 :]])

@@ -1,9 +1,8 @@
-"""Spans of mistakes -> one label per token, through the tokenizer's offsets.
+"""Turn spans of mistakes into one label per token, through the tokenizer's offsets.
 
 Tokens before the first mistake are acceptable (1), the mistaken ones are not (0); what follows carries no label (-1),
-since being right after a mistake has no clear meaning (Judge Decoding, arXiv 2501.19309, section 3). A row whose tokens
-cannot be lined up with its text is skipped and counted: a label never moves to a neighbouring token. Knows nothing
-about models.
+since being right after a mistake has no clear meaning (Judge Decoding, arXiv 2501.19309, section 3). An example whose
+tokens cannot be lined up with its text is skipped and counted: a label never moves to a neighbouring token.
 """
 
 from __future__ import annotations
@@ -26,26 +25,26 @@ INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what decoding shows for the first by
 
 @dataclass
 class TokenLabels:
-    """A row as a model reads it."""
+    """Holds an example as a model reads it."""
 
     input_ids: list[int]  # prompt and response
     labels: list[int]  # one per input id: 1 acceptable, 0 mistaken, -1 no label (the whole prompt)
     n_prompt: int  # ids of the prompt
-    row: int  # number of the row that it comes from, from 0 on
+    row: int  # number of the example in the data, from 0 on
 
 
 @dataclass
 class LabelReport:
-    """What became of the rows."""
+    """Counts what became of the examples."""
 
     n_rows: int = 0
-    n_labelled: int = 0  # rows that were used
+    n_labelled: int = 0  # examples that were used
     n_acceptable: int = 0  # tokens
     n_mistaken: int = 0  # tokens
     n_cut_tokens: int = 0  # tokens that a span cuts inside a word
-    skipped: Counter = field(default_factory=Counter)  # reason -> rows
-    first_skipped: dict = field(default_factory=dict)  # reason -> its first row, from 1 on
-    skipped_rows: list[tuple[str, str]] = field(default_factory=list)  # name of the row, and why
+    skipped: Counter = field(default_factory=Counter)  # number of examples by reason
+    first_skipped: dict = field(default_factory=dict)  # number of the first example, from 1 on, by reason
+    skipped_rows: list[tuple[str, str]] = field(default_factory=list)  # name of the example, and the reason
 
     def __str__(self) -> str:
         lines = [
@@ -58,7 +57,7 @@ class LabelReport:
 
 
 class UnlabelledRow(ValueError):
-    """A row that cannot be labelled faithfully; its text is the reason that reports count."""
+    """Says why an example cannot be labelled faithfully; reports count its text."""
 
 
 def label_rows(
@@ -71,23 +70,24 @@ def label_rows(
     names: Sequence[str] | None = None,
     strict: bool = False,
 ) -> tuple[list[TokenLabels], LabelReport]:
-    """Label the tokens of every row.
+    """Label the tokens of every example.
 
     Args:
         rows: the labelled responses.
-        tokenizer: of the target.
+        tokenizer: the target's tokenizer.
         after_mistake: "ignore" gives tokens after the first mistake no label, "mistaken" labels them 0 as some others
             do (AutoJudge's re-implementation of the paper).
-        on_cut_token: a span that cuts a token inside a word makes the whole token "mistaken", or "skip"s the row.
-        max_length: rows with more tokens than this, prompt included, are skipped.
-        names: of the rows in reports, as "data.jsonl, line 3"; None: "row 3".
-        strict: stop at the first row that would be skipped.
+        on_cut_token: what to do where a span cuts a token inside a word: "mistaken" labels the whole token so, "skip"
+            skips the example.
+        max_length: largest number of tokens, prompt included; longer examples are skipped.
+        names: names of the examples in reports, as "data.jsonl, line 3"; None: "row 3".
+        strict: stop at the first example that would be skipped.
 
     Returns:
-        The labelled rows, and the report of what was skipped and why.
+        The labelled examples, and the report of what was skipped and why.
 
     Raises:
-        ValueError: an option is unknown; with `strict`, a row cannot be labelled.
+        ValueError: an option is unknown; with `strict`, an example cannot be labelled.
     """
     for name, value, known in (
         ("after_mistake", after_mistake, AFTER_MISTAKE),
@@ -127,13 +127,13 @@ def label_offsets(
     scope: Iterable[tuple[int, int]] | None = None,
     after_mistake: str = "ignore",
 ) -> list[int]:
-    """One label per token from the characters that each token covers.
+    """Label every token by the characters that it covers.
 
     Args:
         offsets: (start, end) of every token, in the response.
         mistakes: spans of mistakes; a token that shares a character with one is mistaken.
-        scope: only tokens that share a character with these spans are labelled; None: all.
-        after_mistake: "ignore" or "mistaken".
+        scope: spans outside of which no token is labelled; None: all tokens are.
+        after_mistake: "ignore" or "mistaken", see [`label_rows`].
 
     Returns:
         1, 0 or -1 for every token; -1 for tokens without characters.
@@ -172,7 +172,7 @@ def _label(row: LabelledResponse, number: int, tokenizer, after_mistake: str) ->
 
 
 def _encode_response(tokenizer, prompt: str, response: str) -> tuple[list[int], list[tuple[int, int]]]:
-    """Ids and offsets of the response as it continues the prompt."""
+    """Return ids and offsets of the response as it continues the prompt."""
     bare = {"add_special_tokens": False}
     if not tokenizer.is_fast:
         prompt_ids, ids = tokenizer(prompt, **bare).input_ids, tokenizer(prompt + response, **bare).input_ids
@@ -195,13 +195,14 @@ _BOUNDARY = (
 
 
 def decoded_offsets(tokenizer, ids: list[int], response: str) -> list[tuple[int, int]]:
-    """Offsets of given ids, by decoding ever longer prefixes: for tokenizers without offsets and for ids that a model
-    wrote.
+    """Find the offsets of ids by decoding longer and longer prefixes of them.
+
+    For ids that a model wrote, and for tokenizers without offsets.
 
     Args:
-        tokenizer: decodes the ids.
+        tokenizer: the tokenizer of the ids.
         ids: n token ids.
-        response: what they stand for, up to blanks at the start that some tokenizers drop.
+        response: text of the ids, up to blanks at the start that some tokenizers drop.
 
     Returns:
         n pairs (start, end) in the response.
@@ -236,7 +237,7 @@ def _overlaps(start: int, end: int, spans: Iterable[tuple[int, int]]) -> bool:
 
 
 def _is_cut(response: str, offset: tuple[int, int], mistakes: Iterable[tuple[int, int]]) -> bool:
-    """Whether a span covers a part of the token that is more than blanks, and leaves another such part."""
+    """Return whether a span covers a part of the token that is more than blanks, and leaves another such part."""
     start, end = offset
     for a, b in mistakes:
         inside = response[max(a, start) : min(b, end)]

@@ -1,4 +1,4 @@
-"""What the rules share: adding to strict verification, the rows they read, checked settings."""
+"""Share what all rules need: adding to strict verification, scores of drafted tokens, checked settings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ from hf_judge.verify.stats import JudgeStats
 
 @dataclass(eq=False)
 class AddingRule:
-    """A rule that adds to strict verification: "strict accepts OR the rule accepts"."""
+    """Adds a rule to strict verification: "strict accepts OR the rule accepts".
+
+    Args:
+        rescue_stop_tokens: whether the rule may end the answer earlier than the target would.
+        max_rescue_fraction: largest share of an answer that may come from rescues; None: any.
+    """
 
     rescue_stop_tokens: bool = field(default=False, kw_only=True)
     max_rescue_fraction: float | None = field(default=None, kw_only=True)
@@ -31,7 +36,13 @@ class AddingRule:
         return self._decide(candidates, rows, choice, self.judged(candidates, rows, choice))
 
     def judged(self, candidates: Candidates, rows: Rows, choice: StrictChoice) -> torch.Tensor:
-        """(batch, k) bool, where the rule itself accepts."""
+        """Return where the rule itself accepts, (batch, k) bool; a rule needs only this method.
+
+        Args:
+            candidates: the drafted tokens: `ids` (batch, k) long, and what is known about them.
+            rows: the target's outputs; see [`drafted`] for its scores of the drafted tokens.
+            choice: the decisions of strict verification.
+        """
         raise NotImplementedError
 
     def _decide(self, candidates, rows, choice, judged, **how) -> Verdict:
@@ -47,15 +58,15 @@ class AddingRule:
 
 
 def drafted(rows: Rows) -> torch.Tensor:
-    """The target's scores (batch, k, V) of the rows that predict the drafted tokens."""
+    """Return the target's scores (batch, k, V) at the positions that predict the drafted tokens."""
     return rows.scores[:, :-1]
 
 
 def draft_scores_of(candidates: Candidates, rows: Rows, rule: str) -> torch.Tensor:
-    """The draft's scores (batch, k, V) float32.
+    """Return the draft's scores (batch, k, V) float32.
 
     Raises:
-        ValueError: there are none, or over another vocabulary; names the rule.
+        ValueError: there are none, or they are over another vocabulary; the message names the rule.
     """
     if candidates.ids.shape[1] == 0:
         return drafted(rows)
@@ -76,7 +87,7 @@ def check(name: str, value: float, least: float = -math.inf, most: float = math.
     """Refuse a setting of another type or outside its range.
 
     Raises:
-        TypeError, ValueError: it is; the message says what is allowed.
+        TypeError, ValueError: the setting is refused; the message says what is allowed.
     """
     if isinstance(value, bool) or not isinstance(value, (int, kind)):
         raise TypeError(f"{name} must be {'a whole number' if kind is int else 'a number'}, got {value!r:.60}")

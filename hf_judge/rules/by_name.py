@@ -1,34 +1,31 @@
-"""The names of the acceptance rules on the command line, and what one number each of them is swept over.
-
-Knows nothing about tasks or measurements.
-"""
+"""Name the acceptance rules for the command line, with the number that each is swept over."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from hf_judge.head.config import check_threshold
 from hf_judge.head.judge_head import JudgeHead
 from hf_judge.rules.control import RandomVerifier
 from hf_judge.rules.ensemble import EnsembleVerifier
 from hf_judge.rules.fly import FlyVerifier
-from hf_judge.rules.important import AutoJudgeVerifier
 from hf_judge.rules.kl import KLVerifier
 from hf_judge.rules.thresholds import ThresholdsVerifier
 from hf_judge.rules.top_k import RelaxedVerifier, TopKVerifier
 from hf_judge.rules.typical import TypicalVerifier
 from hf_judge.verify.rule import CandidateVerifier, JudgeCandidateVerifier, StrictVerifier
 
-BASELINES = ("plain", "assisted")  # not our loop: plain decoding, and upstream's assisted generation
+BASELINES = ("plain", "assisted")  # plain decoding, and transformers' own assisted generation
 
 
 @dataclass(frozen=True)
 class RuleSpec:
-    """What the command line knows about a rule."""
+    """Describes a rule on the command line."""
 
-    number: str  # the name of the number that is swept; "" for none
-    sweep: tuple[float, ...]  # from lenient to strict
-    quick: tuple[float, ...]
+    number: str  # name of the number that is swept; "" for none
+    sweep: tuple[float, ...]  # values from lenient to strict
+    quick: tuple[float, ...]  # values of a short sweep
     make: Callable[[float, JudgeHead | None], CandidateVerifier]
     needs_head: bool = False
 
@@ -46,7 +43,8 @@ RULES = {
         "threshold",
         (0.99, 0.9, 0.7, 0.5, 0.3, 0.1, 0.02),
         (0.5, 0.1),
-        lambda value, head: AutoJudgeVerifier(head, value),
+        # it accepts where P(important) = 1 - sigmoid(logit) is below the threshold (2504.20039)
+        lambda value, head: JudgeCandidateVerifier(head, 1 - check_threshold(value)),
         needs_head=True,
     ),
     "kl": RuleSpec("threshold", (8.0, 4.0, 3.0, 2.0, 1.5, 1.0), (4.0, 1.5), lambda value, head: KLVerifier(value)),
@@ -72,35 +70,35 @@ RULES = {
 
 @dataclass(frozen=True)
 class Setting:
-    """A rule at one value of its number."""
+    """Names a rule at one value of its number."""
 
-    rule: str  # of `BASELINES` or `RULES`; a further judge is "judge:NAME"
+    rule: str  # a name in `BASELINES` or `RULES`; a further judge is "judge:NAME"
     value: float | None = None  # None: the rule has no number, or for a judge the head's own threshold
 
     @property
     def name(self) -> str:
-        """E.g. ``judge=0.9``."""
+        """Name of the setting, e.g. ``judge=0.9``."""
         return self.rule if self.value is None else f"{self.rule}={self.value:g}"
 
     @property
     def number(self) -> str:
-        """What the value is: "threshold", "k", ..."""
+        """Name of the number: "threshold", "k", ..."""
         return "" if self.rule in BASELINES else RULES[self.rule.partition(":")[0]].number
 
 
 def parse_settings(texts: Iterable[str], heads: dict[str, JudgeHead], *, quick: bool = False) -> list[Setting]:
-    """Settings from words like ``judge=0.5,0.9`` or ``top-k``.
+    """Read settings from words like ``judge=0.5,0.9`` or ``top-k``.
 
     Args:
-        texts: none means every rule that the heads at hand allow.
-        heads: name of a rule ("judge", "judge:NAME", "autojudge") -> its head.
-        quick: two values of each rule instead of all.
+        texts: the words; none: every rule that the heads at hand allow.
+        heads: head by the name of its rule ("judge", "judge:NAME", "autojudge").
+        quick: take two values of each rule instead of all.
 
     Returns:
         "plain" first, which everything is compared with; no setting twice.
 
     Raises:
-        ValueError: no such rule, a rule without its head, or a value out of the rule's range.
+        ValueError: a rule is unknown or lacks its head, or a value is out of the rule's range.
     """
     texts = list(texts) or [*BASELINES, *(name for name, spec in RULES.items() if not spec.needs_head), *heads]
     settings = [Setting("plain")]
@@ -126,10 +124,10 @@ def parse_settings(texts: Iterable[str], heads: dict[str, JudgeHead], *, quick: 
 
 
 def make_verifier(setting: Setting, heads: dict[str, JudgeHead]) -> CandidateVerifier | None:
-    """The rule of a setting, with stats of its own; None for the baselines.
+    """Make the verifier of a setting, with stats of its own; None for the baselines.
 
     Raises:
-        ValueError: the value is out of the rule's range; names the rule.
+        ValueError: the value is out of the rule's range; the message names the rule.
     """
     if setting.rule in BASELINES:
         return None

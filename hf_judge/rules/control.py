@@ -1,4 +1,4 @@
-"""Random acceptance: the control."""
+"""Accept at random: the control."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def random_accepts(ids: torch.Tensor, first_position: torch.Tensor, rate: float,
     u is a hash (splitmix64) of seed, position in the answer and token, so that a call repeats itself.
 
     Args:
-        ids: (batch, n) long.
+        ids: (batch, n) long, the drafted tokens.
         first_position: (batch,) long, position of the first drafted token in the answer.
-        rate: 0 to 1.
+        rate: share of tokens to accept, 0 to 1.
         seed: any integer.
 
     Returns:
@@ -48,7 +48,7 @@ class RandomVerifier(AddingRule):
 
 
 def _mix(state: torch.Tensor) -> torch.Tensor:
-    """splitmix64's finaliser on int64, which wraps around; shifts are made logical by masking the sign's copies."""
+    """Apply splitmix64's finaliser to int64, which wraps around; masks of the sign's copies make shifts logical."""
     state = state + -0x61C8864680B583EB  # 0x9E3779B97F4A7C15 as a signed number
     state = (state ^ (state >> 30 & (1 << 34) - 1)) * -0x40A7B892E31B1A47  # 0xBF58476D1CE4E5B9
     state = (state ^ (state >> 27 & (1 << 37) - 1)) * -0x6B2FB644ECCEEE15  # 0x94D049BB133111EB

@@ -1,4 +1,4 @@
-"""The static ensemble of DIVERSE (2604.07622)."""
+"""Verify against a mixture of both models: the static ensemble of DIVERSE (2604.07622)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from hf_judge.verify.rule import strict_choice
 
 
 def ensemble_tokens(scores: torch.Tensor, draft_scores: torch.Tensor, weight: float) -> torch.Tensor:
-    """The best token of the mixture: ``argmax(w p + (1 - w) q)``.
+    """Choose the best token of the mixture: ``argmax(w p + (1 - w) q)``.
 
     Greedy static ensemble of DIVERSE (2604.07622); tokens that the target rules out (-inf) stay out.
 
     Args:
-        scores: (batch, n, V) float, the target's.
-        draft_scores: (batch, n, V) float, the draft's.
-        weight: w.
+        scores: (batch, n, V) float, the target's scores.
+        draft_scores: (batch, n, V) float, the draft's scores.
+        weight: w, 0 to 1.
 
     Returns:
         (batch, n) long.
@@ -37,10 +37,11 @@ def ensemble_accepts(
     norm(max(v - q, 0)) is that of p, so the next token is drawn as strict verification draws it.
 
     Args:
-        scores, draft_scores: as in [`ensemble_tokens`].
+        scores: (batch, n, V) float, the target's scores.
+        draft_scores: (batch, n, V) float, the draft's scores.
         ids: (batch, n) long, the drafted tokens.
-        draws: (batch, n) float, u.
-        weight: w.
+        draws: (batch, n) float in [0, 1), u.
+        weight: w, 0 to 1.
 
     Returns:
         (batch, n) bool.
@@ -53,11 +54,11 @@ def ensemble_accepts(
 class EnsembleVerifier(AddingRule):
     """Verifies against the mixture ``w p + (1 - w) q``; the same tokens as upstream's `assistant_ensemble_weight`.
 
-    It is a distribution of its own: greedily a rejected token is replaced by the mixture's, and the mixture may end the
-    answer, hence `rescue_stop_tokens` is on.
+    The mixture is a distribution of its own: in greedy decoding, its best token replaces a rejected one, and it may end
+    the answer, so `rescue_stop_tokens` is on.
 
     Args:
-        weight: between 0 (accept everything) and 1 (strict verification).
+        weight: w, between 0 (accept everything) and 1 (strict verification).
     """
 
     weight: float = 0.5

@@ -1,4 +1,4 @@
-"""FLy's entropy gate and deferred window (2511.22972)."""
+"""Wait for the next tokens: FLy's entropy gate and deferred window (2511.22972)."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ from hf_judge.rules.base import AddingRule, check, drafted
 def fly_accepts(
     matched: torch.Tensor, scores: torch.Tensor, lengths: torch.Tensor, threshold: float, window: int
 ) -> torch.Tensor:
-    """Accept a mismatch where the target was unsure and then agrees: ``H(p) / log V >= threshold`` and the next
-    `window` - 1 drafted tokens all match.
+    """Accept a mismatch where ``H(p) / log V >= threshold`` and the next `window` - 1 drafted tokens all match.
 
-    FLy's entropy gate and deferred window (2511.22972). The last `window` - 1 tokens of a draft have no window to wait
-    for and stay strict; of two mismatches within a window both are rejected.
+    FLy's entropy gate and deferred window (2511.22972): the target was unsure, and then agrees. The last `window` - 1
+    tokens of a draft have no window behind them and stay strict; two mismatches within a window are both rejected.
 
     Args:
         matched: (batch, n) bool, where strict verification accepts.
-        scores: (batch, n, V) float, the target's.
-        lengths: (batch,) long, drafted tokens per row.
-        threshold: on the normalised entropy, 0 to 1.
-        window: W, the mismatch included.
+        scores: (batch, n, V) float, the target's scores.
+        lengths: (batch,) long, drafted tokens per prompt.
+        threshold: bound on the normalised entropy, 0 to 1.
+        window: W, tokens in the window, with the mismatch.
 
     Returns:
         (batch, n) bool.
@@ -41,10 +40,11 @@ def fly_accepts(
 
 @dataclass(eq=False)
 class FlyVerifier(AddingRule):
-    """FLy: a mismatch stands where the target was unsure and agrees afterwards, see [`fly_accepts`].
+    """Accepts a mismatch where the target was unsure and agrees afterwards (FLy), see [`fly_accepts`].
 
     Args:
-        threshold: 0.3 in the paper. window: 6 in the paper.
+        threshold: bound on the normalised entropy; 0.3 in the paper.
+        window: tokens in the window; 6 in the paper.
     """
 
     threshold: float = 0.3

@@ -1,4 +1,4 @@
-"""The KL gate of "Revisiting Judge Decoding" (2601.04766)."""
+"""Accept where both models are close: the KL gate of "Revisiting Judge Decoding" (2601.04766)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def kl_accepts(
 ) -> torch.Tensor:
     """Accept where ``KL(p || q) < threshold`` and ``max p <= max_confidence``.
 
-    The KL gate of "Revisiting Judge Decoding" (2601.04766), p before q: the target's own distribution weighs the
-    differences. x itself does not matter.
+    The KL gate of "Revisiting Judge Decoding" (2601.04766), with p before q: the target's distribution weighs the
+    differences. The drafted token does not matter.
 
     Args:
-        scores: (batch, n, V) float, the target's.
-        draft_scores: (batch, n, V) float, the draft's.
-        threshold: in nats.
-        max_confidence: where the target is surer than this, verification is strict.
+        scores: (batch, n, V) float, the target's scores.
+        draft_scores: (batch, n, V) float, the draft's scores.
+        threshold: bound on the divergence, in nats.
+        max_confidence: probability above which the target counts as sure, and verification is strict.
 
     Returns:
         (batch, n) bool.
@@ -35,8 +35,8 @@ class KLVerifier(AddingRule):
     """Accepts where draft and target are close, see [`kl_accepts`].
 
     Args:
-        threshold: in nats.
-        max_confidence: 0.9 in the paper.
+        threshold: bound on the divergence, in nats.
+        max_confidence: probability above which verification is strict; 0.9 in the paper.
     """
 
     threshold: float = 0.5

@@ -1,4 +1,4 @@
-"""SGLang's acceptance thresholds."""
+"""Accept by the target's probability: SGLang's acceptance thresholds."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ def thresholds_accept(
     SGLang's `speculative_accept_threshold_single` and `_acc`, its target-only sampling for one candidate per position.
 
     Args:
-        scores, ids: as in [`top_k_accepts`].
-        draws: (batch, n) float, u; None: no random part.
-        single: above 1 it accepts nothing.
-        accumulated: 1 is lossless.
+        scores: (batch, n, V) float, the target's scores at the positions that predict the drafted tokens.
+        ids: (batch, n) long, the drafted tokens.
+        draws: (batch, n) float in [0, 1), u; None: no random part.
+        single: bound on p(x); a value above 1 accepts nothing.
+        accumulated: divisor of p(x); 1 is lossless.
 
     Returns:
         (batch, n) bool.
@@ -35,10 +36,14 @@ def thresholds_accept(
 
 @dataclass(eq=False)
 class ThresholdsVerifier(AddingRule):
-    """SGLang's thresholds, see [`thresholds_accept`]; 1 and 1 are lossless.
+    """Accepts by SGLang's thresholds, see [`thresholds_accept`]; 1 and 1 are lossless.
 
-    Sampling: a rejected token is replaced by a draw from p without it. Greedy: SGLang ignores both thresholds; here
-    `single` holds, and `accumulated`, which is about a random draw, does not.
+    When sampling, a draw from p without the rejected token replaces it. In greedy decoding SGLang ignores both
+    thresholds; here `single` holds, and `accumulated`, which is about a random draw, does not.
+
+    Args:
+        single: bound on p(x), 0 to 1.
+        accumulated: divisor of p(x), 0 to 1.
     """
 
     single: float = 0.3

@@ -1,4 +1,4 @@
-"""By rank: the target's k best tokens, or its n best within delta."""
+"""Accept by rank: the target's k best tokens, or its n best within delta."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def top_k_accepts(scores: torch.Tensor, ids: torch.Tensor, k: int) -> torch.Tens
     The baseline of Judge Decoding (2501.19309) and AutoJudge (2504.20039).
 
     Args:
-        scores: (batch, n, V) float, the target's scores of the rows that predict the drafted tokens.
+        scores: (batch, n, V) float, the target's scores at the positions that predict the drafted tokens.
         ids: (batch, n) long, the drafted tokens.
-        k: how many of the target's best tokens pass.
+        k: number of the target's best tokens that pass.
 
     Returns:
         (batch, n) bool.
@@ -28,7 +28,11 @@ def top_k_accepts(scores: torch.Tensor, ids: torch.Tensor, k: int) -> torch.Tens
 
 @dataclass(eq=False)
 class TopKVerifier(AddingRule):
-    """Accepts the target's k best tokens, see [`top_k_accepts`]. Strict verification is k = 1."""
+    """Accepts the target's k best tokens, see [`top_k_accepts`]. Strict verification is k = 1.
+
+    Args:
+        k: number of tokens that pass.
+    """
 
     k: int = 2
 
@@ -46,9 +50,10 @@ def relaxed_accepts(scores: torch.Tensor, ids: torch.Tensor, n: int, delta: floa
     Relaxed acceptance of TensorRT-LLM (`use_relaxed_acceptance_for_thinking`), there limited to the thinking phase.
 
     Args:
-        scores, ids: as in [`top_k_accepts`].
-        n: how many of the target's best tokens pass.
-        delta: how much less probable than the best one.
+        scores: (batch, n, V) float, the target's scores at the positions that predict the drafted tokens.
+        ids: (batch, n) long, the drafted tokens.
+        n: number of the target's best tokens that pass.
+        delta: largest distance from the best token's probability.
 
     Returns:
         (batch, n) bool.
@@ -59,7 +64,12 @@ def relaxed_accepts(scores: torch.Tensor, ids: torch.Tensor, n: int, delta: floa
 
 @dataclass(eq=False)
 class RelaxedVerifier(AddingRule):
-    """Accepts the target's n best tokens within delta of the best one, see [`relaxed_accepts`]."""
+    """Accepts the target's n best tokens within delta of the best one, see [`relaxed_accepts`].
+
+    Args:
+        delta: largest distance from the best token's probability, 0 to 1.
+        n: number of tokens that pass.
+    """
 
     delta: float = 0.5
     n: int = 15

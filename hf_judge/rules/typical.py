@@ -1,4 +1,4 @@
-"""Typical acceptance, Medusa (2401.10774)."""
+"""Accept what is typical of the target: typical acceptance of Medusa (2401.10774)."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ def typical_accepts(scores: torch.Tensor, ids: torch.Tensor, epsilon: float, del
     Typical acceptance, Medusa (2401.10774, section 2.3.1).
 
     Args:
-        scores, ids: as in [`top_k_accepts`].
+        scores: (batch, n, V) float, the target's scores at the positions that predict the drafted tokens.
+        ids: (batch, n) long, the drafted tokens.
         epsilon: the hard threshold.
-        delta: the entropy-dependent threshold's factor.
+        delta: factor of the threshold that depends on the entropy.
 
     Returns:
         (batch, n) bool.
@@ -33,13 +34,13 @@ def typical_accepts(scores: torch.Tensor, ids: torch.Tensor, epsilon: float, del
 class TypicalVerifier(AddingRule):
     """Accepts what is typical of the target, see [`typical_accepts`].
 
-    Sampling: on a rejection the next token is drawn from p, as Medusa does. Greedy: p is the distribution at
-    temperature 1 (Medusa's own greedy mode is strict verification). Medusa's unconditional first token is the target's
-    own here, which ends every round.
+    When sampling, the token after a rejection is drawn from p, as in Medusa. In greedy decoding, p is the distribution
+    at temperature 1 (Medusa's own greedy mode is strict verification). Medusa accepts the first token of a round
+    unconditionally; here every round ends with the target's own token instead.
 
     Args:
-        epsilon: 0.09 in Medusa.
-        delta: 0.3 in Medusa; None: sqrt(epsilon), the paper's advice.
+        epsilon: the hard threshold; 0.09 in Medusa.
+        delta: factor of the other threshold; 0.3 in Medusa; None: sqrt(epsilon), the paper's advice.
     """
 
     epsilon: float = 0.09
@@ -54,7 +55,7 @@ class TypicalVerifier(AddingRule):
 
     def verify(self, candidates, rows):
         """See [`CandidateVerifier`]."""
-        candidates = candidates._replace(logits=None)  # q plays no part, in the next token neither
+        candidates = candidates._replace(logits=None)  # q plays no part, not even in the next token
         choice = strict_choice(candidates, rows)
         judged = typical_accepts(drafted(rows), candidates.ids, self.epsilon, self.delta)
         return self._decide(candidates, rows, choice, judged, replaces_strict=rows.do_sample)

@@ -1,6 +1,6 @@
-"""The embedded tiny pair: a trained target, draft, tokenizer and judge head that run anywhere, offline.
+"""Load the embedded tiny pair: a trained target, draft, tokenizer and judge head that run anywhere, offline.
 
-Their world is `world`; how they were made and what they reach stands in the card, README.md beside this file.
+They were trained on the stories of `hf_judge.tiny.world`; README.md beside this file says how, and what they reach.
 """
 
 from hf_judge.tiny.pair import HOME, TinyPair, load_pair

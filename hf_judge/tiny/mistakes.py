@@ -1,7 +1,7 @@
-"""Wrong solutions of the tiny world: every kind of mistake, carried on consistently or corrected at once.
+"""Write wrong solutions of the tiny world: every kind of mistake, carried on consistently or corrected at once.
 
-Carried on is the rule (a mistake then shows in the final answer), corrected the exception that teaches a model to
-notice: what it expects right after a mistake differs from what it expects anywhere else.
+Most mistakes are carried on, and show in the final answer. The few that are corrected teach a model to notice mistakes:
+what it predicts right after a mistake differs from what it predicts anywhere else.
 """
 
 import itertools
@@ -29,14 +29,14 @@ _UNIT = re.compile(r" ?[A-Za-z]+| ?[^\sA-Za-z\d]|\d| ")
 
 
 def solve_wrongly(problem: Problem, rng: random.Random, style: Style = ANY_STYLE, *, kind: str) -> tuple[str, int]:
-    """Write a solution with one mistake that its author never notices.
+    """Write a solution with one mistake that is never corrected.
 
     Args:
-        problem: What was asked.
-        rng: Draws the wording, the place and the mistake.
-        style: Of the wording.
-        kind: One of `MISTAKES`; another is taken in the rare problem that has no room for it (where whatever step is
-            done twice, the pile would go below zero).
+        problem: the problem.
+        rng: source of the wording, the place and the mistake.
+        style: style of the wording.
+        kind: one of `MISTAKES`; another one is taken in the rare problem that has no room for it (where the pile would
+            go below zero whichever step is done twice).
 
     Returns:
         The text, and the character from which on it is wrong.
@@ -49,7 +49,7 @@ def solve_wrongly(problem: Problem, rng: random.Random, style: Style = ANY_STYLE
 
 
 def _misorder(problem: Problem, rng: random.Random, style: Style, kind: str) -> tuple[str, int | None]:
-    """Leave a step out or do it twice; not noticed where the next step happens to be the same."""
+    """Leave a step out or do it twice; the place is None where the next step happens to be the same."""
     steps, at = list(problem.steps), rng.randrange(len(problem.steps))
     steps[at : at + 1] = [] if kind == "skipped" else [steps[at]] * 2
     text = write(problem, wordings(len(steps), rng, style), steps)
@@ -85,7 +85,7 @@ def _misstate(problem: Problem, rng: random.Random, style: Style, kind: str) -> 
 
 
 def _spoil(rng: random.Random, field: str, right: str) -> str:
-    """Something wrong of the same sort, mostly one wrong digit; now and then the fact itself."""
+    """Return a wrong fact of the same sort, mostly with one wrong digit; now and then the fact itself."""
     if not right.isdigit():
         return rng.choice([x for x in {"name": NAMES, "item": ITEMS, "op": "+-*"}[field] if x != right])
     if field == "amount" or rng.random() < 0.7:
@@ -95,14 +95,14 @@ def _spoil(rng: random.Random, field: str, right: str) -> str:
 
 
 def correct(problem: Problem, rng: random.Random, text: str, style: Style = ANY_STYLE, *, late: bool = False) -> str:
-    """Break a wrong solution off at its first mistake, say "Wait" and what is right, and go on right.
+    """Break a wrong solution off at its first mistake, write "Wait" and what is right, and go on right.
 
     Args:
-        problem: What was asked.
-        rng: Draws the wording of the rest.
-        text: A solution with a mistake.
-        style: Of the wording of the rest.
-        late: Break off at the end of the sentence rather than at the mistake.
+        problem: the problem.
+        rng: source of the wording of the rest.
+        text: a solution with a mistake.
+        style: style of the wording of the rest.
+        late: whether to break off at the end of the sentence instead of at the mistake.
 
     Returns:
         A text that has the mistake but ends in the right answer.

@@ -1,4 +1,4 @@
-"""Loads the embedded pair, at any depth of its target."""
+"""Load the embedded pair, at any depth of its target."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ HOME = Path(__file__).parent
 
 @dataclass(frozen=True)
 class TinyPair:
-    """All that judged generation needs."""
+    """Holds all that judged generation needs."""
 
     target: JudgeLlamaForCausalLM
-    """In evaluation mode, as deep as asked for."""
+    """The target, in evaluation mode."""
     draft: LlamaForCausalLM
-    """In evaluation mode."""
+    """The draft, in evaluation mode."""
     tokenizer: PreTrainedTokenizerBase
-    """Of both models, with a chat template."""
+    """The tokenizer of both models, with a chat template."""
     judge: str
     """Directory of the judge head."""
 
@@ -34,17 +34,17 @@ def load_pair(
     """Load the embedded pair, or another one that examples/tiny_pair made.
 
     Args:
-        num_hidden_layers: Depth of the target. It was trained with 4 layers; the rest add exactly nothing to the
-            residual stream, so every depth gives the same logits bit for bit, but costs what such a depth costs: a
-            target must be expensive for drafting to pay.
-        dtype: Of both models; the weights are stored in float16.
-        directory: Holds `target`, `draft` and `judge`.
+        num_hidden_layers: depth of the target, which was trained with 4 layers. Further layers add exactly nothing to
+            the residual stream, so every depth gives the same logits bit for bit, but takes as long as a model of that
+            depth. Drafting pays only where the target is slow.
+        dtype: dtype of both models; the weights are stored in float16.
+        directory: folder of `target`, `draft` and `judge`.
 
     Returns:
         The pair, on the CPU.
 
     Raises:
-        ValueError: If fewer layers than the trained ones are asked for.
+        ValueError: there are fewer layers than were trained.
     """
     directory = Path(directory)
     target = JudgeLlamaForCausalLM.from_pretrained(directory / "target", dtype=dtype)

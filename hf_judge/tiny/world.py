@@ -1,9 +1,8 @@
-"""A world of worked arithmetic stories whose every fact can be checked.
+"""Make arithmetic stories whose every fact can be checked: the world of the tiny pair.
 
 Problems tell how a pile of things grows and shrinks; solutions repeat the steps one sentence at a time, in many
-wordings. The module makes problems, writes right solutions, and finds the first mistake of any text (wrong
-solutions are written in `mistakes`). It knows nothing about tokens or models: the tiny pair is trained on what it
-writes and judged by what it checks.
+wordings. This module makes problems, writes right solutions, and finds the first mistake of any text;
+`hf_judge.tiny.mistakes` writes wrong solutions. The tiny pair is trained on these texts and judged by these checks.
 """
 
 import random
@@ -28,7 +27,7 @@ ENDINGS = ("The answer is that {name} has", "So in the end {name} has", "Altoget
 FINAL = "{value} {item} left."
 CORRECTION = "Wait, {name} has {value} {op} {amount} = {result} {item}."
 
-# What each model would say at its n-th sentence: indices into the tuples above, taken in turn.
+# The wordings of each model's n-th sentence: indices into the tuples above, taken in turn.
 TARGET_HABITS = {"intro": (0,), "opener": (0, 1, 2, 3), "link": (0,), "closer": (0, 1), "ending": (0,)}
 DRAFT_HABITS = {"intro": (1,), "opener": (6, 7, 8, 9), "link": (1,), "closer": (0, 2), "ending": (1,)}
 CHOICES = {"intro": INTROS, "opener": OPENERS, "link": LINKS, "closer": CLOSERS, "ending": ENDINGS}
@@ -36,7 +35,7 @@ CHOICES = {"intro": INTROS, "opener": OPENERS, "link": LINKS, "closer": CLOSERS,
 
 @dataclass(frozen=True)
 class Step:
-    """One change of the pile: ``before op amount = after``."""
+    """Describes one change of the pile: ``before op amount = after``."""
 
     op: str  # "+", "-" or "*"
     amount: int
@@ -46,7 +45,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Problem:
-    """A question and all that a right solution says."""
+    """Holds a question and all that a right solution says."""
 
     question: str
     name: str
@@ -56,13 +55,13 @@ class Problem:
 
     @property
     def answer(self) -> int:
-        """The number of things left after the last step."""
+        """Number of things left after the last step."""
         return self.steps[-1].after
 
 
 @dataclass(frozen=True)
 class Style:
-    """Probability that a wording follows the target's or the draft's habit; the rest is uniform over all wordings."""
+    """Sets how often a wording follows the target's or the draft's habit; the rest is uniform over all wordings."""
 
     target: float = 0.0
     draft: float = 0.0
@@ -70,11 +69,10 @@ class Style:
 
 ANY_STYLE = Style()
 TARGET_STYLE = Style(target=1.0)
-DRAFT_STYLE = Style(draft=1.0)
 
 
 def apply(op: str, left: int, right: int) -> int:
-    """The result of one step."""
+    """Return the result of one step."""
     return {"+": left + right, "-": left - right, "*": left * right}[op]
 
 
@@ -97,9 +95,9 @@ def problems(n: int, *, seed: int, part: str = "test") -> list[Problem]:
     """Draw `n` problems of a named part of the world.
 
     Args:
-        n: How many.
-        seed: Any integer; every (part, seed, index) has a random stream of its own.
-        part: ``"test"`` is never used to make the pair; ``"train"``, ``"label"`` and ``"calibrate"`` were.
+        n: number of problems.
+        seed: any integer; every (part, seed, index) has a random stream of its own.
+        part: ``"test"`` was not used to make the pair; ``"train"``, ``"label"`` and ``"calibrate"`` were.
 
     Returns:
         The problems; the first ones do not depend on `n`.
@@ -140,11 +138,11 @@ def write(
     """Fill the templates of `wordings` with facts.
 
     Args:
-        problem: Gives name, item and start.
-        templates: Intro, one for each step, ending.
-        steps: What to do in each step; the results are worked out from what was written before.
-        slip: Called with the text so far, the sentence, the field and the fact; returns what to write in its place.
-            The author then believes it: all that follows is consistent with what was written.
+        problem: the problem, with name, item and start.
+        templates: templates of the intro, of each step, and of the ending.
+        steps: the steps; results are computed from what was written before.
+        slip: function of the text so far, the number of the sentence, the field and the fact, which returns what to
+            write for the fact. All that follows is consistent with what was written.
 
     Returns:
         The text.
@@ -189,19 +187,19 @@ def first_mistake(problem: Problem, text: str) -> tuple[int, int] | None:
     order, the final answer. Wordings are free, words that the world does not have are not.
 
     Args:
-        problem: What was asked.
-        text: A solution, or anything else.
+        problem: the problem.
+        text: a solution, or any other text.
 
     Returns:
         The span in characters: a whole word, an operator, or the first wrong digit of a number (where digits are
-        missing, the character in their place). An empty span at the end when all that is there is right but the
-        text breaks off before the final answer is complete. None for a right solution.
+        missing, the character in their place). An empty span at the end of a text that is right but breaks off before
+        the final answer is complete. None for a right solution.
     """
     return scan(problem, text)[0]
 
 
 def scan(problem: Problem, text: str) -> tuple[tuple[int, int] | None, int]:
-    """`first_mistake` and the number of steps that were done right before it."""
+    """Return [`first_mistake`], and the number of steps that were done right before it."""
     value, n_done, awaited, last = problem.start, 0, None, None
     for found in _TOKEN.finditer(text):
         word, at = found[0], found.start()
@@ -230,17 +228,11 @@ def scan(problem: Problem, text: str) -> tuple[tuple[int, int] | None, int]:
 
 
 def common_prefix(one: str, other: str) -> int:
-    """How many first characters two strings share."""
+    """Count the first characters that two strings share."""
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
-def extract_answer(text: str) -> int | None:
-    """The number of the last final answer in a text, whoever and whatever it is about; None if there is none."""
-    answers = _FINAL.findall(text)
-    return int(answers[-1][1]) if answers else None
-
-
 def check_answer(problem: Problem, text: str) -> bool:
-    """Whether the last final answer has the right name, number and item; the way there is not looked at."""
+    """Return whether the last final answer has the right name, number and item, whatever stands before it."""
     answers = _FINAL.findall(text)
     return bool(answers) and answers[-1] == (problem.name, str(problem.answer), problem.item)

@@ -1,8 +1,7 @@
-"""The threshold of a judge head, chosen with a stated risk on data that the fit did not see.
+"""Choose the threshold of a judge head with a stated risk, on data that the fit did not see.
 
 By risk: the most lenient threshold at which the exact upper confidence bound on the share of accepted mistakes stays
 under what the user allows. By task: the most lenient at which answers stay as right as the target's, up to a margin.
-Knows nothing about models: it reads features, or answers that were already checked.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ import torch
 
 from hf_judge.head.config import check_threshold
 from hf_judge.head.judge_head import JudgeHead
-from hf_judge.training.extraction import FeatureStore
 from hf_judge.training.metrics import THRESHOLDS
+from hf_judge.training.store import FeatureStore
 
 UNITS = ("prompt", "token")
 FINEST_MARGIN = 0.01  # finer ones need no more answers than this
@@ -26,7 +25,7 @@ CHUNK_TOKENS = 4096
 
 @dataclass(frozen=True)
 class RiskCertificate:
-    """What calibration by risk found; `threshold` is None where nothing could be certified."""
+    """Holds the result of calibration by risk; `threshold` is None where nothing could be certified."""
 
     threshold: float | None  # the most lenient one that is certified
     risk: float  # at most this share of mistakes is accepted ...
@@ -38,10 +37,10 @@ class RiskCertificate:
     unit: str  # "prompt": one mistaken token of every prompt; "token": all of them, taken as independent
     n_needed: int | None  # where nothing was certified: mistakes that it would take, None where more would not help
     good_accepted: float | None  # share of acceptable tokens that are accepted at the threshold
-    data_hash: str
+    data_hash: str  # of the labelled responses
 
     def message(self) -> str:
-        """The result in one sentence."""
+        """Say the result in one sentence."""
         if self.threshold is not None:
             good = "" if self.good_accepted is None else f", and {self.good_accepted:.1%} of good tokens"
             return (
@@ -63,13 +62,13 @@ class RiskCertificate:
 
 
 def binomial_upper_bound(n_events: int, n: int, error: float) -> float:
-    """The exact (Clopper-Pearson) upper bound on a probability.
+    """Return the exact (Clopper-Pearson) upper bound on a probability.
 
     The p at which P(Binomial(n, p) <= k) = error: had the probability been higher, so few events would have had a
     chance below `error`.
 
     Args:
-        n_events: k, seen events.
+        n_events: k, the events that were seen.
         n: independent trials.
         error: chance of a bound that is too low, between 0 and 1.
     """
@@ -90,7 +89,7 @@ def binomial_upper_bound(n_events: int, n: int, error: float) -> float:
 
 
 def mistakes_needed(rate: float, risk: float, error: float, limit: int = 1_000_000) -> int | None:
-    """The number of mistakes at which a share `rate` of accepted ones is certified to be under `risk`.
+    """Return the number of mistakes at which a share `rate` of accepted ones is certified to be under `risk`.
 
     Returns:
         The smallest such number, up to rounding of the events; None above `limit`.
@@ -112,7 +111,7 @@ def choose_by_risk(
     confidence: float,
     thresholds: Sequence[float] = THRESHOLDS,
 ) -> tuple[float | None, float | None, int | None]:
-    """The most lenient threshold that is certified, its bound, and the mistakes needed where there is none.
+    """Return the most lenient certified threshold, its bound, and the mistakes needed where there is none.
 
     The thresholds are fixed beforehand and the error 1 - confidence is shared among them (Bonferroni), so the statement
     holds for the chosen one whichever it is.
@@ -120,8 +119,8 @@ def choose_by_risk(
     Args:
         mistake_scores: (n,) probabilities that the head gives to independent mistakes.
         risk: allowed share of accepted mistakes.
-        confidence: of the statement.
-        thresholds: to try.
+        confidence: confidence of the statement.
+        thresholds: candidate thresholds.
     """
     for name, value in (("risk", risk), ("confidence", confidence)):
         if not 0 < value < 1:
@@ -152,16 +151,16 @@ def calibrate_by_risk(
 ) -> RiskCertificate:
     """Certify a threshold for "at most `risk` of mistakes accepted, with this confidence".
 
-    Mistaken tokens of one prompt are not independent of each other, and the exact bound is only exact for independent
-    ones: by default one mistaken token of every prompt is drawn.
+    The bound is exact for independent mistakes, and mistaken tokens of one prompt are not independent: by default, one
+    mistaken token of every prompt is drawn.
 
     Args:
         head: the fitted head.
         store: labelled features; prompts that the fit saw are left out.
-        risk, confidence, thresholds: see [`choose_by_risk`].
+        risk, confidence, thresholds: arguments of [`choose_by_risk`].
         fit_prompts: hashes of the prompts that the fit saw.
         unit: "prompt" or "token".
-        seed: draws the token of each prompt.
+        seed: seed of the draw in each prompt.
 
     Raises:
         ValueError: the features do not fit the head; all prompts were used by the fit; an option is out of range; the
@@ -169,58 +168,84 @@ def calibrate_by_risk(
     """
     if unit not in UNITS:
         raise ValueError(f"unit must be one of {UNITS}, got {unit!r}")
-    labels, rows = store.column("labels"), store.column("row")
-    seen = set(fit_prompts)
     prompts = [row["prompt"] for row in store.rows]
-    unseen = torch.tensor([prompt not in seen for prompt in prompts])[rows]
-    if not unseen.any():
-        raise ValueError(
-            "every prompt of these features was used to fit the head: calibrate on others, or train with a "
-            "calibration_fraction above 0"
-        )
+    labels, rows, unseen = store.column("labels"), store.column("row"), _unseen(store, fit_prompts)
     scores = head_scores(head, store)
     mistaken = (unseen & (labels == 0)).nonzero()[:, 0].tolist()
     if unit == "prompt":
-        by_prompt = {}
-        for token in mistaken:
-            by_prompt.setdefault(prompts[rows[token]], []).append(token)
-        mistaken = [random.Random(f"{seed}/{prompt}").choice(tokens) for prompt, tokens in by_prompt.items()]
+        mistaken = _one_of_each([(prompts[rows[token]], token) for token in mistaken], seed)
     mistake_scores = scores[torch.tensor(mistaken, dtype=torch.long)]
     threshold, bound, n_needed = choose_by_risk(mistake_scores, risk=risk, confidence=confidence, thresholds=thresholds)
-    good = scores[unseen & (labels == 1)]
-    certified = threshold is not None
-    if certified and (scores[unseen] == scores[unseen][0]).all():
-        raise ValueError(
-            f"the head gives all {int(unseen.sum())} tokens the score {scores[unseen][0]:g}: a threshold cannot tell "
-            "good ones from mistakes; nothing was chosen. Train the head again"
-        )
+    n_accepted = good_accepted = None
+    if threshold is not None:
+        _check_scores_differ(scores[unseen])
+        n_accepted = int((mistake_scores > threshold).sum())
+        good = scores[unseen & (labels == 1)]
+        good_accepted = (good > threshold).double().mean().item() if len(good) else None
     return RiskCertificate(
         threshold=threshold,
         risk=risk,
         confidence=confidence,
         bound=bound,
         n_mistakes=len(mistaken),
-        n_accepted=int((mistake_scores > threshold).sum()) if certified else None,
+        n_accepted=n_accepted,
         n_thresholds=len(thresholds),
         unit=unit,
         n_needed=n_needed,
-        good_accepted=(good > threshold).double().mean().item() if certified and len(good) else None,
+        good_accepted=good_accepted,
         data_hash=store.index["data_hash"],
     )
 
 
+def _unseen(store: FeatureStore, fit_prompts: Iterable[str]) -> torch.Tensor:
+    """Return which tokens belong to prompts that the fit did not see, (n_tokens,) bool.
+
+    Raises:
+        ValueError: there are none.
+    """
+    seen = set(fit_prompts)
+    unseen = torch.tensor([row["prompt"] not in seen for row in store.rows])[store.column("row")]
+    if not unseen.any():
+        raise ValueError(
+            "every prompt of these features was used to fit the head: calibrate on others, or train with a "
+            "calibration_fraction above 0"
+        )
+    return unseen
+
+
+def _one_of_each(tokens: list[tuple[str, int]], seed: int) -> list[int]:
+    """Draw one token of every prompt from (prompt, token) pairs."""
+    by_prompt = {}
+    for prompt, token in tokens:
+        by_prompt.setdefault(prompt, []).append(token)
+    return [random.Random(f"{seed}/{prompt}").choice(own) for prompt, own in by_prompt.items()]
+
+
+def _check_scores_differ(scores: torch.Tensor) -> None:
+    """Refuse scores that are all equal.
+
+    Raises:
+        ValueError: they are.
+    """
+    if (scores == scores[0]).all():
+        raise ValueError(
+            f"the head gives all {len(scores)} tokens the score {scores[0]:g}: a threshold cannot tell good ones from "
+            "mistakes; nothing was chosen. Train the head again"
+        )
+
+
 @dataclass(frozen=True)
 class AccuracyCertificate:
-    """What calibration by task found; `threshold` is None where every one tried loses too much."""
+    """Holds the result of calibration by task; `threshold` is None where every one tried loses too much."""
 
     threshold: float | None
     margin: float  # allowed loss of accuracy, as a share of the answers
-    n_answers: int
-    target_accuracy: float
+    n_answers: int  # prompts
+    target_accuracy: float  # share of right answers
     judged_accuracy: dict  # threshold (as text) -> accuracy, of those tried
 
     def message(self) -> str:
-        """The result in one sentence."""
+        """Say the result in one sentence."""
         if self.threshold is None:
             return f"no threshold keeps accuracy within {self.margin:.1%} of the target's {self.target_accuracy:.1%}"
         return (
@@ -236,14 +261,14 @@ def calibrate_by_accuracy(
     margin: float = 0.01,
     thresholds: Sequence[float] = THRESHOLDS,
 ) -> AccuracyCertificate:
-    """The most lenient threshold whose accuracy stays within `margin` of the target's.
+    """Find the most lenient threshold whose accuracy stays within `margin` of the target's.
 
     Args:
         target_right: whether the target's own answers are right.
-        judged_right: the same for the judged answers at a threshold, to the same prompts in the same order; called from
-            the most lenient threshold on until one is found.
+        judged_right: returns the same for the judged answers at a threshold, to the same prompts in the same order;
+            called from the most lenient threshold on until one is found.
         margin: allowed loss, as a share of the answers.
-        thresholds: to try.
+        thresholds: candidate thresholds.
 
     Raises:
         ValueError: no answers, or another number of judged ones; the target's are too few or too seldom right for the
@@ -279,10 +304,10 @@ def calibrate_by_accuracy(
 def check_margin(margin: float, n_answers: int | None = None) -> None:
     """Refuse a margin that is no share, or too fine for a number of answers: one of n answers weighs 1 / n.
 
-    A margin of 0 needs no number of answers: it says that none of those that there are may be lost.
+    A margin of 0 goes with any number of answers: it says that none of them may be lost.
 
     Raises:
-        ValueError: see above.
+        ValueError: the margin is refused.
     """
     if not 0 <= margin <= 1:
         raise ValueError(f"margin must be between 0 and 1, got {margin}")
@@ -322,26 +347,21 @@ def check_tells_apart(head: JudgeHead) -> None:
 
 
 def head_scores(head: JudgeHead, store: FeatureStore) -> torch.Tensor:
-    """The head's probability for every token of the store, (n_tokens,).
+    """Return the head's probability of "acceptable" for every token of the store, (n_tokens,).
 
     Raises:
         ValueError: the features are of another kind than the head reads, or a score is not finite.
     """
     index, config = store.index, head.config
-    expected = (config.hidden_size - (config.draft_hidden_size or 0), config.hidden_state)
-    draft_fits = config.draft_hidden_size in (None, index["draft_hidden_size"])
-    extra_fits = set(config.extra_features) <= set(store.extra_features)
-    if expected != (index["hidden_size"], index["hidden_state"]) or not draft_fits or not extra_fits:
+    same_state = (config.hidden_size, config.hidden_state) == (index["hidden_size"], index["hidden_state"])
+    if not same_state or not set(config.extra_features) <= set(store.extra_features):
         raise ValueError(
-            f"head reads '{config.hidden_state}' states of size {expected[0]} (draft: {config.draft_hidden_size}, "
-            f"extra: {', '.join(config.extra_features) or None}), the features are '{index['hidden_state']}' states of "
-            f"size {index['hidden_size']} (draft: {index['draft_hidden_size']}, extra: "
-            f"{', '.join(store.extra_features) or None}): extract features for this head"
+            f"head reads '{config.hidden_state}' states of size {config.hidden_size} (extra: "
+            f"{', '.join(config.extra_features) or None}), the features are '{index['hidden_state']}' states of size "
+            f"{index['hidden_size']} (extra: {', '.join(store.extra_features) or None}): extract features for this head"
         )
     with torch.no_grad():
-        chunks = store.chunks(
-            chunk_tokens=CHUNK_TOKENS, draft=config.draft_hidden_size is not None, extra=config.extra_features
-        )
+        chunks = store.chunks(chunk_tokens=CHUNK_TOKENS, extra=config.extra_features)
         logits = torch.cat([head(features).cpu() for _, features in chunks])
     if not logits.isfinite().all():
         bad = int((~logits.isfinite()).nonzero()[0])

@@ -1,18 +1,18 @@
-"""Labelled tokens -> rows of features in sharded safetensors files, one forward pass of the target per response.
+"""Extract the features of labelled tokens: one forward pass of the target per response, into a [`FeatureStore`].
 
 The feature of a token is the target's hidden state at the token itself, read by the same `StateReader` as in
-generation; beside it, if asked for, numbers of the verification, computed by the function that serves them. Files are
+generation; beside it, on request, numbers of the verification, computed by the function that serves them. Files are
 written shard by shard, so a run that was killed goes on where it stopped, several processes share the work, and a
-million tokens need not fit in memory. Knows nothing about heads.
+million tokens need not fit in memory.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,115 +23,32 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import tqdm
 
 from hf_judge.files.durable import write_together
-from hf_judge.files.jsonl import read_json_object
 from hf_judge.head.compatibility import quantization_of
 from hf_judge.head.config import HIDDEN_STATES, check_extra_features
 from hf_judge.head.distributions import DRAFT_FEATURES, extra_features
 from hf_judge.labelling.jobs import processes
 from hf_judge.labelling.responses import LabelledResponse, data_hash
 from hf_judge.labelling.tokens import IGNORED, LabelReport, TokenLabels, label_rows
+from hf_judge.training.store import FORMAT_VERSION, INDEX_NAME, FeatureStore, read_index
 from hf_judge.upstream.devices import input_device
 from hf_judge.upstream.forward import of_width, readable, vocabulary_rows
 from hf_judge.upstream.states import StateReader
 
-logger = logging.getLogger(__name__)
-
-INDEX_NAME = "features.json"
-FORMAT_VERSION = 2
 SHARD_BYTES = 1 << 28
-_INDEX_TYPES = {"shards": list, "rows": list, "complete": bool, "hidden_size": int, "hidden_state": str}
-_SHARD_KEYS = {"file", "n_tokens"}
 
 
-class FeatureStore:
-    """Features on disk, read shard by shard.
+class Shard(NamedTuple):
+    """Consecutive labelled responses whose features go into one file."""
 
-    Args:
-        directory: made by [`extract_features`].
-
-    Raises:
-        ValueError: there are no complete features.
-    """
-
-    def __init__(self, directory: str | os.PathLike):
-        self.directory = Path(directory)
-        self.index = _read_index(self.directory)
-        if self.index is None:
-            raise ValueError(
-                f"no features at '{directory}': {INDEX_NAME} is missing; make them with `hf-judge features`"
-            )
-        if not self.index["complete"]:
-            raise ValueError(
-                f"the features at '{directory}' are not complete: run the same command again to finish them"
-            )
-
-    @property
-    def extra_features(self) -> list[str]:
-        """Names of the numbers that are stored beside the states."""
-        return self.index.get("extra_features") or []
-
-    def width(self, *, draft: bool = False, extra: Sequence[str] = ()) -> int:
-        """Width of the features that [`chunks`] yields with the same arguments."""
-        return self.index["hidden_size"] + (self.index["draft_hidden_size"] if draft else 0) + len(extra)
+    file: str
+    responses: list[TokenLabels]
 
     @property
     def n_tokens(self) -> int:
-        return sum(shard["n_tokens"] for shard in self.index["shards"])
-
-    def column(self, name: str) -> torch.Tensor:
-        """A whole small column, `(n_tokens,)`: "labels" (int8), "matched" (bool: strict verification
-        accepts the token anyway), "row" (int64, an index of `rows`) or "position"."""
-        parts = []
-        for shard in self.index["shards"]:
-            with safe_open(self.directory / shard["file"], framework="pt") as file:
-                parts.append(file.get_tensor(name))
-        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int8)
-
-    @property
-    def rows(self) -> list[dict]:
-        """Source, prompt hash and task of every row of the data."""
-        return self.index["rows"]
-
-    def chunks(
-        self,
-        *,
-        chunk_tokens: int,
-        draft: bool = False,
-        extra: Sequence[str] = (),
-        generator: torch.Generator | None = None,
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Walk through all features.
-
-        Args:
-            chunk_tokens: at most this many at once.
-            draft: with the draft's features before the target's.
-            extra: of `extra_features`: with these numbers behind the target's features.
-            generator: draws the order of shards and of chunks; None: in order.
-
-        Yields:
-            The numbers of the tokens `(n,)` long, and their features `(n, D)` float32. Only pages of the file that are
-            being read are in memory.
-        """
-        shards, first = [], 0
-        for shard in self.index["shards"]:
-            shards.append((shard["file"], first, shard["n_tokens"]))
-            first += shard["n_tokens"]
-        names = [*(["draft_features"] if draft else []), "features", *(["extra_features"] if extra else [])]
-        columns = [self.extra_features.index(name) for name in extra]
-        for i in _order(len(shards), generator):
-            file_name, first, n_tokens = shards[i]
-            with safe_open(self.directory / file_name, framework="pt") as file:
-                slices = [file.get_slice(name) for name in names]
-                starts = range(0, n_tokens, chunk_tokens)
-                for j in _order(len(starts), generator):
-                    start, end = starts[j], min(starts[j] + chunk_tokens, n_tokens)
-                    parts = [part[start:end].to(torch.float32) for part in slices]
-                    if extra:
-                        parts[-1] = parts[-1][:, columns]
-                    yield torch.arange(first + start, first + end), parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        """Number of labelled tokens."""
+        return sum(map(_n_labelled, self.responses))
 
 
-@torch.no_grad()
 def extract_features(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -153,160 +70,170 @@ def extract_features(
 
     Args:
         model: the target.
-        tokenizer: of the target.
+        tokenizer: the target's tokenizer.
         rows: the labelled responses.
-        output_dir: where the shards go; a run that was interrupted goes on there. The processes of `accelerate launch`
-            share the shards, which do not depend on how many processes there are.
+        output_dir: the folder of the shards; a run that was interrupted goes on there. The processes of `accelerate
+            launch` share the shards, which do not depend on how many processes there are.
         hidden_state: "post_norm" or "pre_norm", as in [`JudgeConfig`].
-        after_mistake, on_cut_token, max_length: see [`label_rows`].
+        after_mistake, on_cut_token, max_length: options of [`label_rows`].
         batch_size: responses per forward; the logits of a whole batch are in memory at once.
-        draft_model: also keep the draft's states (AutoJudge's DD-DT); it must read the same ids.
-        extra: of `hf_judge.head.distributions.EXTRA_FEATURES`: also keep these numbers, from the logits of both models.
+        draft_model: the draft, which reads the same ids; only the extra features "draft_log_prob" and "kl" need it.
+        extra: names in `hf_judge.head.distributions.EXTRA_FEATURES` of numbers to keep beside the states.
         shard_bytes: size of a shard, and about what is held in memory.
-        names, strict: of rows that cannot be labelled, see [`label_rows`].
+        names, strict: options of [`label_rows`] about responses that cannot be labelled.
 
     Returns:
-        The store, and the report of labels and skipped rows.
+        The store, and the report of labels and skipped responses.
 
     Raises:
         ValueError: `output_dir` holds features of other data or settings; no token is labelled.
     """
     if hidden_state not in HIDDEN_STATES:
         raise ValueError(f"hidden_state must be one of {HIDDEN_STATES}, got {hidden_state!r}")
-    extra = check_extra_features(extra)
-    needing = [name for name in extra if name in DRAFT_FEATURES]
-    if needing and draft_model is None:
-        raise ValueError(f"the extra features {', '.join(needing)} come from the draft: pass draft_model as well")
-    rows = list(rows)
+    extra, rows, output_dir = check_extra_features(extra), list(rows), Path(output_dir)
+    draft_model = _needed_draft(draft_model, extra)
     options = {"after_mistake": after_mistake, "on_cut_token": on_cut_token, "max_length": max_length}
     encoded, report = label_rows(rows, tokenizer, names=names, strict=strict, **options)
     if not encoded:
         raise ValueError(f"no labelled tokens: {report}")
-    index = {
-        "format_version": FORMAT_VERSION,
-        "model": _name(model),
-        "draft_model": None if draft_model is None else _name(draft_model),
-        "hidden_state": hidden_state,
-        "quantization": quantization_of(model),
-        "hidden_size": model.config.get_text_config().hidden_size,
-        "draft_hidden_size": None if draft_model is None else draft_model.config.get_text_config().hidden_size,
-        "extra_features": extra or None,
-        "data_hash": data_hash(rows),
-        "tokens_hash": hashlib.sha256(repr([(t.input_ids, t.labels) for t in encoded]).encode()).hexdigest(),
-        "options": options,
-        "shard_bytes": shard_bytes,
-        "rows": [{"source": row.source, "prompt": row.prompt_hash, "task_id": row.task_id} for row in rows],
-        "shards": [],
-        "complete": False,
-    }
-    output_dir = Path(output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    if _is_complete(output_dir, index):
-        return FeatureStore(output_dir), report
-    state = processes(model)
-    if state.is_main_process:
-        write_together({output_dir / INDEX_NAME: json.dumps(index)})
-    state.wait_for_everyone()
-    settings = {"settings": hashlib.sha256(json.dumps(index).encode()).hexdigest()}
-    plan = list(_plan(encoded, index))
-    names = [f"features-{number:05d}.safetensors" for number in range(len(plan))]
-    mine = list(zip(names, plan, strict=True))[state.process_index :: state.num_processes]
-    todo = [(name, shard) for name, shard in mine if not _is_finished(output_dir / name, settings)]
-    n_mine, n_todo = (sum(len(shard) for _, shard in shards) for shards in (mine, todo))
-    bar = tqdm(
-        total=n_mine, initial=n_mine - n_todo, desc="Features", unit="response", disable=not state.is_main_process
-    )
-    with bar, StateReader(model, hidden_state) as reader:
-        for name, shard in todo:
-            tensors = _shard_tensors(model, reader, shard, batch_size, draft_model, hidden_state, extra, bar)
-            write_together({output_dir / name: safetensors_bytes(tensors, settings)})
-    state.wait_for_everyone()
-    if state.is_main_process:
-        for name, shard in zip(names, plan, strict=True):
-            n_tokens = sum(map(_n_labelled, shard))
-            index["shards"].append({"file": name, "n_responses": len(shard), "n_tokens": n_tokens})
-        index["complete"] = True
-        write_together({output_dir / INDEX_NAME: json.dumps(index)})
-    state.wait_for_everyone()
+    made_by = {"hidden_state": hidden_state, "extra_features": extra or None, "options": options}
+    index = _models_and_data(model, draft_model, rows, encoded) | made_by | {"shard_bytes": shard_bytes}
+    if not _is_complete(output_dir, index):
+        shards = plan_shards(encoded, index["hidden_size"] + len(extra), shard_bytes)
+        with torch.no_grad(), StateReader(model, hidden_state) as reader:
+            columns_of = functools.partial(_columns, model=model, reader=reader, draft_model=draft_model, extra=extra)
+            write_shards(shards, output_dir, index, model, columns_of, batch_size=batch_size)
     return FeatureStore(output_dir), report
 
 
-def _plan(encoded: list[TokenLabels], index: dict) -> Iterator[list[TokenLabels]]:
-    """Consecutive responses that fill a shard each; does not depend on the batch size."""
-    width = index["hidden_size"] + (index["draft_hidden_size"] or 0) + len(index["extra_features"] or [])
-    room = max(1, index["shard_bytes"] // (4 * width))  # tokens
-    shard, n_tokens = [], 0
+def plan_shards(encoded: list[TokenLabels], width: int, shard_bytes: int) -> list[Shard]:
+    """Divide labelled responses into shards, in their order, whatever the batch size is.
+
+    Args:
+        encoded: the labelled responses.
+        width: D, numbers per token.
+        shard_bytes: size of a shard in float32; a response longer than that has a shard of its own.
+    """
+    room, groups, n_tokens = max(1, shard_bytes // (4 * width)), [], 0
     for tokens in encoded:
         n_labelled = _n_labelled(tokens)
-        if shard and n_tokens + n_labelled > room:
-            yield shard
-            shard, n_tokens = [], 0
-        shard.append(tokens)
+        if not groups or n_tokens + n_labelled > room:
+            groups.append([])
+            n_tokens = 0
+        groups[-1].append(tokens)
         n_tokens += n_labelled
-    if shard:
-        yield shard
+    return [Shard(f"features-{number:05d}.safetensors", group) for number, group in enumerate(groups)]
 
 
-def _n_labelled(tokens: TokenLabels) -> int:
-    return sum(label != IGNORED for label in tokens.labels)
+def write_shards(
+    shards: list[Shard],
+    output_dir: Path,
+    index: dict,
+    model: PreTrainedModel,
+    columns_of: Callable[[list[TokenLabels]], dict[str, torch.Tensor]],
+    *,
+    batch_size: int,
+) -> None:
+    """Write the shards that are missing, each process its share, and the index once all of them are there.
 
-
-def _shard_tensors(model, reader, shard, batch_size, draft_model, hidden_state, extra, bar) -> dict[str, torch.Tensor]:
-    parts = {"features": [], "labels": [], "matched": [], "row": [], "position": []}
-    if draft_model is not None:
-        parts["draft_features"] = []
-    if extra:
-        parts["extra_features"] = []
-    for start in range(0, len(shard), batch_size):
-        batch = shard[start : start + batch_size]
-        labels = _padded([t.labels for t in batch], IGNORED)
-        kept = labels != IGNORED
-        read = _read(model, reader, batch, kept)
-        parts["features"].append(read.states)
-        parts["matched"].append(read.matched)
-        draft_logits = None
-        if draft_model is not None:
-            with StateReader(draft_model, hidden_state) as draft_reader:
-                wanted = any(name in DRAFT_FEATURES for name in extra)
-                drafted = _read(draft_model, draft_reader, batch, kept)
-            parts["draft_features"].append(drafted.states)
-            draft_logits = of_width(drafted.logits(kept), vocabulary_rows(model)) if wanted else None
-        if extra:
-            logits = read.logits(kept)
-            ids = _padded([t.input_ids for t in batch], 0)[kept].to(logits.device)
-            parts["extra_features"].append(extra_features(extra, logits, ids, draft_logits).cpu())
-        parts["labels"].append(labels[kept].to(torch.int8))
-        where = kept.nonzero()
-        parts["row"].append(torch.tensor([t.row for t in batch])[where[:, 0]])
-        parts["position"].append(where[:, 1] - torch.tensor([t.n_prompt for t in batch])[where[:, 0]])
-        bar.update(len(batch))
-    return {name: torch.cat(tensors).contiguous() for name, tensors in parts.items()}
-
-
-class _Read(NamedTuple):
-    """What a model makes of a batch of responses."""
-
-    states: torch.Tensor  # (n, D), of the labelled tokens, on the CPU
-    matched: torch.Tensor  # (n,) bool: the model itself would have written the token
-    all_logits: torch.Tensor  # (batch, longest, V)
-
-    def logits(self, kept: torch.Tensor) -> torch.Tensor:
-        """(n, V) float32, that the labelled tokens are predicted by."""
-        return self.all_logits[:, :-1][kept[:, 1:].to(self.all_logits.device)].float()
-
-
-def _read(model: PreTrainedModel, reader: StateReader, batch: list[TokenLabels], kept: torch.Tensor) -> _Read:
-    """Run a model over responses whose `kept` tokens, (batch, longest) bool, are labelled.
-
-    Rows are padded on the right: causal attention never looks there.
+    Args:
+        shards: all shards of the store.
+        output_dir: the folder of the store.
+        index: what the features depend on.
+        model: the target.
+        columns_of: returns the columns of a batch of responses.
+        batch_size: responses per batch.
     """
-    ids = readable(model, _padded([t.input_ids for t in batch], 0)).to(input_device(model))
-    mask = _padded([[1] * len(t.input_ids) for t in batch], 0).to(input_device(model))
-    outputs = model(**reader.request({"input_ids": ids, "attention_mask": mask, "use_cache": False}, {}))
-    states = reader.read(outputs, ids.shape[1])[kept].cpu()
-    # a token is predicted by the row before it; the first of a sequence is the prompt's and never labelled
-    matched = (outputs.logits[:, :-1].argmax(dim=-1) == ids[:, 1:].to(outputs.logits.device)).cpu()
-    return _Read(states, matched[kept[:, 1:]], outputs.logits)
+    state = processes(model)
+    if state.is_main_process:
+        write_together({output_dir / INDEX_NAME: json.dumps(index | {"shards": [], "complete": False})})
+    state.wait_for_everyone()
+    settings = {"settings": hashlib.sha256(json.dumps(index).encode()).hexdigest()}
+    mine = shards[state.process_index :: state.num_processes]
+    todo = [shard for shard in mine if not _is_finished(output_dir / shard.file, settings)]
+    n_mine, n_todo = (sum(len(shard.responses) for shard in some) for some in (mine, todo))
+    hidden = not state.is_main_process
+    with tqdm(total=n_mine, initial=n_mine - n_todo, desc="Features", unit="response", disable=hidden) as bar:
+        for shard in todo:
+            parts = []
+            for start in range(0, len(shard.responses), batch_size):
+                batch = shard.responses[start : start + batch_size]
+                parts.append(columns_of(batch))
+                bar.update(len(batch))
+            tensors = {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}
+            write_together({output_dir / shard.file: safetensors_bytes(tensors, settings)})
+    state.wait_for_everyone()
+    if state.is_main_process:
+        written = [{"file": s.file, "n_responses": len(s.responses), "n_tokens": s.n_tokens} for s in shards]
+        write_together({output_dir / INDEX_NAME: json.dumps(index | {"shards": written, "complete": True})})
+    state.wait_for_everyone()
+
+
+def _needed_draft(draft_model: PreTrainedModel | None, extra: list[str]) -> PreTrainedModel | None:
+    """Return the draft where an extra feature needs it, else None.
+
+    Raises:
+        ValueError: it is needed and was not passed.
+    """
+    needing = [name for name in extra if name in DRAFT_FEATURES]
+    if needing and draft_model is None:
+        raise ValueError(f"the extra features {', '.join(needing)} come from the draft: pass draft_model as well")
+    return draft_model if needing else None
+
+
+def _models_and_data(model, draft_model, rows: list[LabelledResponse], encoded: list[TokenLabels]) -> dict:
+    """Return the part of an index that says whose features these are, and of which tokens."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "model": _name(model),
+        "draft_model": None if draft_model is None else _name(draft_model),
+        "quantization": quantization_of(model),
+        "hidden_size": model.config.get_text_config().hidden_size,
+        "data_hash": data_hash(rows),
+        "tokens_hash": hashlib.sha256(repr([(t.input_ids, t.labels) for t in encoded]).encode()).hexdigest(),
+        "rows": [{"source": row.source, "prompt": row.prompt_hash, "task_id": row.task_id} for row in rows],
+    }
+
+
+def _columns(
+    batch: list[TokenLabels], *, model, reader: StateReader, draft_model, extra: list[str]
+) -> dict[str, torch.Tensor]:
+    """Run the models over a batch of responses and return the columns of its n labelled tokens, (n, ...)."""
+    labels = _padded([t.labels for t in batch], IGNORED)
+    kept = labels != IGNORED  # (batch, longest) bool
+    ids = _padded([t.input_ids for t in batch], 0)
+    inputs = _inputs(model, batch, ids)
+    outputs = model(**reader.request(inputs, {}))
+    # a token is predicted by the position before it; the first token of a sequence is the prompt's and never labelled
+    best = outputs.logits[:, :-1].argmax(dim=-1)
+    matched = (best == inputs["input_ids"][:, 1:].to(best.device)).cpu()
+    of_response, position = kept.nonzero(as_tuple=True)
+    columns = {
+        "features": reader.read(outputs, ids.shape[1])[kept].cpu(),
+        "labels": labels[kept].to(torch.int8),
+        "matched": matched[kept[:, 1:]],
+        "row": torch.tensor([t.row for t in batch])[of_response],
+        "position": position - torch.tensor([t.n_prompt for t in batch])[of_response],
+    }
+    if extra:
+        logits, draft_logits = _predicting(outputs.logits, kept), None
+        if draft_model is not None:
+            draft_logits = _predicting(draft_model(**_inputs(draft_model, batch, ids)).logits, kept)
+            draft_logits = of_width(draft_logits, vocabulary_rows(model))
+        columns["extra_features"] = extra_features(extra, logits, ids[kept].to(logits.device), draft_logits).cpu()
+    return columns
+
+
+def _inputs(model: PreTrainedModel, batch: list[TokenLabels], ids: torch.Tensor) -> dict:
+    """Return what a model reads: responses padded on the right, where causal attention never looks."""
+    mask = _padded([[1] * len(t.input_ids) for t in batch], 0)
+    device = input_device(model)
+    return {"input_ids": readable(model, ids).to(device), "attention_mask": mask.to(device), "use_cache": False}
+
+
+def _predicting(logits: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """Return the logits (n, V) float32 that predict the labelled tokens."""
+    return logits[:, :-1][kept[:, 1:].to(logits.device)].float()
 
 
 def _padded(sequences: list[list[int]], value: int) -> torch.Tensor:
@@ -314,12 +241,20 @@ def _padded(sequences: list[list[int]], value: int) -> torch.Tensor:
     return torch.tensor([sequence + [value] * (longest - len(sequence)) for sequence in sequences])
 
 
+def _n_labelled(tokens: TokenLabels) -> int:
+    return sum(label != IGNORED for label in tokens.labels)
+
+
 def _is_complete(output_dir: Path, index: dict) -> bool:
-    """Whether a run of the same data and settings finished here."""
-    found = _read_index(output_dir)
+    """Return whether a run of the same data and settings finished here.
+
+    Raises:
+        ValueError: the folder holds features of other data or settings.
+    """
+    found = read_index(output_dir)
     if found is None:
         return False
-    changed = [key for key in index if key not in ("shards", "complete") and found.get(key) != index[key]]
+    changed = [key for key in index if found.get(key) != index[key]]
     if changed:
         raise ValueError(
             f"'{output_dir}' holds features of other data or settings ({', '.join(changed)} differ): "
@@ -329,32 +264,11 @@ def _is_complete(output_dir: Path, index: dict) -> bool:
 
 
 def _is_finished(path: Path, settings: dict) -> bool:
-    """Whether an interrupted run of the same settings left this shard; a shard is there as a whole or not at all."""
+    """Return whether an interrupted run of the same settings left this shard, which is there whole or not at all."""
     if not path.is_file():
         return False
     with safe_open(path, framework="pt") as file:
         return file.metadata() == settings
-
-
-def _read_index(directory: Path) -> dict | None:
-    path = directory / INDEX_NAME
-    if not path.is_file():
-        return None
-    index = read_json_object(path)
-    if index.get("format_version") != FORMAT_VERSION:
-        raise ValueError(
-            f"{path}: format_version {index.get('format_version')!r} is not known, expected {FORMAT_VERSION}"
-        )
-    wrong = [key for key, kind in _INDEX_TYPES.items() if not isinstance(index.get(key), kind)]
-    if wrong or any(not isinstance(shard, dict) or not shard.keys() >= _SHARD_KEYS for shard in index["shards"]):
-        raise ValueError(
-            f"{path} is damaged ({', '.join(wrong) or 'shards'} missing or of another type): make the features again"
-        )
-    return index
-
-
-def _order(n: int, generator: torch.Generator | None) -> list[int]:
-    return list(range(n)) if generator is None else torch.randperm(n, generator=generator).tolist()
 
 
 def _name(model: PreTrainedModel) -> str:

@@ -1,119 +1,33 @@
-"""Features -> a judge head: a class-weighted logistic fit on standardised features, L2 chosen on held-out prompts.
+"""Fit a judge head to features: logistic, class-weighted, standardised, with the L2 penalty chosen on held-out prompts.
 
-The scaler is folded into the saved weights, so a head reads raw hidden states. Knows nothing about models or text.
+The scaler is folded into the saved weights, so a head reads raw hidden states.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from hf_judge.files.durable import write_together
-from hf_judge.head.config import JudgeConfig, check_extra_features, check_threshold
+from hf_judge.head.config import JudgeConfig
 from hf_judge.head.judge_head import JudgeHead
-from hf_judge.training.extraction import FeatureStore
+from hf_judge.training.arguments import JudgeTrainingArguments
 from hf_judge.training.metrics import auc_standard_error, judge_metrics, plot_curves, roc_auc
 from hf_judge.training.solvers import Design, solve
-
-logger = logging.getLogger(__name__)
+from hf_judge.training.store import FeatureStore
 
 METRICS_NAME = "judge_metrics.json"
 PROMPTS_NAME = "fit_prompts.json"  # prompts that the fit saw: calibration must not use them
 PLOT_NAME = "judge_curves.png"
-OPTIMIZERS = ("auto", "lbfgs", "adamw")
-
-
-@dataclass
-class JudgeTrainingArguments:
-    """How to fit a head.
-
-    Args:
-        output_dir (`str`): where the head, its metrics and its plot go.
-        l2_grid (`tuple[float]`): penalties l2 / 2 * |w|^2 on standardised features. The strongest one wins whose
-            validation AUC is not clearly below the best (within 1.96 standard errors of it).
-        validation_fraction (`float`): share of the prompts that choose the penalty.
-        calibration_fraction (`float`): share of the prompts that is left alone, for `calibrate`; 0 when that has data
-            of its own.
-        mistake_weight (`float`, *optional*): weight of a mistaken token relative to an acceptable one; None: what makes
-            both classes weigh the same.
-        matched_weight (`float`): weight of an acceptable token that strict verification accepts anyway, relative to
-            another acceptable one: the judge decides nothing there, and there are many of them.
-        optimizer (`str`): "lbfgs" (exact), "adamw" (minibatches, all penalties in one go) or "auto": lbfgs as long as
-            the features fit in `max_memory_gb`.
-        max_iter (`int`): L-BFGS iterations per penalty.
-        num_train_epochs, learning_rate, train_batch_size: of adamw; the batch is in tokens.
-        max_memory_gb (`float`): larger features are streamed from disk.
-        use_draft_features (`bool`): let the head read the draft's state too.
-        extra_features (`tuple[str]`): let the head read these numbers of the verification too, see [`JudgeConfig`].
-        threshold (`float`): of the saved head, until it is calibrated.
-        seed (`int`): of the split and of the minibatches.
-        device (`str`, *optional*): default: a GPU if there is one.
-        plot (`bool`): draw the curves.
-
-    Raises:
-        ValueError: a value is out of range.
-    """
-
-    output_dir: str
-    l2_grid: tuple[float, ...] = (1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5)
-    validation_fraction: float = 0.15
-    calibration_fraction: float = 0.25
-    mistake_weight: float | None = None
-    matched_weight: float = 0.01
-    optimizer: str = "auto"
-    max_iter: int = 50
-    num_train_epochs: int = 5
-    learning_rate: float = 3e-3
-    train_batch_size: int = 1024
-    max_memory_gb: float = 2.0
-    use_draft_features: bool = False
-    extra_features: tuple[str, ...] = ()
-    threshold: float = 0.5
-    seed: int = 0
-    device: str | None = None
-    plot: bool = False
-
-    def __post_init__(self):
-        self.l2_grid = tuple(sorted((float(l2) for l2 in self.l2_grid), reverse=True))
-        if not self.l2_grid or not all(math.isfinite(l2) and l2 >= 0 for l2 in self.l2_grid):
-            raise ValueError(f"l2_grid must hold numbers from 0 on, got {self.l2_grid}")
-        if not 0 < self.validation_fraction < 1 or not 0 <= self.calibration_fraction < 1 - self.validation_fraction:
-            raise ValueError(
-                "validation_fraction (above 0) and calibration_fraction must leave prompts to fit on, got "
-                f"{self.validation_fraction} and {self.calibration_fraction}"
-            )
-        self.extra_features = tuple(check_extra_features(self.extra_features))
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"optimizer must be one of {OPTIMIZERS}, got {self.optimizer!r}")
-        if not 0 <= self.matched_weight < math.inf:
-            raise ValueError(f"matched_weight must be a number from 0 on, got {self.matched_weight}")
-        if self.mistake_weight is not None and not 0 < self.mistake_weight < math.inf:
-            raise ValueError(f"mistake_weight must be a number above 0, or None, got {self.mistake_weight}")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate must be a number above 0, got {self.learning_rate}")
-        if not 0 <= self.max_memory_gb < math.inf:
-            raise ValueError(f"max_memory_gb must be a number from 0 on, got {self.max_memory_gb}")
-        for name in ("max_iter", "num_train_epochs", "train_batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        check_threshold(self.threshold)
-        if self.device is None:
-            self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            torch.device(self.device)
-        except RuntimeError:
-            raise ValueError(f"device must be one of torch's, as 'cpu' or 'cuda:0', got {self.device!r}") from None
 
 
 @dataclass(frozen=True)
 class TrainedJudge:
-    """A fitted head and what is known about it."""
+    """Holds a fitted head and what is known about it."""
 
     head: JudgeHead
     metrics: dict  # of the validation tokens: see `judge_metrics`; and "l2", "auc_by_l2", "n_fit"
@@ -125,11 +39,10 @@ def train_judge(store: FeatureStore, args: JudgeTrainingArguments) -> TrainedJud
 
     Args:
         store: features of labelled tokens.
-        args: see there.
+        args: settings of the fit.
 
     Raises:
-        ValueError: fit or validation part lacks one of the classes; draft or extra features were asked for and are not
-            there.
+        ValueError: fit or validation part lacks one of the classes; extra features are not in the store.
     """
     missing = [name for name in args.extra_features if name not in store.extra_features]
     if missing:
@@ -137,68 +50,91 @@ def train_judge(store: FeatureStore, args: JudgeTrainingArguments) -> TrainedJud
             f"extra_features: {', '.join(missing)} not among the stored features (there are: "
             f"{', '.join(store.extra_features) or 'none'}): make them with `hf-judge features --extra-features ...`"
         )
-    if args.use_draft_features and not store.index["draft_hidden_size"]:
-        raise ValueError("use_draft_features needs features made with a draft model: `hf-judge features --draft`")
-    labels, rows = store.column("labels"), store.column("row")
-    part_of_prompt = {
-        row["prompt"]: part_of(row["prompt"], args.seed, args.validation_fraction, args.calibration_fraction)
-        for row in store.rows
-    }
-    part_of_row = [part_of_prompt[row["prompt"]] for row in store.rows]
-    parts = {name: torch.tensor([part == name for part in part_of_row])[rows] for name in ("fit", "validation")}
-    for name, part in parts.items():
-        n_mistaken = int((labels[part] == 0).sum())
-        if n_mistaken == 0 or n_mistaken == int(part.sum()):
-            raise ValueError(
-                f"the {name} part has {int(part.sum())} tokens of which {n_mistaken} are mistaken: both classes are "
-                "needed in it; label more responses or change the fractions"
-            )
+    labels, part_by_prompt = store.column("labels"), _parts(store, args)
+    is_fit, is_validation = (_tokens_of(store, part_by_prompt, name, labels) for name in ("fit", "validation"))
     decided = _decided(labels, store.column("matched").bool())
     token_weights = torch.where(decided, 1.0, args.matched_weight)
-    fit = Design(store, labels, parts["fit"], args, weights=token_weights)
-    validation = Design(store, labels, parts["validation"], args, weights=token_weights, scaler=fit.scaler)
+    fit = Design(store, labels, is_fit, args, weights=token_weights)
+    validation = Design(store, labels, is_validation, args, weights=token_weights, scaler=fit.scaler)
     weights, biases = solve(fit, args, validation)
-    chosen_by = decided[parts["validation"]]
-    if not bool((validation.labels[chosen_by] > 0).any()):
-        chosen_by = torch.ones_like(chosen_by)
-    aucs = [
-        roc_auc(validation.logits(w, b)[chosen_by], validation.labels[chosen_by])
-        for w, b in zip(weights, biases, strict=True)
-    ]
-    best = _strongest_of_the_best(aucs, validation.labels[chosen_by])
+    aucs, n_chosen_by = _aucs(validation, weights, biases, decided[is_validation])
+    best = _strongest_of_the_best(aucs, *n_chosen_by)
 
-    head = JudgeHead(_config(store, args, parts, labels, l2=args.l2_grid[best], auc=aucs[best]))
+    metrics = _metrics(store, validation, is_validation, weights[best], biases[best])
+    metrics["decided"] = {"auc": aucs[best], "tokens": sum(n_chosen_by)}
+    metrics |= {"l2": args.l2_grid[best], "auc_by_l2": dict(zip(map(str, args.l2_grid), aucs, strict=True))}
+    metrics["n_fit"] = {"acceptable": int((fit.labels == 1).sum()), "mistaken": int((fit.labels == 0).sum())}
+    head = JudgeHead(_config(store, args, metrics, n_validation=int(is_validation.sum())))
     weight, bias = fold_scaler(weights[best], biases[best], *fit.scaler)
     with torch.no_grad():
         head.weight.copy_(weight.view(1, -1))
         head.bias.copy_(bias.view(1))
-    sources = [store.rows[i]["source"] for i in rows[parts["validation"]].tolist()]
-    scores = validation.logits(weights[best], biases[best]).sigmoid()
-    metrics = judge_metrics(scores, validation.labels, sources)
-    metrics["decided"] = {"auc": aucs[best], "tokens": int(chosen_by.sum())}
-    metrics |= {"l2": args.l2_grid[best], "auc_by_l2": dict(zip(map(str, args.l2_grid), aucs, strict=True))}
-    metrics["n_fit"] = {"acceptable": int((fit.labels == 1).sum()), "mistaken": int((fit.labels == 0).sum())}
-    trained = TrainedJudge(head, metrics, sorted(p for p, part in part_of_prompt.items() if part != "calibration"))
+    seen = sorted(prompt for prompt, part in part_by_prompt.items() if part != "calibration")
+    trained = TrainedJudge(head, metrics, seen)
     _save(trained, args)
     return trained
 
 
+def _parts(store: FeatureStore, args: JudgeTrainingArguments) -> dict[str, str]:
+    """Return the part of the data, see [`part_of`], by prompt."""
+    fractions = args.validation_fraction, args.calibration_fraction
+    return {row["prompt"]: part_of(row["prompt"], args.seed, *fractions) for row in store.rows}
+
+
+def _tokens_of(store: FeatureStore, part_by_prompt: dict[str, str], name: str, labels: torch.Tensor) -> torch.Tensor:
+    """Return which tokens belong to a part of the data, (n_tokens,) bool.
+
+    Raises:
+        ValueError: the part lacks one of the classes.
+    """
+    of_row = torch.tensor([part_by_prompt[row["prompt"]] == name for row in store.rows])
+    chosen = of_row[store.column("row")]
+    n, n_mistaken = int(chosen.sum()), int((labels[chosen] == 0).sum())
+    if n_mistaken in (0, n):
+        raise ValueError(
+            f"the {name} part has {n} tokens of which {n_mistaken} are mistaken: both classes are needed in it; label "
+            "more responses or change the fractions"
+        )
+    return chosen
+
+
 def _decided(labels: torch.Tensor, matched: torch.Tensor) -> torch.Tensor:
-    """The tokens on which a judge decides: mistakes, and acceptable tokens that strict verification rejects."""
+    """Return the tokens on which a judge decides: mistakes, and acceptable ones that strict verification rejects."""
     decided = (labels == 0) | ~matched
     # text of the target's own: its tokens are all that there is to learn from
     return decided if bool((decided & (labels > 0)).any()) else torch.ones_like(decided)
 
 
-def _strongest_of_the_best(aucs: list[float], labels: torch.Tensor) -> int:
-    """The first (strongest) penalty whose AUC chance may have put below the best one's, at 95%."""
-    n_mistaken = int((labels == 0).sum())
-    good_enough = max(aucs) - 1.96 * auc_standard_error(max(aucs), len(labels) - n_mistaken, n_mistaken)
+def _aucs(
+    validation: Design, weights: list[torch.Tensor], biases: list[torch.Tensor], decided: torch.Tensor
+) -> tuple[list[float], tuple[int, int]]:
+    """Return the AUC of every penalty over the decided tokens, and the numbers of acceptable and mistaken ones.
+
+    Where none of the decided tokens is acceptable, all tokens count.
+    """
+    if not bool((validation.labels[decided] > 0).any()):
+        decided = torch.ones_like(decided)
+    labels = validation.labels[decided]
+    aucs = [roc_auc(validation.logits(w, b)[decided], labels) for w, b in zip(weights, biases, strict=True)]
+    return aucs, (int((labels > 0).sum()), int((labels == 0).sum()))
+
+
+def _strongest_of_the_best(aucs: list[float], n_acceptable: int, n_mistaken: int) -> int:
+    """Return the first (strongest) penalty whose AUC chance may have put below the best one's, at 95%."""
+    good_enough = max(aucs) - 1.96 * auc_standard_error(max(aucs), n_acceptable, n_mistaken)
     return next(i for i, auc in enumerate(aucs) if auc >= good_enough)
 
 
+def _metrics(
+    store: FeatureStore, validation: Design, chosen: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
+) -> dict:
+    """Return the figures of a fit on the validation tokens, overall and by source."""
+    sources = [store.rows[i]["source"] for i in store.column("row")[chosen].tolist()]
+    return judge_metrics(validation.logits(weight, bias).sigmoid(), validation.labels, sources)
+
+
 def part_of(prompt_hash: str, seed: int, validation_fraction: float, calibration_fraction: float) -> str:
-    """The part of the data that a prompt belongs to: "fit", "validation" or "calibration"; the same on every run."""
+    """Return the part that a prompt belongs to on every run: "fit", "validation" or "calibration"."""
     digest = hashlib.sha256(f"{seed}/{prompt_hash}".encode()).digest()
     share = int.from_bytes(digest[:8], "big") / 2**64
     if share < validation_fraction:
@@ -209,17 +145,17 @@ def part_of(prompt_hash: str, seed: int, validation_fraction: float, calibration
 def fold_scaler(
     weight: torch.Tensor, bias: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights for raw features from weights for standardised ones: w' = w / s, b' = b - w' . m."""
+    """Turn weights for standardised features into weights for raw ones: w' = w / s, b' = b - w' . m."""
     weight = weight.double().cpu() / scale.double().cpu()
     return weight.float(), (bias.double().cpu() - (weight * mean.double().cpu()).sum()).float()
 
 
-def _config(store: FeatureStore, args: JudgeTrainingArguments, parts, labels, *, l2: float, auc: float) -> JudgeConfig:
-    index = store.index
+def _config(store: FeatureStore, args: JudgeTrainingArguments, metrics: dict, *, n_validation: int) -> JudgeConfig:
+    """Make the config of a head that has these metrics."""
+    index, n_fit = store.index, metrics["n_fit"]
     return JudgeConfig(
-        hidden_size=store.width(draft=args.use_draft_features),
+        hidden_size=index["hidden_size"],
         extra_features=list(args.extra_features),
-        draft_hidden_size=index["draft_hidden_size"] if args.use_draft_features else None,
         hidden_state=index["hidden_state"],
         quantization=index.get("quantization"),
         threshold=args.threshold,
@@ -228,12 +164,12 @@ def _config(store: FeatureStore, args: JudgeTrainingArguments, parts, labels, *,
             "data_hash": index["data_hash"],
             "labels": index["options"],
             "fit": {
-                "tokens": int(parts["fit"].sum()),
-                "mistaken": int((labels[parts["fit"]] == 0).sum()),
-                "l2": l2,
+                "tokens": sum(n_fit.values()),
+                "mistaken": n_fit["mistaken"],
+                "l2": metrics["l2"],
                 "seed": args.seed,
             },
-            "validation": {"tokens": int(parts["validation"].sum()), "auc": auc},
+            "validation": {"tokens": n_validation, "auc": metrics["decided"]["auc"]},
         },
     )
 

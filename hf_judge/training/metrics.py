@@ -1,6 +1,6 @@
-"""How well scores tell mistakes from acceptable tokens: AUC, average precision, and both curves over thresholds.
+"""Measure how well scores tell mistakes from acceptable tokens: AUC, average precision, and curves over thresholds.
 
-Knows nothing about heads or features. Polarity everywhere: label 1 is acceptable, a high score means acceptable.
+Polarity everywhere: label 1 is acceptable, a high score means acceptable.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ THRESHOLDS = (
 
 
 def roc_auc(scores: torch.Tensor, labels: torch.Tensor) -> float:
-    """The probability that an acceptable token scores higher than a mistaken one, ties counting half.
+    """Return the probability that an acceptable token scores higher than a mistaken one, ties counting half.
 
     With R the sum of the acceptable tokens' ranks (mean ranks for ties): (R - n1 (n1 + 1) / 2) / (n1 n0), the
     Mann-Whitney statistic.
@@ -38,7 +38,7 @@ def roc_auc(scores: torch.Tensor, labels: torch.Tensor) -> float:
 
 
 def auc_standard_error(auc: float, n_acceptable: int, n_mistaken: int) -> float:
-    """Standard error of an AUC (Hanley and McNeil, 1982, doi:10.1148/radiology.143.1.7063747).
+    """Return the standard error of an AUC (Hanley and McNeil, 1982, doi:10.1148/radiology.143.1.7063747).
 
     sqrt((A (1 - A) + (n1 - 1) (A / (2 - A) - A^2) + (n0 - 1) (2 A^2 / (1 + A) - A^2)) / (n1 n0)).
     """
@@ -49,9 +49,9 @@ def auc_standard_error(auc: float, n_acceptable: int, n_mistaken: int) -> float:
 
 
 def average_precision(scores: torch.Tensor, labels: torch.Tensor) -> float:
-    """Average precision of finding the mistakes, lowest scores first: sum over thresholds of (R_i - R_{i-1}) P_i.
+    """Return the average precision of finding the mistakes: sum over thresholds of (R_i - R_{i-1}) P_i.
 
-    Mistakes are the rare class, so this is the figure that moves when a head gets better at them.
+    The lowest scores come first. Mistakes are the rare class, so this figure moves when a head gets better at them.
 
     Raises:
         ValueError: one of the classes is empty.
@@ -69,11 +69,12 @@ def average_precision(scores: torch.Tensor, labels: torch.Tensor) -> float:
 def threshold_curve(
     scores: torch.Tensor, labels: torch.Tensor, thresholds: tuple[float, ...] = THRESHOLDS
 ) -> list[dict[str, float]]:
-    """At every threshold: the share of mistakes that are caught and of acceptable tokens that are accepted.
+    """Return the share of mistakes that are caught and of acceptable tokens that are accepted, at every threshold.
 
     Args:
         scores: (n,) probabilities; a token is accepted where its score is above the threshold.
-        labels: (n,).
+        labels: (n,) 1 acceptable, 0 mistaken.
+        thresholds: the thresholds of the curve.
     """
     mistaken, acceptable = scores[labels == 0], scores[labels == 1]
     return [
@@ -87,12 +88,12 @@ def threshold_curve(
 
 
 def judge_metrics(scores: torch.Tensor, labels: torch.Tensor, sources: list[str]) -> dict:
-    """All figures of scored tokens, overall and by source.
+    """Return all figures of scored tokens, overall and by source.
 
     Args:
         scores: (n,) probabilities of being acceptable.
         labels: (n,) 1 acceptable, 0 mistaken.
-        sources: n names.
+        sources: n names, the source of each token.
 
     Returns:
         JSON values: auc, average_precision (of mistakes), n_acceptable, n_mistaken, curve, by_source.

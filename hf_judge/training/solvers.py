@@ -1,7 +1,7 @@
-"""The logistic fit: standardised features in memory or streamed from disk, and two ways to minimise the loss.
+"""Fit logistic weights: standardised features in memory or streamed from disk, and two ways to minimise the loss.
 
-Loss: sum_i c_i log(1 + exp(-s_i z_i)) + l2 / 2 |w|^2 with z = X w + b, s = +1 for acceptable and -1 for mistaken
-tokens, and weights c that sum to 1: of the class, times the token's own. Knows nothing about heads or files.
+Loss: sum_i c_i log(1 + exp(-s_i z_i)) + l2 / 2 |w|^2 with z = X w + b, and s = +1 for acceptable, -1 for mistaken
+tokens. The weights c sum to 1; each is the weight of the class times that of the token.
 """
 
 from __future__ import annotations
@@ -12,28 +12,37 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers.utils.logging import tqdm
 
-from hf_judge.training.extraction import FeatureStore
+from hf_judge.training.arguments import JudgeTrainingArguments
 from hf_judge.training.metrics import roc_auc
+from hf_judge.training.store import FeatureStore
 
 
 class Design:
-    """The standardised features and labels of some tokens: in memory where they fit, streamed where they do not.
+    """Holds standardised features and labels of some tokens: in memory where they fit, else streamed from disk.
 
     Args:
-        store: all features.
-        labels: (n_tokens,) int8, of all.
+        store: features of all n_tokens tokens.
+        labels: (n_tokens,) int8, labels of all tokens.
         chosen: (n_tokens,) bool, the tokens of this design.
-        args ([`JudgeTrainingArguments`]): device, memory, seed.
-        weights: (n_tokens,) float32, how much each counts.
-        scaler: mean and scale (D,) to use; None: those of these tokens.
+        args: settings of the fit; device, memory and extra features count here.
+        weights: (n_tokens,) float32, weights of all tokens.
+        scaler: mean and scale (D,) to use; None: those of the chosen tokens.
     """
 
-    def __init__(self, store: FeatureStore, labels, chosen, args, *, weights, scaler=None):
+    def __init__(
+        self,
+        store: FeatureStore,
+        labels: torch.Tensor,
+        chosen: torch.Tensor,
+        args: JudgeTrainingArguments,
+        *,
+        weights: torch.Tensor,
+        scaler: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ):
         self._store, self._chosen, self._args = store, chosen, args
         self._all_labels, self._all_weights = labels, weights
         self.labels, self.weights = labels[chosen].float(), weights[chosen]
-        self._parts = {"draft": args.use_draft_features, "extra": args.extra_features}
-        self.width = store.width(**self._parts)
+        self.width = store.width(args.extra_features)
         self._chunk = max(256, (1 << 26) // (4 * self.width))  # tokens of 64 MB
         self.in_memory = len(self.labels) * self.width * 4 <= args.max_memory_gb * 2**30
         self.scaler = scaler or self._moments()
@@ -46,7 +55,11 @@ class Design:
                 start += len(features)
 
     def chunks(self, generator: torch.Generator | None = None) -> Iterator[tuple[torch.Tensor, ...]]:
-        """Standardised features (n, D), labels (n,) float and weights (n,), on the device; shuffled by a generator."""
+        """Yield standardised features (n, D), labels (n,) float and weights (n,), on the device.
+
+        Args:
+            generator: shuffles the tokens; None: in order.
+        """
         if self._features is None:
             yield from self._stream(generator)
         elif generator is None:
@@ -58,7 +71,7 @@ class Design:
                 yield tuple(column[part.to(column.device)].to(self._args.device) for column in columns)
 
     def logits(self, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        """(n,) float32 on the CPU, in the order of `labels`."""
+        """Return the logits (n,) float32 of a weight (D,) and a bias (), on the CPU, in the order of `labels`."""
         return torch.cat([(features @ weight + bias).cpu() for features, *_ in self.chunks()])
 
     def _stream(self, generator):
@@ -72,14 +85,18 @@ class Design:
             yield features, labels.to(self._args.device), weights.to(self._args.device)
 
     def _raw(self, generator=None):
-        for numbers, features in self._store.chunks(chunk_tokens=self._chunk, generator=generator, **self._parts):
+        for numbers, features in self._store.chunks(
+            chunk_tokens=self._chunk, extra=self._args.extra_features, generator=generator
+        ):
             kept = self._chosen[numbers]
             if kept.any():
                 yield numbers[kept], features[kept]
 
     def _moments(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and standard deviation (D,) float32; deviations from the first chunk's mean are summed, so that large
-        means lose no digits."""
+        """Return mean and standard deviation (D,) float32.
+
+        Deviations from the first chunk's mean are summed, so that large means lose no digits.
+        """
         shift = total = squares = None
         for numbers, features in self._raw():
             if not features.isfinite().all():
@@ -93,13 +110,13 @@ class Design:
             squares += features.square().sum(dim=0).double()
         mean = total / len(self.labels)
         scale = (squares / len(self.labels) - mean.square()).clamp(min=0).sqrt()
-        # a feature that never changes carries nothing: leave it as it is instead of dividing by nothing
+        # a feature that never changes carries nothing: keep it, do not divide by 0
         scale[scale < 1e-6] = 1.0
         return (mean + shift).float(), scale.float()
 
 
-def solve(fit: Design, args, validation: Design) -> tuple[list, list]:
-    """Weights (D,) and biases () for every penalty of the grid."""
+def solve(fit: Design, args: JudgeTrainingArguments, validation: Design) -> tuple[list, list]:
+    """Return weights (D,) and biases () for every penalty of the grid."""
     mistaken = fit.labels == 0
     n_mistaken, n_acceptable = fit.weights[mistaken].sum().item(), fit.weights[~mistaken].sum().item()
     ratio = n_acceptable / n_mistaken if args.mistake_weight is None else args.mistake_weight
@@ -112,8 +129,8 @@ def solve(fit: Design, args, validation: Design) -> tuple[list, list]:
     return (_lbfgs if lbfgs else _adamw)(fit, args, token_weights, validation)
 
 
-def _lbfgs(fit: Design, args, token_weights: Callable, validation: Design) -> tuple[list, list]:
-    """Full gradients, from the strongest penalty to the weakest, each starting from the one before."""
+def _lbfgs(fit: Design, args: JudgeTrainingArguments, token_weights: Callable, validation: Design) -> tuple[list, list]:
+    """Minimise with full gradients, from the strongest penalty to the weakest, each starting at the result before."""
     point = torch.zeros(fit.width + 1, device=args.device, requires_grad=True)  # weight and bias
     weights, biases = [], []
     with tqdm(total=len(args.l2_grid), desc="Fit", unit="penalty") as bar:
@@ -150,8 +167,8 @@ def _full_gradient(point: torch.Tensor, fit: Design, token_weights: Callable, l2
     return loss
 
 
-def _adamw(fit: Design, args, token_weights: Callable, validation: Design) -> tuple[list, list]:
-    """Minibatches; every penalty is a column of one matrix, so that one pass over the features serves all."""
+def _adamw(fit: Design, args: JudgeTrainingArguments, token_weights: Callable, validation: Design) -> tuple[list, list]:
+    """Minimise over minibatches; every penalty is a column of one matrix, so one pass over the features serves all."""
     torch.manual_seed(args.seed)
     l2 = torch.tensor(args.l2_grid, device=args.device)
     weight = torch.zeros(fit.width, len(l2), device=args.device, requires_grad=True)

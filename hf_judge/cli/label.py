@@ -1,0 +1,204 @@
+"""Define the subcommands about labelled data: mine, which makes it, and info, which shows it, features or a head."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from hf_judge.cli.options import add_pair, add_tasks, checker_of, load_model, read_tasks
+from hf_judge.cli.terminal import above_zero, natural, positive, printable
+from hf_judge.evaluation.loading import load_tokenizer, load_tokenizers
+from hf_judge.files.durable import check_writable
+from hf_judge.files.jsonl import read_json_object
+from hf_judge.head.files import CONFIG_NAME
+from hf_judge.head.hub import is_hub_id
+from hf_judge.head.judge_head import JudgeHead
+from hf_judge.labelling.answers import imported
+from hf_judge.labelling.drafts import label_drafts
+from hf_judge.labelling.jobs import MiningReport, processes
+from hf_judge.labelling.responses import HOLDS, load_rows, marked, summarise
+from hf_judge.labelling.swaps import mine_swaps
+from hf_judge.labelling.tokens import label_rows
+from hf_judge.training.fit import METRICS_NAME
+from hf_judge.training.store import INDEX_NAME, FeatureStore
+
+# --- mine -----------------------------------------------------------------------------------------------------------
+
+
+def add_mine(commands) -> None:
+    mine = commands.add_parser("mine", help="label responses without people")
+    mine.add_argument(
+        "--source",
+        choices=("swap", "draft"),
+        default="swap",
+        help=(
+            "swap the draft's tokens into the target's answers, or label the draft's own answers with --locate "
+            "(default: swap)"
+        ),
+    )
+    add_pair(mine, draft_required=True)
+    add_tasks(mine)
+    mine.add_argument(
+        "--output", required=True, metavar="PATH", help="JSONL file of labelled responses; rerun to resume"
+    )
+    mine.add_argument("--locate", metavar="MODULE:FUNCTION", help="for --source draft: finds the first mistake")
+    mine.add_argument(
+        "--num-samples", type=positive, default=1, metavar="N", help="for --source draft: answers per prompt"
+    )
+    mine.add_argument(
+        "--num-repairs",
+        type=natural,
+        default=0,
+        metavar="N",
+        help="for --source draft: mistakes per answer that --target replaces before the draft goes on",
+    )
+    mine.add_argument(
+        "--temperature",
+        type=above_zero,
+        default=1.0,
+        help="for --source draft: sampling temperature of answers 2..N (default: 1)",
+    )
+    mine.add_argument(
+        "--label-matched",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="for --source swap: label tokens that both models chose too (default: yes)",
+    )
+    mine.add_argument("--seed", type=int, default=0, help="for --source draft: seed of the samples (default: 0)")
+    mine.add_argument("--strict", action="store_true", help="stop at a prompt that the models or the checker refuse")
+    mine.set_defaults(run=run_mine)
+
+
+def run_mine(args: argparse.Namespace) -> None:
+    tasks, names = read_tasks(args.prompts)
+    check_writable(args.output)
+    mine = _mine_drafts if args.source == "draft" else _mine_swaps
+    report = mine(args, tasks, names)
+    if processes().is_main_process:
+        print(f"{args.output}: {report}")
+
+
+def _mine_drafts(args: argparse.Namespace, tasks: list[dict], names: list[str]) -> MiningReport:
+    if args.locate is None:
+        raise ValueError("--source draft needs --locate module:function, which finds the first mistake")
+    locate, repairs = imported(args.locate), bool(args.num_repairs and args.target)
+    tokenizer = load_tokenizers(args.target, args.draft)[0] if repairs else load_tokenizer(args.draft)
+    return label_drafts(
+        load_model(args.draft, args),
+        tokenizer,
+        tasks,
+        locate,
+        args.output,
+        target=load_model(args.target, args) if repairs else None,
+        num_repairs=args.num_repairs,
+        num_samples=args.num_samples,
+        temperature=args.temperature,
+        max_new_tokens=args.max_new_tokens,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        names=names,
+        strict=args.strict,
+    )
+
+
+def _mine_swaps(args: argparse.Namespace, tasks: list[dict], names: list[str]) -> MiningReport:
+    if args.target is None:
+        raise ValueError("--source swap needs --target")
+    checker = checker_of(args)
+    tokenizer = load_tokenizers(args.target, args.draft)[0]
+    draft, target = load_model(args.draft, args), load_model(args.target, args)
+    return mine_swaps(
+        target,
+        draft,
+        tokenizer,
+        tasks,
+        checker,
+        args.output,
+        max_new_tokens=args.max_new_tokens,
+        batch_size=args.batch_size,
+        label_matched=args.label_matched,
+        names=names,
+        strict=args.strict,
+    )
+
+
+# --- info -----------------------------------------------------------------------------------------------------------
+
+
+def add_info(commands) -> None:
+    info = commands.add_parser("info", help="show what is in labelled data, features or a head")
+    info.add_argument("path", help="JSONL of labelled responses, a directory of features, or a head (also on the Hub)")
+    info.add_argument("--revision", metavar="REV", help="branch, tag or commit of a head on the Hub")
+    info.add_argument("--tokenizer", metavar="ID", help="also count tokens of both classes")
+    info.add_argument("--samples", type=natural, default=3, metavar="N", help="mistakes to show (default: 3)")
+    info.set_defaults(run=run_info)
+
+
+def run_info(args: argparse.Namespace) -> None:
+    path = Path(args.path)
+    if (path / CONFIG_NAME).is_file():
+        _head_info(path)
+    elif (path / INDEX_NAME).is_file():
+        _features_info(path)
+    elif path.exists():
+        _data_info(path, args)
+    elif is_hub_id(args.path):
+        _head_info(args.path, args.revision)
+    else:
+        raise ValueError(
+            f"'{path}' is no file, directory or Hub repository: pass labelled JSONL, a features directory or a judge "
+            "head (also user/repo on the Hub)"
+        )
+
+
+def _data_info(path: Path, args: argparse.Namespace) -> None:
+    rows = load_rows(path)
+    if not rows:
+        raise ValueError(f"{path} holds no rows: expected JSONL, each line {HOLDS}")
+    for source, count in summarise(rows).items():
+        share = count["mistaken_characters"] / max(count["characters"], 1)
+        print(
+            f"{source}: {count['rows']} responses to {count['prompts']} prompts, {count['with_mistakes']} with a "
+            f"mistake, {count['characters']} characters ({share:.2%} mistaken)"
+        )
+    if args.tokenizer:
+        _, report = label_rows(rows, load_tokenizer(args.tokenizer))
+        print(f"tokens: {report}")
+    for row in [row for row in rows if row.mistakes][: args.samples]:
+        print(f"\n{printable(marked(row))}")
+
+
+def _features_info(path: Path) -> None:
+    store = FeatureStore(path)
+    labels, index = store.column("labels"), store.index
+    print(
+        f"{store.n_tokens} tokens x {widths(store)} ('{index['hidden_state']}' of {index['model']}, draft: "
+        f"{index['draft_model']}) in {len(index['shards'])} shards: {int((labels == 1).sum())} acceptable, "
+        f"{int((labels == 0).sum())} mistaken, from {len({row['prompt'] for row in store.rows})} prompts"
+    )
+
+
+def widths(store: FeatureStore) -> str:
+    """Describe a token's features, e.g. "256 + entropy": the width of the target's state, and the extra features."""
+    return " + ".join([str(store.index["hidden_size"]), *store.extra_features])
+
+
+def _head_info(path: Path | str, revision: str | None = None) -> None:
+    head = JudgeHead.from_pretrained(path, revision=revision)
+    config = head.config
+    target = f"{config.base_model_name_or_path} at {config.revision or 'an unnamed commit'}"
+    print(
+        f"judge head for {printable(target)}: {config.hidden_size} '{config.hidden_state}' features"
+        f"{''.join(f' + {name}' for name in config.extra_features)}, threshold {config.threshold:g}, quantisation of "
+        f"the target: {printable(config.quantization or 'not known')}"
+    )
+    if head.source:
+        print(head.source)
+    print(printable(json.dumps(config.provenance, indent=2)))
+    metrics = Path(path) / METRICS_NAME
+    if metrics.is_file():
+        auc = read_json_object(metrics).get("auc")
+        if not isinstance(auc, float | int):
+            raise ValueError(f"{metrics} has no number 'auc': it was not written by `hf-judge train`")
+        print(f"held-out AUC {auc:.4f} ({METRICS_NAME} has the curves)")
