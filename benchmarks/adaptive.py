@@ -1,9 +1,9 @@
-"""Adaptive draft lengths against constant ones, for drafts that pay and drafts that do not.
+"""Compares adaptive draft lengths with constant ones, for drafts that pay and drafts that do not.
 
     python benchmarks/adaptive.py --json out/adaptive.json    # ten minutes on 2 cores
     python benchmarks/adaptive.py --new-tokens 1000 --no-constant --drafts wrong "right and expensive"
 
-The embedded target writes long texts (it is not told to stop) with its own draft, judged and strict; with a draft of
+The embedded target writes long texts (its stop token is off) with its own draft, judged and strict; with a draft of
 the same cost that is never right; with one that is never right and as expensive as the target; and with a copy of
 itself, which is always right and too expensive. All ways are interleaved; medians of tokens per second.
 """
@@ -39,14 +39,14 @@ def main() -> None:
     parser.add_argument("--drafts", nargs="+", choices=DRAFTS, default=list(DRAFTS))
     parser.add_argument("--new-tokens", type=int, default=400)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--layers", type=int, default=24, help="of the target")
+    parser.add_argument("--layers", type=int, default=24, help="layers of the target")
     parser.add_argument("--no-constant", action="store_true", help="adaptive lengths and plain decoding only")
-    parser.add_argument("--compile", action="store_true", help="minutes more")
+    parser.add_argument("--compile", action="store_true", help="compile the engine, which takes minutes more")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.manual_seed(0)
     pair = load_pair(args.layers)
-    for model in (pair.target, pair.draft):  # longer texts than they were trained on: they need only take their time
+    for model in (pair.target, pair.draft):  # texts longer than in training: only their time counts
         model.config.max_position_embeddings = max(model.config.max_position_embeddings, args.new_tokens + 200)
     pair.target.generation_config.eos_token_id = pair.draft.generation_config.eos_token_id = None
     rows = []
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def measure(pair: TinyPair, name: str, args) -> list[dict]:
-    """Every way with one draft."""
+    """Time every method with one draft; the methods take turns."""
     common = {"do_sample": False, "max_new_tokens": args.new_tokens, "pad_token_id": 0}
     drafted = common | {"assistant_model": draft_model(pair, name), "assistant_confidence_threshold": 0.0}
     drafted |= {"judge": pair.judge if name == "judged" else StrictVerifier()}
@@ -86,7 +86,7 @@ def measure(pair: TinyPair, name: str, args) -> list[dict]:
             start = time.perf_counter()
             out = pair.target.generate(**inputs, **kwargs, return_dict_in_generate=True)
             seconds = time.perf_counter() - start
-            if i:  # the first one warms up
+            if i:  # the first text warms up
                 rates[way].append((out.sequences.shape[1] - inputs["input_ids"].shape[1]) / seconds)
                 stats = getattr(out, "judge_stats", None)
                 accepted.setdefault(way, []).append(0.0 if stats is None else stats.accepted_per_forward)
@@ -107,7 +107,7 @@ def measure(pair: TinyPair, name: str, args) -> list[dict]:
 
 
 def draft_model(pair: TinyPair, name: str):
-    """The draft of a case."""
+    """Make the draft of a case."""
     if name == "right and expensive":
         return pair.target
     if name.startswith("wrong"):

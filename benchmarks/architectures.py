@@ -1,4 +1,4 @@
-"""Which engine serves which architecture: builds each decoder of the installed transformers tiny, and compares.
+"""Finds which engine serves which architecture: builds each decoder of transformers tiny, and compares answers.
 
     python benchmarks/architectures.py [--only llama qwen3] [--write]
 
@@ -87,14 +87,14 @@ SMALL = {
 
 
 class Everything:
-    """Contains all architectures: tries the engine on those that it does not serve."""
+    """Contains every name: lets the engine try architectures that it does not serve."""
 
     def __contains__(self, name: object) -> bool:
         return True
 
 
 def tiny(model_type: str) -> PreTrainedModel:
-    """A model of this architecture with random weights of unit gain."""
+    """Make a model of this architecture with random weights of unit gain."""
     default = CONFIG_MAPPING[model_type]()
     known = {*default.to_dict(), *default.attribute_map}
     settings = {name: value for name, value in SMALL.items() if name in known}
@@ -124,7 +124,7 @@ def tiny(model_type: str) -> PreTrainedModel:
 
 
 def noisy(model: PreTrainedModel) -> PreTrainedModel:
-    """The draft."""
+    """Make the draft: the target with noise."""
     draft, generator = copy.deepcopy(model), torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in draft.parameters():
@@ -134,7 +134,7 @@ def noisy(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def check(model_type: str) -> dict[str, str]:
-    """What each engine does with this architecture: "equal", or the reason in a few words."""
+    """Return what each engine does with this architecture: "equal", or the reason in a few words."""
     found = {"upstream": "", "ragged": "", "served by": ""}
     try:
         target = tiny(model_type)
@@ -179,7 +179,7 @@ def check(model_type: str) -> dict[str, str]:
 
 
 def short(error: Exception) -> str:
-    """The reason of a refusal, or an error's first line."""
+    """Return the reason of a refusal, or an error's first line."""
     text = " ".join(str(error).split()) or type(error).__name__
     if "cannot serve this call: " in text:
         text = text.partition("cannot serve this call: ")[2].partition("; use judge_engine")[0]
@@ -187,7 +187,7 @@ def short(error: Exception) -> str:
 
 
 def page(rows: dict[str, dict[str, str]]) -> str:
-    """docs/architectures.md."""
+    """Return the text of docs/architectures.md."""
     lines = [
         f"| `{name}` | {row['served by']} | {row['upstream'] or '-'} | {row['ragged'] or '-'} |"
         for name, row in rows.items()

@@ -33,7 +33,7 @@ SIZE = 14
 
 
 def document(width: float, height: float, title: str, body: list[str], style: str = "") -> str:
-    """A whole SVG file around `body`; `title` tells readers who do not see it what it shows."""
+    """Return a whole SVG file around `body`; `title` describes the picture for readers who cannot see it."""
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}" '
@@ -48,7 +48,7 @@ def document(width: float, height: float, title: str, body: list[str], style: st
 
 
 def text(x: float, y: float, words: str, kind: str = "", *, anchor: str = "", size: float = SIZE) -> str:
-    """A line of text whose base line is y; `kind` names classes, of which "mono" sets it in the grid."""
+    """Return a line of text whose base line is y; `kind` names classes, of which "mono" sets the text in the grid."""
     attributes = f' class="{kind}"' if kind else ""
     if anchor:
         attributes += f' text-anchor="{anchor}"'
@@ -60,18 +60,18 @@ def text(x: float, y: float, words: str, kind: str = "", *, anchor: str = "", si
 
 
 def box(x: float, y: float, width: float, height: float, kind: str, *, radius: float = 3, more: str = "") -> str:
-    """A rectangle with round corners."""
+    """Return a rectangle with round corners."""
     place = f'x="{x:.5g}" y="{y:.5g}" width="{width:.5g}" height="{height:.5g}"'
     return f'<rect class="{kind}" {place} rx="{radius:g}"{more}/>'
 
 
 def grid_width(words: str, size: float = SIZE) -> float:
-    """The room that words take in the grid."""
+    """Return the width of words in the grid."""
     return len(words) * GRID * size
 
 
 def write_png(svg: Path, png: Path, scale: int = 2) -> bool:
-    """Let a browser draw an SVG file as it looks without motion, on a light page; False where there is no browser."""
+    """Let a browser draw an SVG file without motion, on a light page; return False if there is no browser."""
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:
         return False

@@ -1,4 +1,4 @@
-"""Do numbers of the verification help a head that reads the state? On the embedded pair (a benchmark, not a test).
+"""Measures whether numbers of the verification help a head that reads the state (a benchmark, not a test).
 
     python benchmarks/extra_features.py --output-dir out/extra
 
@@ -18,12 +18,13 @@ import torch
 from tqdm import tqdm
 
 from hf_judge import JudgeHead
-from hf_judge.evaluation.significance import mcnemar_p, wilson_interval
+from hf_judge.evaluation.figures import mcnemar_p, wilson_interval
 from hf_judge.head.distributions import EXTRA_FEATURES
 from hf_judge.head.files import CONFIG_NAME
 from hf_judge.labelling.drafts import label_drafts
 from hf_judge.labelling.greedy import greedy
 from hf_judge.labelling.responses import load_rows
+from hf_judge.modeling.keywords import constant_drafts
 from hf_judge.rules.by_name import make_verifier, parse_settings
 from hf_judge.tiny import load_pair
 from hf_judge.tiny.world import check_answer, first_mistake, problems
@@ -50,12 +51,12 @@ class World:
         ]
 
     def locate(self, response: str, task: dict) -> tuple[int, int] | None:
-        """Where the first mistake of a response is."""
+        """Find the first mistake of a response."""
         return first_mistake(self.problems[int(task["task_id"])], response)
 
 
 def features(pair, part: str, n: int, directory: Path, **options) -> FeatureStore:
-    """Labelled tokens of the draft's answers, with the state and all extra features."""
+    """Extract labelled tokens of the draft's answers, with the state and all extra features."""
     world, labels = World(part, n), directory / "labels.jsonl"
     directory.mkdir(parents=True, exist_ok=True)
     options |= {"max_new_tokens": MAX_NEW_TOKENS, "batch_size": 64}
@@ -72,7 +73,7 @@ def features(pair, part: str, n: int, directory: Path, **options) -> FeatureStor
 
 
 def answer(pair, world: World, verifier) -> tuple[list[bool], float]:
-    """Which answers are right, and forwards of the target per answer; without a rule, of plain decoding."""
+    """Return which answers are right, and forwards of the target per answer; without a rule, of plain decoding."""
     tokenizer, right, forwards = pair.tokenizer, [], 0
     for start in range(0, len(world.tasks), BATCH):
         tasks = world.tasks[start : start + BATCH]
@@ -86,11 +87,7 @@ def answer(pair, world: World, verifier) -> tuple[list[bool], float]:
             inputs = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
             output = pair.target.generate(
                 **inputs,
-                assistant_model=pair.draft,
-                judge=verifier,
-                num_assistant_tokens=16,
-                num_assistant_tokens_schedule="constant",
-                assistant_confidence_threshold=0.0,
+                **constant_drafts(pair.draft, verifier, 16),
                 do_sample=False,
                 max_new_tokens=MAX_NEW_TOKENS,
                 return_dict_in_generate=True,

@@ -1,4 +1,4 @@
-"""Engines on a GPU, at the shapes of real pairs: random weights for timing, acceptance replayed.
+"""Times the engines on a GPU, at the shapes of real pairs: random weights, replayed acceptance.
 
     python benchmarks/gpu.py --json out/gpu.json
 
@@ -23,11 +23,13 @@ import transformers
 from replay import ReplayedJudge, constant_trace, nbytes, random_llama, record_trace
 from transformers import CompileConfig
 
+from hf_judge.modeling.keywords import constant_drafts
+
 PAPER = 19.7  # accepted tokens, 2501.19309, table 1
 
 
 def llama(hidden, layers, heads, kv_heads, mlp, vocab=128256, tied=False, head_dim=128) -> dict:
-    """A shape as LlamaConfig takes it."""
+    """Return a shape as keywords of LlamaConfig."""
     return {
         "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads,
         "num_key_value_heads": kv_heads, "intermediate_size": mlp, "vocab_size": vocab, "head_dim": head_dim,
@@ -79,7 +81,7 @@ def main() -> None:
 
 
 def measure_pair(name: str, args, dtype, device: str, bandwidth: float) -> list[dict]:
-    """Every way for one pair, repeats interleaved."""
+    """Time every method for one pair, repeats interleaved."""
     small, large = (SHAPES[shape] for shape in PAIRS[name])
     target, draft = random_llama(large, dtype, device), random_llama(small, dtype, device)
     compiled = {"compile_config": CompileConfig()}
@@ -92,17 +94,13 @@ def measure_pair(name: str, args, dtype, device: str, bandwidth: float) -> list[
                     if (engine == "upstream" and batch > 1) or (more and args.no_compile):
                         continue
                     judge = ReplayedJudge(large["hidden_size"], trace, device)
-                    kwargs = {
-                        "assistant_model": draft, "judge": judge, "judge_engine": engine.split(",")[0],
-                        "num_assistant_tokens": m, "num_assistant_tokens_schedule": "constant",
-                        "assistant_confidence_threshold": 0.0, **more,
-                    }  # fmt: skip
+                    kwargs = constant_drafts(draft, judge, m) | {"judge_engine": engine.split(",")[0]} | more
                     ways[engine, m, batch, label] = (target, args, kwargs, judge)
     rates = {key: [] for key in ways}
     for i in range(args.repeats + 1):
         for key, (model, settings, kwargs, judge) in ways.items():
             rate = tokens_per_second(model, settings, kwargs, key[2], device)
-            if i:  # the first one warms up
+            if i:  # the first round warms up
                 rates[key].append(rate)
             elif judge is not None:
                 judge.stats = type(judge.stats)()
@@ -128,7 +126,7 @@ def measure_pair(name: str, args, dtype, device: str, bandwidth: float) -> list[
 
 
 def tokens_per_second(model, args, kwargs: dict, batch: int, device: str) -> float:
-    """One answer of every row, prefill included."""
+    """Answer every prompt once and return the tokens per second, prefill included."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(10, 500, (batch, args.prompt_tokens), generator=generator).to(device)
     synchronize(device)
@@ -146,7 +144,7 @@ def tokens_per_second(model, args, kwargs: dict, batch: int, device: str) -> flo
 
 
 def measured_bandwidth(device: str, n_bytes: int = 1 << 30) -> float:
-    """GB/s of a copy, read and write counted."""
+    """Measure the GB/s of a copy, read and write counted."""
     source = torch.empty(n_bytes if device == "cuda" else n_bytes // 8, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     seconds = []
@@ -165,7 +163,7 @@ def synchronize(device: str) -> None:
 
 
 def print_table(rows: list[dict]) -> None:
-    """Markdown, ready for docs/benchmarks.md."""
+    """Print a table in Markdown, ready for docs/benchmarks.md."""
     print("| pair | engine | M | batch | acceptance | accepted | tokens/s | to plain | of the bandwidth floor |")
     print("|---|---|---|---|---|---|---|---|---|")
     for row in rows:

@@ -1,4 +1,4 @@
-"""What a token costs as the context grows, and what the engine keeps in memory.
+"""Measures what a token costs as the context grows, and what the engine keeps in memory.
 
     python benchmarks/long_context.py --json out/context.json --plot out/context.png    # two minutes on 2 cores
 
@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from replay import ReplayedJudge, constant_trace, random_llama
 
+from hf_judge.modeling.keywords import constant_drafts
 from hf_judge.ragged.model import RaggedModel
 
 CONTEXTS = (1024, 2048, 4096, 8192)
@@ -68,7 +69,7 @@ def main() -> None:
 
 
 def measure(target, draft, n: int, args, device: str) -> dict:
-    """One context length."""
+    """Measure one context length."""
     m = args.num_assistant_tokens
     judge = ReplayedJudge(target.config.hidden_size, constant_trace(args.accepted, m), device)
     ids = torch.randint(10, 400, (1, n), generator=torch.Generator().manual_seed(0)).to(device)
@@ -82,8 +83,7 @@ def measure(target, draft, n: int, args, device: str) -> dict:
     before = reset_peak(device)
     try:
         target.generate(
-            ids, attention_mask=torch.ones_like(ids), assistant_model=draft, judge=judge, judge_engine="ragged",
-            num_assistant_tokens=m, num_assistant_tokens_schedule="constant", assistant_confidence_threshold=0.0,
+            ids, attention_mask=torch.ones_like(ids), **constant_drafts(draft, judge, m), judge_engine="ragged",
             max_new_tokens=args.new_tokens, do_sample=False, prefill_chunk_size=None,
         )  # fmt: skip
     finally:
@@ -103,9 +103,9 @@ def measure(target, draft, n: int, args, device: str) -> dict:
 
 @torch.no_grad()
 def attention_seconds(model, n_rows: int, n_keys: int, device: str) -> float:
-    """All layers' attention of `n_rows` tokens over `n_keys` keys, by torch's own kernel.
+    """Time all layers' attention of `n_rows` tokens over `n_keys` keys, by torch's own kernel.
 
-    Every layer has keys of its own: those of a single one would stay in the processor's cache.
+    Every layer has keys of its own; keys of a single layer would stay in the processor's cache.
     """
     config = model.config
     heads, width = config.num_attention_heads, config.head_dim
@@ -124,7 +124,7 @@ def attention_seconds(model, n_rows: int, n_keys: int, device: str) -> float:
 
 
 def reset_peak(device: str) -> int:
-    """Start to watch memory; what is in use now."""
+    """Start to watch memory, and return what is in use now."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
@@ -133,7 +133,7 @@ def reset_peak(device: str) -> int:
 
 
 def peak_bytes(device: str) -> int:
-    """The most that was in use since `reset_peak`."""
+    """Return the most memory that was in use since `reset_peak`."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
@@ -141,7 +141,7 @@ def peak_bytes(device: str) -> int:
 
 
 def plot(rows: list[dict], path: Path) -> None:
-    """Both costs over the context: where they run in parallel, only attention grows."""
+    """Draw both costs over the context: where the lines are parallel, only attention grows."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6, 3.5))

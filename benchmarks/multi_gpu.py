@@ -1,4 +1,4 @@
-"""A judged target over several devices: are the answers those of one device, and how fast do they come?
+"""Compares a judged target over several devices with one device: are the answers equal, and how fast do they come?
 
     python benchmarks/multi_gpu.py spread                                      # device_map over all GPUs
     torchrun --nproc-per-node 4 benchmarks/multi_gpu.py tensor-parallel        # --shard-draft: the draft too
@@ -53,12 +53,12 @@ def arguments() -> argparse.Namespace:
 
 
 def device() -> torch.device:
-    """This process's own."""
+    """Return the device of this process."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def load_target(args: argparse.Namespace, name: str):
-    """The target in several pieces."""
+    """Load the target in several pieces."""
     if args.mode == "tensor-parallel":
         split = DistributedConfig(tp_size=dist.get_world_size())
         return AutoJudgeModelForCausalLM.from_pretrained(name, dtype=args.dtype, distributed_config=split)
@@ -79,7 +79,7 @@ def load_target(args: argparse.Namespace, name: str):
 
 
 def load_draft(args: argparse.Namespace, name: str):
-    """The draft: on the last device beside a spread target, split beside a parallel one if asked for."""
+    """Load the draft: on the last device beside a spread target; split beside a parallel one, by option."""
     if args.mode == "tensor-parallel" and args.shard_draft:
         split = DistributedConfig(tp_size=dist.get_world_size())
         return AutoModelForCausalLM.from_pretrained(name, dtype=args.dtype, distributed_config=split)
@@ -89,7 +89,7 @@ def load_draft(args: argparse.Namespace, name: str):
 
 
 def answer_all(target, draft, prompts: list[torch.Tensor], args: argparse.Namespace, engine: str) -> dict:
-    """The answers to all prompts, with counts and seconds."""
+    """Answer all prompts, and return the answers with counts and seconds."""
     answers, stats = [], None
     start = time.perf_counter()
     for ids in prompts:
@@ -115,7 +115,7 @@ def answer_all(target, draft, prompts: list[torch.Tensor], args: argparse.Namesp
 
 
 def embedded_pair(args: argparse.Namespace) -> None:
-    """The package's own pair, at the four layers it was trained with."""
+    """Load the embedded pair at the four layers that were trained."""
     args.target, args.draft, args.judge = (str(hf_judge.tiny.HOME / name) for name in ("target", "draft", "judge"))
     args.reference = True
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from long_context import plot as plot_context
 
-from hf_judge.evaluation.report import plot_accuracy
+from hf_judge.evaluation.plotting import plot_accuracy
 
 
 def main() -> None:
@@ -26,14 +26,14 @@ def main() -> None:
 
 
 def table(page: str, heading: str) -> list[dict[str, str]]:
-    """The cells of the first table behind a heading, by the names of their columns."""
+    """Return the cells of the first table behind a heading, by the names of their columns."""
     lines = [line for line in page.split(f"\n## {heading}\n")[1].split("\n## ")[0].splitlines() if line.startswith("|")]
     names, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 def rules(page: str) -> list[dict]:
-    """Every rule's figures, as a report has them."""
+    """Return every rule's figures under the keys of a report."""
     found = []
     for row in table(page, "Results: every rule on the embedded pair"):
         rule, _, threshold = row["rule"].partition(" ")
@@ -44,14 +44,14 @@ def rules(page: str) -> list[dict]:
                 "threshold": float(threshold) if threshold else None,
                 "accuracy": percent(row["accuracy"]),
                 "accuracy_interval": [percent(low), percent(high)],
-                "forwards_ratio": float(row["plain's over it"].removesuffix("x")),
+                "forwards_ratio": float(row["times fewer than plain"].removesuffix("x")),
             }
         )
     return found
 
 
 def contexts(page: str) -> list[dict]:
-    """The cost of a token at each context, as `long_context.py` measures it."""
+    """Return the cost of a token at each context, under the keys of `long_context.py`."""
     return [
         {
             "context": 1024 * int(row["context"].removesuffix("k")),
@@ -63,7 +63,7 @@ def contexts(page: str) -> list[dict]:
 
 
 def percent(cell: str) -> float:
-    """The share that a cell like "97.0%" states."""
+    """Return the share that a cell like "97.0%" states."""
     return float(cell.removesuffix("%")) / 100
 
 

@@ -23,10 +23,11 @@ import transformers
 from drawing import GRID, SIZE, box, document, grid_width, text, write_png
 
 from hf_judge import VerdictCode, VerdictStreamer
-from hf_judge.evaluation.demo import MAX_NEW_TOKENS, WAYS, draft_length, prompt_ids, way_kwargs
+from hf_judge.evaluation.answers import Decoding, Method
+from hf_judge.evaluation.demo import METHODS
 from hf_judge.evaluation.detokenizer import pieces
-from hf_judge.tiny import load_pair
-from hf_judge.tiny.world import check_answer, problems
+from hf_judge.evaluation.loading import load_models
+from hf_judge.evaluation.tasks import load_task
 
 PROBLEM = 8  # of the demo's: the shortest of the first ten whose judged answer has all four verdicts
 CALLS = {
@@ -49,7 +50,7 @@ def main() -> None:
     parser.add_argument("--from", dest="source", type=Path, metavar="JSON", help="draw these times, measure nothing")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--num-assistant-tokens", type=int, default=32, metavar="M")
-    parser.add_argument("--layers", type=int, default=24, help="of the target")
+    parser.add_argument("--layers", type=int, default=24, help="layers of the target")
     parser.add_argument("--json", type=Path, default=Path("docs/race.json"))
     parser.add_argument("--svg", type=Path, default=Path("docs/race.svg"))
     parser.add_argument("--png", type=Path, help="a still picture, drawn by Chromium")
@@ -87,29 +88,26 @@ class Timer(VerdictStreamer):
         self.n_blocks += 1
 
     def end(self) -> None:
-        """Nothing is left to do."""
+        """Do nothing: no text is held back."""
 
 
 def measure(layers: int, num_assistant_tokens: int, repeats: int) -> dict:
-    """Answer in all ways in turn, once for warming up and `repeats` times for good.
+    """Answer with all methods in turn, once to warm up and then `repeats` times.
 
     Returns:
         The race as JSON values: the question, how it was measured, and each way's tokens as [text, seconds, verdict].
     """
-    pair, problem = load_pair(layers), problems(PROBLEM + 1, seed=0)[PROBLEM]
-    ids, timers, seconds = prompt_ids(pair, problem), {way: [] for way in WAYS}, {way: [] for way in WAYS}
-    answers = {}
-    with draft_length(pair.draft, num_assistant_tokens):
-        for _ in range(1 + repeats):
-            for way in WAYS:
-                timer, start = Timer(), time.perf_counter()
-                sequences = pair.target.generate(
-                    ids, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, streamer=timer,
-                    **way_kwargs(way, pair, num_assistant_tokens),
-                )  # fmt: skip
-                seconds[way].append(time.perf_counter() - start)
-                timers[way].append(timer)
-                answers[way] = sequences[0, ids.shape[1] :].tolist()
+    pair, problem = load_models(depth=layers), load_task("world", PROBLEM + 1).examples[PROBLEM]
+    decoding, ids = Decoding(num_assistant_tokens), pair.encode(problem.prompt)[0]
+    methods = {name: Method(pair, setting, decoding) for name, setting in METHODS.items()}
+    timers, seconds, answers = {way: [] for way in methods}, {way: [] for way in methods}, {}
+    for _ in range(1 + repeats):
+        for way, method in methods.items():
+            timer, start = Timer(), time.perf_counter()
+            output = method.generate([ids], streamer=timer)
+            seconds[way].append(time.perf_counter() - start)
+            timers[way].append(timer)
+            answers[way] = output.sequences[0, len(ids) :].tolist()
     ways = {}
     for way, answer in answers.items():
         last, texts = timers[way][-1], pieces(pair.tokenizer, answer, skip_special_tokens=True)
@@ -120,11 +118,11 @@ def measure(layers: int, num_assistant_tokens: int, repeats: int) -> dict:
             "seconds": round(statistics.median(seconds[way][1:]), 4),
             "spread": [round(end(seconds[way][1:]), 4) for end in (min, max)],
             "forwards": last.n_blocks,
-            "right": check_answer(problem, "".join(texts)),
+            "right": problem.is_right("".join(texts)),
             "tokens": list(map(list, zip(texts, times, last.verdicts or [""] * len(texts), strict=True))),
         }
     return {
-        "question": problem.question,
+        "question": problem.prompt[0]["content"],
         "setup": {
             "layers": layers, "num_assistant_tokens": num_assistant_tokens, "repeats": repeats,
             "threads": torch.get_num_threads(), "torch": torch.__version__.split("+")[0],
@@ -135,7 +133,7 @@ def measure(layers: int, num_assistant_tokens: int, repeats: int) -> dict:
 
 
 def dumps(race: dict) -> str:
-    """The race as JSON with a token a line."""
+    """Return the race as JSON with a token a line."""
     plain = json.dumps(race, indent=1, ensure_ascii=False)
     marked, tokens = json.loads(plain), {}
     for way, lane in marked["ways"].items():
@@ -149,7 +147,7 @@ def dumps(race: dict) -> str:
 
 
 def draw(race: dict) -> str:
-    """The race as an animated SVG, which shows its end where the reader wants no motion."""
+    """Return the race as an animated SVG, which shows its end if the reader has turned motion off."""
     slowest = max(lane["seconds"] for lane in race["ways"].values())
     slower = max(1, round(SHOWN_SECONDS / slowest))
     whole = slowest + HOLD_SECONDS / slower  # one turn of the loop, in measured seconds
@@ -178,10 +176,10 @@ def draw(race: dict) -> str:
 
 
 def draw_lane(way: str, lane: dict, y: float, race: dict, whole: float, style: list[str]) -> tuple[list[str], float]:
-    """One way: its call, a bar that grows as long as it takes, its tokens, and its figures once it has ended.
+    """Draw one method: its call, a bar that grows while it runs, its tokens, and its figures when it has ended.
 
     Args:
-        way, lane: what is drawn.
+        way, lane: name of the method, and what was measured.
         y: the base line of its first line.
         race: gives the time that fills the room.
         whole: measured seconds of one turn of the loop.
@@ -213,7 +211,7 @@ def draw_lane(way: str, lane: dict, y: float, race: dict, whole: float, style: l
 
 
 def draw_tokens(placed: list[tuple], y: float) -> list[str]:
-    """Tokens that came together: neighbours of one verdict share their box and their text."""
+    """Draw tokens that came together: neighbours of one verdict share their box and their text."""
     boxes, elements = [], []
     runs = groupby(enumerate(placed), key=lambda x: (x[1][0], x[1][4], x[0] if x[1][4] != "matched" else 0))
     for (line, verdict, _), run in runs:
@@ -254,7 +252,7 @@ def wrapped(tokens: list[list], n_columns: int) -> tuple[list[tuple], int]:
 
 
 def legend(counts: Counter, y: float) -> list[str]:
-    """What the colours of the judged lane mean, and how many tokens have each."""
+    """Draw what the colours of the judged lane mean, and how many tokens have each."""
     elements = []
     for number, (verdict, meaning) in enumerate(VERDICTS.items()):
         x, base = MARGIN + number % 2 * ROOM / 2, y + number // 2 * LINE
@@ -268,12 +266,12 @@ def legend(counts: Counter, y: float) -> list[str]:
 
 
 def appears(name: str, share: float) -> str:
-    """Keyframes of what is not there before that share of the loop."""
+    """Return keyframes of an element that appears at that share of the loop."""
     return f"@keyframes {name}{{0%{{opacity:0}}{100 * share:.2f}%,to{{opacity:1}}}}"
 
 
 def grows(name: str, share: float) -> str:
-    """Keyframes of a bar that has its length at that share of the loop."""
+    """Return keyframes of a bar that reaches its length at that share of the loop."""
     return f"@keyframes {name}{{0%{{transform:scaleX(0)}}{100 * share:.2f}%,to{{transform:none}}}}"
 
 

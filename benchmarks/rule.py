@@ -13,10 +13,12 @@ import argparse
 import json
 from pathlib import Path
 
+import torch
 from drawing import box, document, grid_width, text
 
 from hf_judge import JudgeCandidateVerifier, JudgeHead, VerdictCode
-from hf_judge.evaluation.demo import MAX_NEW_TOKENS, prompt_ids, way_kwargs
+from hf_judge.labelling.prompts import encode_prompt
+from hf_judge.modeling.keywords import constant_drafts
 from hf_judge.tiny import load_pair
 from hf_judge.tiny.world import problems
 
@@ -59,10 +61,10 @@ class Watched(JudgeCandidateVerifier):
         super().__init__(head)
         self.rounds = []
 
-    def verify(self, candidates, rows):
-        """Decide as ever."""
-        verdict = super().verify(candidates, rows)
-        self.rounds.append((candidates, rows, verdict))
+    def verify(self, candidates, outputs):
+        """Decide as the judge does."""
+        verdict = super().verify(candidates, outputs)
+        self.rounds.append((candidates, outputs, verdict))
         return verdict
 
 
@@ -78,17 +80,18 @@ def find_round(number: int) -> dict:
     """
     pair = load_pair(4)  # deeper ones give the same answers, and take longer
     problem = problems(number + 1, seed=0)[number]
-    judge, ids = Watched(JudgeHead.from_pretrained(pair.judge)), prompt_ids(pair, problem)
-    kwargs = way_kwargs("judged", pair, DRAFTED) | {"judge": judge}
-    sequence = pair.target.generate(ids, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, **kwargs)[0]
-    candidates, rows, verdict = next(filter(shows_everything, judge.rounds), (None, None, None))
+    judge = Watched(JudgeHead.from_pretrained(pair.judge))
+    ids = torch.tensor([encode_prompt(pair.tokenizer, [{"role": "user", "content": problem.question}])[1]])
+    kwargs = constant_drafts(pair.draft, judge, DRAFTED)
+    sequence = pair.target.generate(ids, max_new_tokens=256, do_sample=False, **kwargs)[0]
+    candidates, outputs, verdict = next(filter(shows_everything, judge.rounds), (None, None, None))
     if candidates is None:
         raise ValueError(f"problem {number} has no round with a rescue and a refusal: try another one")
     codes, n_accepted = verdict.codes[0].tolist(), int(verdict.n_accepted)
     answer = sequence[ids.shape[1] :][: int(candidates.n_generated)]
     words = [pair.tokenizer.decode([token]) for token in (answer[-1].item(), *candidates.ids[0].tolist())]
-    targets = [pair.tokenizer.decode([token]) for token in rows.scores[0].argmax(dim=-1).tolist()]
-    scores = judge.head(rows.hidden[0, 1:]).sigmoid().tolist()
+    targets = [pair.tokenizer.decode([token]) for token in outputs.scores[0].argmax(dim=-1).tolist()]
+    scores = judge.head(outputs.hidden[0, 1:]).sigmoid().tolist()
     verdicts = [VerdictCode(code).name.lower() for code in codes[: n_accepted + 1]]
     verdicts += ["discarded"] * (DRAFTED - len(verdicts))
     keys = ("text", "target", "score", "verdict")
@@ -109,7 +112,7 @@ def shows_everything(seen: tuple) -> bool:
 
 
 def draw(shown: dict) -> str:
-    """The round as an SVG."""
+    """Return the round as an SVG."""
     drafted = shown["drafted"]
     before = "... " + shown["answer"][-58:].split(" ", 1)[1]
     accepted = [token for token in drafted if token["verdict"] in ("matched", "rescued")]
@@ -140,13 +143,13 @@ def draw(shown: dict) -> str:
 
 
 def row_name(y: float, name: str, *meaning: str) -> list[str]:
-    """What a row is, at its left."""
+    """Write at the left of a row what it shows."""
     lines = [text(24, y + 15 * (i + 1), line, "soft", size=11) for i, line in enumerate(meaning)]
     return [text(24, y, name, "bold"), *lines]
 
 
 def forward(n_drafted: int) -> list[str]:
-    """The target's one forward, over the last token and all drafted ones."""
+    """Draw the target's one forward, over the last token and all drafted ones."""
     last = LEFT + n_drafted * STEP
     middle = (LEFT + last) / 2
     return [
@@ -158,7 +161,7 @@ def forward(n_drafted: int) -> list[str]:
 
 
 def column(x: float, token: dict, threshold: float) -> list[str]:
-    """One drafted token: what strict verification says of it, what the judge says, and what becomes of it."""
+    """Draw one drafted token: the decisions of strict verification and of the judge, and the verdict."""
     gone, bottom = token["verdict"] == "discarded", FORWARD + 40
     same, passed = token["text"] == token["target"], token["score"] > threshold
     strict, judge = ("soft" if gone else ("yes" if yes else "no") for yes in (same, passed))
@@ -188,7 +191,7 @@ def strong(kind: str) -> str:
 
 
 def chip(x: float, y: float, word: str, kind: str, ink: str = "", *, width: float = 84) -> str:
-    """A token in a box around (x, y)."""
+    """Draw a token in a box around (x, y)."""
     shown = word.replace(" ", "·")
     return box(x - width / 2, y - 16, width, 32, kind, radius=5) + text(
         x, y + 5, shown, f"mono {ink}".strip(), anchor="middle"
@@ -196,7 +199,7 @@ def chip(x: float, y: float, word: str, kind: str, ink: str = "", *, width: floa
 
 
 def arrow(x: float, y: float, to_x: float, to_y: float) -> str:
-    """A line with a tip; one that moves sideways is a curve."""
+    """Draw a line with a tip; a line that moves sideways is a curve."""
     middle = (y + to_y) / 2
     way = f"V{to_y:g}" if x == to_x else f"C{x:g} {middle:g} {to_x:g} {middle:g} {to_x:g} {to_y:g}"
     return f'<path class="arrow" d="M{x:g} {y:g}{way}"/>'

@@ -1,4 +1,4 @@
-"""What target, draft and judge take: bytes of weights and caches, and the judge's share of a verification step.
+"""Computes the bytes of target, draft and judge, weights and caches, and the judge's share of a verification step.
 
     python benchmarks/sizing.py                    # the tables of docs/scale.md, from the models' configs; instant
     python benchmarks/sizing.py --measure-layer    # one decoder layer of the 405B beside its head, on this machine
@@ -38,19 +38,19 @@ class Size(NamedTuple):
 
     @property
     def weights(self) -> int:
-        """P."""
+        """Number of parameters."""
         attention = 2 * self.width * self.heads * self.head_dim + 2 * self.width * self.kv_heads * self.head_dim
         layer = attention + 3 * self.width * self.mlp + 2 * self.width
         return 2 * self.vocabulary * self.width + self.layers * layer + self.width
 
     @property
     def cache(self) -> int:
-        """Numbers per token of a sequence."""
+        """Cached numbers per token of a sequence."""
         return 2 * self.layers * self.kv_heads * self.head_dim
 
     @property
     def judge_bytes(self) -> int:
-        """Of the head, float32."""
+        """Bytes of the head in float32."""
         return 4 * (self.width + 1)
 
 
@@ -62,10 +62,10 @@ DRAFT_LENGTH = 32
 
 
 def table() -> str:
-    """Both pairs, bfloat16 weights and caches, in decimal gigabytes."""
+    """Return a table of both pairs: bfloat16 weights and caches, in decimal gigabytes."""
     lines = [
         "| pair | weights: target + draft, bf16 | target in 8 bits, draft bf16 | in 4 bits | caches: one sequence of "
-        f"{CONTEXT:,} tokens | logits of a round, k = {DRAFT_LENGTH} | judge head | its share of a step |",
+        f"{CONTEXT:,} tokens | logits of a round, k = {DRAFT_LENGTH} | judge head | the judge's share of a verification step |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for target in (LLAMA_70B, LLAMA_405B):
@@ -84,7 +84,7 @@ def table() -> str:
 
 
 def measure_layer(size: Size, n_rows: int, repeats: int) -> tuple[float, float]:
-    """Median seconds of one decoder layer over `n_rows` tokens, and of the judge over the same rows."""
+    """Measure the median seconds of one decoder layer over `n_rows` tokens, and of the judge over the same tokens."""
     config = LlamaConfig(
         hidden_size=size.width,
         intermediate_size=size.mlp,

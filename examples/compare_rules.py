@@ -1,4 +1,4 @@
-"""Rules side by side on the same held-out problems: accuracy and target forwards."""
+"""Compares rules on the same held-out problems: accuracy and target forwards."""
 
 from hf_judge.evaluation.answers import Decoding, Pair, evaluate
 from hf_judge.evaluation.figures import figures

@@ -9,9 +9,8 @@ from decimal import Decimal
 
 import pytest
 
-from hf_judge.cli.inputs import checker_of, read_tasks
-from hf_judge.evaluation.answering import right_answers
-from hf_judge.evaluation.tasks import load_task
+from hf_judge.cli.options import checker_of
+from hf_judge.evaluation.tasks import load_task, read_prompts
 from hf_judge.labelling.answers import CHECKERS, is_right, make_checker, needed_key, reference
 
 REFERENCES = ["#### 42", "42 apples", "**42**", "$42", "42", 42, 42.0, r"\boxed{42}", "４２", "reasons: 6*7\n#### 42"]
@@ -31,10 +30,10 @@ def test_a_reference_is_read_alike_wherever_it_is_used(tmp_path, written):
     (tmp_path / "tasks.jsonl").write_text(json.dumps(row) + "\n")
     (example,) = load_task(str(tmp_path / "tasks.jsonl"), 0, checker="numeric").examples
     checker = make_checker("numeric")
-    tasks, _ = read_tasks(str(tmp_path / "tasks.jsonl"), checker)
+    ((_, task),) = read_prompts(str(tmp_path / "tasks.jsonl"), checker)
     for response, right in (("So it is 42.", True), ("So it is 41.", False), ("none", False)):
         assert example.is_right(response) is right
-        assert right_answers([response], tasks, checker) == [right]
+        assert is_right(checker, response, task) is right
 
 
 @pytest.mark.parametrize(
@@ -108,10 +107,19 @@ def test_an_unreadable_reference_is_told_before_any_work():
     assert [needed_key(check) for check in (numeric, gives_text)] == ["answer", None]
 
 
+def test_a_function_that_cannot_compare_is_told_with_file_and_line(tmp_path):
+    path = tmp_path / "tasks.jsonl"
+    path.write_text('{"prompt": "a", "answer": "5"}\n{"prompt": "b", "answer": "many"}\n')
+    good, bad = load_task(str(path), 0, checker="test_answers:gives_a_number").examples
+    assert good.is_right("5.0")
+    with pytest.raises(ValueError, match=r"tasks.jsonl, line 2: the checker gives the number 5, 'answer' is none"):
+        bad.is_right("5")
+
+
 def test_calibrate_names_file_and_line_of_an_unreadable_reference(tmp_path):
     path = tmp_path / "tasks.jsonl"
     path.write_text('{"prompt": "a", "answer": "5"}\n{"prompt": "b", "answer": "many"}\n')
     with pytest.raises(ValueError, match=r"tasks.jsonl, line 2: .*finds no answer"):
-        read_tasks(str(path), make_checker("numeric"))
+        read_prompts(str(path), make_checker("numeric"))
     with pytest.raises(ValueError, match=r"tasks.jsonl, line 2: .*finds no answer"):
         load_task(str(path), 0, checker="numeric")

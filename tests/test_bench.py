@@ -8,17 +8,13 @@ import json
 import measured_pair
 import pytest
 
-from hf_judge.bench.formula import (
-    acceptance_rate,
-    expected_accepted,
-    implied_cost_ratio,
-    paper_check,
-    predicted_speedup,
-    simulate,
-)
-from hf_judge.bench.run import BenchWay, bench, measure_costs, recommend
+from hf_judge.bench.formula import break_even, expected_accepted, predicted_speedup
+from hf_judge.bench.forwards import measure_costs
+from hf_judge.bench.methods import TimedMethod, UpstreamSetting
+from hf_judge.bench.run import BenchOptions, bench, recommend
 from hf_judge.cli import bench as cli_bench
 from hf_judge.cli import commands as cli
+from hf_judge.evaluation.answers import Pair
 
 ENGINE_KEYS = (
     "plain", "plain_static", "assisted", "judged_upstream", "judged_ragged", "strict_ragged", "judged_ragged_batch8",
@@ -36,34 +32,13 @@ class TestFormula:
         assert predicted_speedup(0, 5, 0.1) == pytest.approx(1 / 1.5)  # nothing accepted: slower than plain
         assert predicted_speedup(3, 4, 0.25, verify_cost=2.0) == pytest.approx(4 / 3)
 
-    def test_implied_cost_is_the_inverse(self):
-        c = implied_cost_ratio(9.7, 19.7, 25)
-        assert predicted_speedup(19.7, 25, c) == pytest.approx(9.7)
+    @pytest.mark.parametrize(("m", "c", "v"), [(4, 0.1, 1.0), (16, 0.05, 1.5), (32, 0.01, 2.0)])
+    def test_break_even_is_where_nothing_is_gained(self, m, c, v):
+        rate = break_even(m, c, v)
+        assert predicted_speedup(expected_accepted(rate, m), m, c, v) == pytest.approx(1, abs=1e-6)
 
-    @pytest.mark.parametrize("rate", [0.0, 0.3, 0.9, 0.999, 1.0])
-    def test_acceptance_rate_is_the_inverse(self, rate):
-        assert acceptance_rate(expected_accepted(rate, 12), 12) == pytest.approx(rate, abs=1e-6)
-
-    def test_simulation_finds_the_best_length(self):
-        found = simulate(6.0, 10, 0.05)
-        rate = found["acceptance_rate"]
-        around = [predicted_speedup(expected_accepted(rate, m), m, 0.05) for m in range(1, 60)]
-        assert found["best_speedup"] == max(around)
-        assert found["best_M"] == 1 + around.index(max(around))
-
-    @pytest.mark.parametrize(("m", "c", "match"), [(11, 0.1, "between 0 and M"), (5, 0, "above 0"), (-1, 0.1, "m,")])
-    def test_impossible_numbers(self, m, c, match):
-        with pytest.raises(ValueError, match=match):
-            simulate(m, 10, c)
-
-    def test_paper(self):
-        rows = {(row["figure"], row["M"]): row for row in paper_check()}
-        hugging_face = rows["judged, Hugging Face", 25]
-        assert hugging_face["published"] == 9.7
-        assert hugging_face["predicted"] == pytest.approx(20.7 / (25 * 8 / 405 + 1))
-        # parameters alone promise more than the paper measured: its draft cost more than 8/405 of the target
-        assert all(row["predicted"] > row["published"] for row in rows.values())
-        assert hugging_face["implied_c"] == pytest.approx(0.0454, abs=1e-4)
+    def test_a_draft_as_dear_as_the_target_never_pays(self):
+        assert break_even(8, 1.0, 1.0) is None
 
 
 class TestBench:
@@ -76,7 +51,8 @@ class TestBench:
         before = pair.draft.generation_config.to_dict()
         steps = []
         found = bench(
-            pair, measured_pair.task(1), lengths=(4,), thresholds=(0.9,), repeats=2, max_new_tokens=8, quick=True,
+            pair, measured_pair.task(1),
+            BenchOptions(lengths=(4,), thresholds=(0.9,), repeats=2, max_new_tokens=8, quick=True),
             on_step=steps.append,
         )  # fmt: skip
         strict_m = found["upstream_setting"]["num_assistant_tokens"]
@@ -109,13 +85,14 @@ class TestBench:
     def test_short_work_is_repeated(self, pair, monkeypatch):
         """A clock that shows a second more whenever it is read: rates and forwards are of one time through the work."""
         seconds = itertools.count(1.0)
-        monkeypatch.setattr("hf_judge.bench.run.time.perf_counter", lambda: next(seconds))
+        monkeypatch.setattr("hf_judge.bench.methods.time.perf_counter", lambda: next(seconds))
         work = [(pair.encode("Hello there"), example) for example in measured_pair.task(1).examples]
         found = []
         for min_seconds in (0.0, 3.0):
-            way = BenchWay("assisted", {"judge": False, "assistant_model": pair.draft}, upstream=(4, "constant", 0.0))
-            way.repeat(pair, work, 8, min_seconds)
-            found.append((way.rates, way.seconds, way.answers, way.forwards))
+            kwargs = {"judge": False, "assistant_model": pair.draft}
+            method = TimedMethod("assisted", kwargs, upstream=UpstreamSetting(4, "constant", 0.0))
+            method.repeat(pair, work, 8, min_seconds)
+            found.append((method.rates, method.seconds, method.answers, method.forwards))
         assert found[0] == found[1]
         assert next(seconds) == 1 + (1 + 1) + (1 + 3)
 
@@ -139,30 +116,13 @@ class TestBench:
     def test_bad_numbers(self, pair):
         for arguments in ({"lengths": ()}, {"lengths": (0,)}, {"repeats": 0}):
             with pytest.raises(ValueError, match="at least one repeat"):
-                bench(pair, measured_pair.task(1), **arguments)
+                BenchOptions(**arguments)
+        judgeless = Pair(pair.target, pair.draft, pair.tokenizer)
+        with pytest.raises(ValueError, match="are of a judge, and none is given"):
+            bench(judgeless, measured_pair.task(1), BenchOptions(thresholds=(0.5,)))
 
 
 class TestCommand:
-    def test_simulation(self, tmp_path, capsys):
-        path = tmp_path / "s.json"
-        assert cli.main(["bench", "--simulate", "m=19.7", "M=25", "draft=8", "target=405", "--json", str(path)]) == 0
-        assert json.loads(path.read_text())["simulation"]["speedup"] == pytest.approx(20.7 / (25 * 8 / 405 + 1))
-        assert "9.7x" in capsys.readouterr().out
-
-    @pytest.mark.parametrize(
-        ("words", "message"),
-        [
-            (["m=1"], "missing: M, c"),
-            (["m=1", "M=2.5", "c=1"], "whole number"),
-            (["m=x", "M=2", "c=1"], "no number"),
-            (["k=1"], "takes m=, M=, c="),
-            (["m=9", "M=2", "c=1"], "between 0 and M"),
-        ],
-    )
-    def test_bad_simulation(self, words, message, capsys):
-        assert cli.main(["bench", "--simulate", *words]) == 2
-        assert message in capsys.readouterr().err
-
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [

@@ -79,8 +79,7 @@ BAD_OPTIONS = [  # (command, option): no value of NEVER will do
     ("calibrate", "--risk"), ("calibrate", "--confidence"), ("calibrate", "--unit"), ("calibrate", "--thresholds"),
     ("demo", "--problems"), ("demo", "--num-assistant-tokens"), ("demo", "--seed x"),
     ("bench", "--lengths"), ("bench", "--thresholds"), ("bench", "--repeats"), ("bench", "--task"),
-    ("bench", "--depth"),
-    ("bench", "--simulate"), ("bench", "--problems"), ("bench", "--dtype"), ("bench", "--max-new-tokens"),
+    ("bench", "--depth"), ("bench", "--problems"), ("bench", "--dtype"), ("bench", "--max-new-tokens"),
     ("push", "--base"),
 ]  # fmt: skip
 

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from hf_judge import VerdictCode
-from hf_judge.cli.commands import VerdictPrinter, main, printable, table
+from hf_judge.cli.commands import main
+from hf_judge.cli.terminal import printable, table
+from hf_judge.cli.verdicts import VerdictPrinter
 from hf_judge.tiny import load_pair
 
 
@@ -43,7 +45,7 @@ def test_demo(tmp_path, capsys):
         (["demo", "--problems", "0"], "--problems must be at least 1, got 0"),
         (
             ["demo", "--problems", "1", "--num-assistant-tokens", "0"],
-            "num_assistant_tokens must be an integer of at least",
+            "num_assistant_tokens must be at least 1, got 0",
         ),
     ],
 )
@@ -56,11 +58,15 @@ def test_clumsy_calls(argv, message, capsys):
 
 
 def test_upstreams_draft_settings_are_put_back(pair):
-    from hf_judge.evaluation.demo import compare
-    from hf_judge.tiny.world import problems
+    from hf_judge.evaluation.answers import Decoding, Pair, evaluate
+    from hf_judge.evaluation.tasks import load_task
+    from hf_judge.rules.by_name import Setting
 
     before = pair.draft.generation_config.to_dict()
-    compare(pair, problems(1, seed=5), num_assistant_tokens=8)
+    settings = [Setting("plain"), Setting("assisted")]
+    evaluate(
+        Pair(pair.target, pair.draft, pair.tokenizer), load_task("world", 1, seed=5), settings, decoding=Decoding(8)
+    )
     assert pair.draft.generation_config.to_dict() == before
 
 

@@ -9,11 +9,12 @@ import torch
 from conftest import noisy_copy, random_head, tiny_model
 from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
 
-from hf_judge import doctor
-from hf_judge.bench.formula import expected_accepted, predicted_speedup
 from hf_judge.cli.commands import main
-from hf_judge.doctor import break_even, diagnose
+from hf_judge.doctor import Diagnosis, diagnose, environment
+from hf_judge.doctor.pair import Models
+from hf_judge.doctor.self_check import N_NEW, probe
 from hf_judge.ragged.backend import RaggedBackend
+from hf_judge.ragged.model import PREFILL_CHUNK
 from hf_judge.tiny import HOME, load_pair
 
 
@@ -63,7 +64,7 @@ def test_the_embedded_pair(tmp_path, capsys):
     assert found["engine_reason"] is None
     for engine in ("ragged", "upstream"):
         assert found["self_check"][engine]["equal"] is True
-        assert found["self_check"][engine]["tokens_compared"] == 2 * doctor.N_NEW
+        assert found["self_check"][engine]["tokens_compared"] == 2 * N_NEW
         assert found["self_check"][engine]["state_error"] < 1e-5
     assert 0 < found["costs"]["c"] < 1
     assert set(found["costs"]["v"]) == {"4", "8", "16", "32"}
@@ -173,13 +174,14 @@ def test_states_that_are_wrong_are_found_out(folders, monkeypatch):
 
 
 def test_an_untested_version_is_a_warning(monkeypatch):
-    real = doctor.importlib.metadata.version
+    real = environment.importlib.metadata.version
     monkeypatch.setattr(
-        doctor.importlib.metadata, "version", lambda name: "9.0.0" if name == "transformers" else real(name)
+        environment.importlib.metadata, "version", lambda name: "9.0.0" if name == "transformers" else real(name)
     )
-    checks = []
-    assert doctor.check_versions(checks)["transformers"] == "9.0.0"
-    (warning,) = [check for check in checks if check.name == "transformers"]
+    found = Diagnosis()
+    environment.check_versions(found)
+    assert found.versions["transformers"] == "9.0.0"
+    (warning,) = [check for check in found.checks if check.name == "transformers"]
     assert warning.status == "warning"
     assert "9.0.0 is not among the tested versions" in warning.message
     assert "pip install 'transformers" in warning.remedy
@@ -190,19 +192,9 @@ def test_an_unwritable_file_is_refused_before_any_work(tmp_path, capsys):
     assert capsys.readouterr().err.startswith("hf-judge: error: ")
 
 
-@pytest.mark.parametrize(("m", "c", "v"), [(4, 0.1, 1.0), (16, 0.05, 1.5), (32, 0.01, 2.0)])
-def test_break_even_is_where_nothing_is_gained(m, c, v):
-    rate = break_even(m, c, v)
-    assert predicted_speedup(expected_accepted(rate, m), m, c, v) == pytest.approx(1, abs=1e-6)
-
-
-def test_a_draft_as_dear_as_the_target_never_pays():
-    assert break_even(8, 1.0, 1.0) is None
-
-
 def test_the_probe_is_longer_than_a_chunk():
     pair = load_pair(4)
-    models = doctor._Models(pair.target, pair.draft, pair.tokenizer, pair.tokenizer, None)
-    long, short = doctor._probe(models)
-    assert long.shape[1] > doctor.PREFILL_CHUNK > short.shape[1] > 0
+    models = Models(pair.target, pair.draft, pair.tokenizer, pair.tokenizer, None)
+    long, short = probe(models)
+    assert long.shape[1] > PREFILL_CHUNK > short.shape[1] > 0
     assert not torch.equal(long[:, : short.shape[1]], short)

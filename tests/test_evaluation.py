@@ -15,9 +15,16 @@ from hf_judge import StrictVerifier, VerdictCode
 from hf_judge.cli import commands as cli
 from hf_judge.cli import evaluate as cli_evaluate
 from hf_judge.evaluation.answers import Answer, Decoding, Pair, evaluate
-from hf_judge.evaluation.figures import best_within, figures, pareto, warnings_of
+from hf_judge.evaluation.figures import (
+    best_within,
+    figures,
+    mcnemar_p,
+    pareto,
+    ratio_interval,
+    warnings_of,
+    wilson_interval,
+)
 from hf_judge.evaluation.given_text import pieces, read_text, runs, score_curves, score_texts, token_details, walk
-from hf_judge.evaluation.significance import mcnemar_p, ratio_interval, wilson_interval
 from hf_judge.evaluation.tasks import load_task
 from hf_judge.rules import RandomVerifier
 from hf_judge.rules.by_name import RULES, Setting, parse_settings
@@ -142,7 +149,7 @@ class TestTasks:
             (None, None, "no task .*: known are world, or the path of a JSONL file"),
             ("{}", "numeric", "line 1: expected a JSON object with 'prompt' and 'answer'"),
             ("{", "numeric", "line 1"),
-            ("", "numeric", "holds no examples"),
+            ("", "numeric", "holds no prompts"),
             ('{"prompt": "a", "answer": "b"}', "numeric", "finds no answer"),
             ('{"prompt": "a", "answer": "b"}', "nummeric", "one of numeric, numeric:PATTERN"),
             ('{"prompt": "a", "answer": "b"}', None, "needs a checker"),

@@ -180,13 +180,23 @@ def test_settings_of_a_checkpoint_do_not_change_how_results_are_read(caplog):
     from test_data import TOKENIZER
     from test_features import llama
 
-    from hf_judge.evaluation.answering import judged_answers, plain_answers
+    from hf_judge.evaluation.answers import Decoding, Method, Pair
+    from hf_judge.evaluation.tasks import Example
     from hf_judge.labelling.greedy import greedy
+    from hf_judge.rules.by_name import Setting
 
     model, prompts = llama(0), ["Tom has", "Ana"]
     ids = [TOKENIZER(text).input_ids for text in prompts]
-    right = greedy(model, TOKENIZER, ids, [6, 6]), plain_answers(model, TOKENIZER, prompts, max_new_tokens=6)
-    judged_right, _ = judged_answers(model, llama(0), TOKENIZER, prompts, StrictVerifier(), max_new_tokens=6)
+    pair, examples = Pair(model, llama(0), TOKENIZER), [Example(text, text, bool) for text in prompts]
+
+    def answers():
+        found = [greedy(model, TOKENIZER, ids, [6, 6])]
+        for rule in ("plain", "strict"):
+            method = Method(pair, Setting(rule), Decoding(max_new_tokens=6, batch_size=2))
+            found.append([answer.tokens for answer in method.answer(examples)])
+        return found
+
+    right = answers()
     as_asked = {
         "return_dict_in_generate": True, "output_scores": True, "output_logits": True, "output_hidden_states": True,
         "output_attentions": True, "num_beams": 2, "num_return_sequences": 2, "max_time": 1e-9,
@@ -194,10 +204,4 @@ def test_settings_of_a_checkpoint_do_not_change_how_results_are_read(caplog):
     }  # fmt: skip
     model.generation_config.update(**as_asked)
     with caplog.at_level(logging.ERROR):
-        assert (
-            greedy(model, TOKENIZER, ids, [6, 6]),
-            plain_answers(model, TOKENIZER, prompts, max_new_tokens=6),
-        ) == right
-        assert (
-            judged_answers(model, llama(0), TOKENIZER, prompts, StrictVerifier(), max_new_tokens=6)[0] == judged_right
-        )
+        assert answers() == right

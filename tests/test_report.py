@@ -14,8 +14,9 @@ import shutil
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from hf_judge.evaluation import report
-from hf_judge.evaluation.report import label, page, result, summary, write_report
+from hf_judge.evaluation import plotting
+from hf_judge.evaluation.figures import label
+from hf_judge.evaluation.report import page, result, summary, write_report
 
 HOSTILE = "</script><script>window.pwned = 1</script><img src=x onerror='window.pwned = 1'>\u2028\x1b[31m &lt;b&gt; '\""
 
@@ -248,8 +249,8 @@ class TestInTheBrowser:
 class TestPlots:
     def test_only_settings_near_plain_are_drawn_and_the_others_are_named(self, tmp_path, monkeypatch):
         drawn = []
-        monkeypatch.setattr(report, "_save_figure", lambda figure, path, dpi: drawn.append(figure))
-        report.plot_accuracy(found()["rules"], tmp_path / "x.png", "forwards_ratio")
+        monkeypatch.setattr(plotting, "_save_figure", lambda figure, path, dpi: drawn.append(figure))
+        plotting.plot_accuracy(found()["rules"], tmp_path / "x.png", "forwards_ratio")
         axes = drawn[0].axes[0]
         assert {text.get_text() for text in axes.texts} == {"plain", "assisted", "judge 0.9"}
         assert all(len(line.get_xdata()) == 1 for line in axes.lines if line.get_marker() != "None")
@@ -260,9 +261,9 @@ class TestPlots:
 
     def test_rules_at_one_place_share_a_name_and_no_two_rules_look_alike(self, tmp_path, monkeypatch):
         drawn = []
-        monkeypatch.setattr(report, "_save_figure", lambda figure, path, dpi: drawn.append(figure))
+        monkeypatch.setattr(plotting, "_save_figure", lambda figure, path, dpi: drawn.append(figure))
         many = [row(f"rule-{i}", 0.5, 0.96, 1 + i / 9) for i in range(14)]
-        report.plot_accuracy([row("plain", None, 0.97, 1.0), *many, row("twin", 0.5, 0.96, 1.0)], "x.png", "speedup")
+        plotting.plot_accuracy([row("plain", None, 0.97, 1.0), *many, row("twin", 0.5, 0.96, 1.0)], "x.png", "speedup")
         axes = drawn[0].axes[0]
         assert "rule-0, twin 0.5" in {text.get_text() for text in axes.texts}
         looks = [(line.get_color(), line.get_marker()) for line in axes.lines if line.get_marker() != "None"]
@@ -270,14 +271,14 @@ class TestPlots:
 
     def test_names_keep_clear_of_each_other(self, tmp_path, monkeypatch):
         drawn = []
-        monkeypatch.setattr(report, "_save_figure", lambda figure, path, dpi: drawn.append(figure))
+        monkeypatch.setattr(plotting, "_save_figure", lambda figure, path, dpi: drawn.append(figure))
         near = [row("judge", i / 10, 0.96 + 0.005 * (i % 3), 2 + i / 50) for i in range(6)]
-        report.plot_accuracy([row("plain", None, 0.97, 1.0), *near], tmp_path / "x.png", "speedup")
+        plotting.plot_accuracy([row("plain", None, 0.97, 1.0), *near], tmp_path / "x.png", "speedup")
         figure = drawn[0]
         renderer = FigureCanvasAgg(figure).get_renderer()
         boxes = [text.get_window_extent(renderer) for text in figure.axes[0].texts]
         assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
     def test_accepted_lengths_of_nothing(self, tmp_path):
-        report.plot_accepted([], tmp_path / "x.png")
+        plotting.plot_accepted([], tmp_path / "x.png")
         assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")

@@ -1,4 +1,4 @@
-"""Make a judge for the embedded pair from target, draft and prompts: labels, features, fit, threshold, figures.
+"""Trains a judge for the embedded pair from target, draft and prompts: labels, features, fit, threshold, figures.
 
     python examples/train_judge/train_demo.py --output-dir out
 
@@ -17,17 +17,21 @@ import argparse
 import json
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 
-from hf_judge import JudgeCandidateVerifier, JudgeHead, StrictVerifier
-from hf_judge.evaluation.answering import judged_answers, plain_answers
+from hf_judge import JudgeHead
+from hf_judge.evaluation.answers import Decoding, Method, Pair, right_answers
+from hf_judge.evaluation.tasks import Example, Task
 from hf_judge.labelling.checkers import NumericChecker
 from hf_judge.labelling.drafts import label_drafts
 from hf_judge.labelling.responses import hash_prompt, load_rows
 from hf_judge.labelling.swaps import mine_swaps
+from hf_judge.rules.by_name import Setting
 from hf_judge.tiny import load_pair
 from hf_judge.tiny.world import Problem, check_answer, first_mistake, problems
 from hf_judge.training.calibration import apply_certificate, calibrate_by_accuracy, calibrate_by_risk, head_scores
@@ -37,16 +41,15 @@ from hf_judge.training.metrics import roc_auc
 
 TRAINED_LAYERS = 4
 MAX_NEW_TOKENS = 256
-NUM_ASSISTANT_TOKENS = 32
+DECODING = Decoding(num_assistant_tokens=32, max_new_tokens=MAX_NEW_TOKENS)
 N_STRICT = 100  # strict verification only gives the scale of accepted tokens
 RISK, CONFIDENCE, MARGIN = 0.05, 0.95, 0.0
-# Share of the prompts that calibrates. Where it has too few mistakes for a certificate of 5%, the task calibrates.
-CALIBRATION_FRACTION = 0.25
+CALIBRATION_FRACTION = 0.25  # of the prompts: too few mistakes for a certificate of 5%, but enough to choose by task
 THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
 
 
 def tasks_of(part: str, n: int) -> list[dict]:
-    """Make prompts; `task_id` names the problem, for the checker and for measuring."""
+    """Return prompts; `task_id` names the problem, for the checker and for measuring."""
     return [
         {"prompt": [{"role": "user", "content": problem.question}], "task_id": f"{part}/{i}"}
         for i, problem in enumerate(problems(n, seed=1, part=part))
@@ -65,13 +68,13 @@ def problem_of(task: dict) -> Problem:
 
 
 def locate(response: str, task: dict) -> tuple[int, int] | None:
-    """Find the first mistake, with the world's checker."""
+    """Find the first mistake, by the world's own checker."""
     return first_mistake(problem_of(task), response)
 
 
-def right(texts: list[str], tasks: list[dict]) -> list[bool]:
-    """Return which final answers are right, with the world's other checker."""
-    return [check_answer(problem_of(task), text) for text, task in zip(texts, tasks, strict=True)]
+def examples_of(tasks: list[dict]) -> Task:
+    """Return the tasks with the world's other checker: whether the final answer is right."""
+    return Task("world", [Example(t["task_id"], t["prompt"], partial(check_answer, problem_of(t))) for t in tasks])
 
 
 def load(pair_directory: str | None):
@@ -81,7 +84,7 @@ def load(pair_directory: str | None):
 
 
 def make_judge(way: str, directory: Path, pair_directory: str | None, n_prompts: int) -> dict:
-    """Label, extract, fit and calibrate, and return the reports of the steps."""
+    """Label, extract, fit and calibrate; return the messages of the steps."""
     pair, tasks, labels = load(pair_directory), tasks_of("label", n_prompts), directory / way / "labels.jsonl"
     directory = directory / way
     directory.mkdir(parents=True, exist_ok=True)
@@ -130,58 +133,46 @@ def make_judge(way: str, directory: Path, pair_directory: str | None, n_prompts:
 
 
 def by_task(pair, head: JudgeHead, tasks: list[dict]):
-    """Calibrate on answers: as many must be right as the target's own."""
-    prompts, options = [task["prompt"] for task in tasks], {"max_new_tokens": MAX_NEW_TOKENS}
+    """Calibrate on answers: as many must be right as with the target alone."""
+    judged_pair, task = Pair(pair.target, pair.draft, pair.tokenizer, {"judge": head}), examples_of(tasks)
 
     def judged_right(threshold: float) -> list[bool]:
-        verifier = JudgeCandidateVerifier(head, threshold)
-        texts, _ = judged_answers(
-            pair.target,
-            pair.draft,
-            pair.tokenizer,
-            prompts,
-            verifier,
-            num_assistant_tokens=NUM_ASSISTANT_TOKENS,
-            **options,
-        )
-        return right(texts, tasks)
+        return right_answers(judged_pair, task, Setting("judge", threshold), DECODING, desc=f"Judged at {threshold}")
 
-    plain = right(plain_answers(pair.target, pair.tokenizer, prompts, batch_size=64, **options), tasks)
-    return calibrate_by_accuracy(plain, judged_right, margin=MARGIN, thresholds=THRESHOLDS)
+    return calibrate_by_accuracy(plain_right(pair, task), judged_right, margin=MARGIN, thresholds=THRESHOLDS)
+
+
+def plain_right(pair, task: Task) -> list[bool]:
+    """Return which of the target's own answers are right."""
+    batched = replace(DECODING, batch_size=64)
+    return right_answers(
+        Pair(pair.target, pair.draft, pair.tokenizer), task, Setting("plain"), batched, desc="Target's answers"
+    )
 
 
 def measure_target(directory: Path, pair_directory: str | None, n_problems: int) -> dict:
-    """Answer held-out problems with the target, and label the draft's answers to them: held-out tokens."""
+    """Answer held-out problems with the target, and extract held-out tokens: the draft's answers, labelled."""
     pair, tasks = load(pair_directory), tasks_of("test", n_problems)
     options = {"max_new_tokens": MAX_NEW_TOKENS, "batch_size": 64}
-    texts = plain_answers(pair.target, pair.tokenizer, [task["prompt"] for task in tasks], **options)
     held_out = directory / "held_out"
     held_out.mkdir(parents=True, exist_ok=True)
     label_drafts(pair.draft, pair.tokenizer, tasks, locate, held_out / "labels.jsonl", **options)
     rows = load_rows(held_out / "labels.jsonl")
     extract_features(pair.target, pair.tokenizer, rows, held_out / "features", batch_size=32)
-    return {"right": right(texts, tasks), "draft_accuracy": sum(not row.mistakes for row in rows) / len(rows)}
+    return {
+        "right": plain_right(pair, examples_of(tasks)),
+        "draft_accuracy": sum(not row.mistakes for row in rows) / len(rows),
+    }
 
 
 def measure_rule(way: str, directory: Path, pair_directory: str | None, span: range) -> dict:
     """Answer some held-out problems under a head, or under strict verification."""
     pair, tasks = load(pair_directory), tasks_of("test", span.stop)[span.start :]
-    verifier = (
-        StrictVerifier()
-        if way == "strict"
-        else JudgeCandidateVerifier(JudgeHead.from_pretrained(directory / way / "judge"))
-    )
-    texts, stats = judged_answers(
-        pair.target,
-        pair.draft,
-        pair.tokenizer,
-        [task["prompt"] for task in tasks],
-        verifier,
-        num_assistant_tokens=NUM_ASSISTANT_TOKENS,
-        max_new_tokens=MAX_NEW_TOKENS,
-        desc=way,
-    )
-    return {"right": right(texts, tasks), "stats": stats}
+    heads = {} if way == "strict" else {"judge": JudgeHead.from_pretrained(directory / way / "judge")}
+    pair = Pair(pair.target, pair.draft, pair.tokenizer, heads)
+    method = Method(pair, Setting("judge" if heads else "strict"), DECODING)
+    answers = [method.answer([example])[0] for example in examples_of(tasks).examples]
+    return {"right": [answer.right for answer in answers], "stats": method.verifier.stats}
 
 
 def main() -> None:

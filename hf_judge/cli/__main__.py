@@ -1,4 +1,4 @@
-"""``python -m hf_judge.cli``."""
+"""Runs the command line as ``python -m hf_judge.cli``."""
 
 import sys
 

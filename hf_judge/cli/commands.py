@@ -1,163 +1,33 @@
-"""The command line, ``hf-judge``: parses, calls the library, prints. The only module of the package that prints."""
+"""Runs the command line ``hf-judge``: its parser, the subcommands ``generate`` and ``push``, and its errors."""
 
 from __future__ import annotations
 
 import argparse
 import io
-import os
 import sys
 import typing
 
 import torch
 from safetensors import SafetensorError
-from tqdm import tqdm
 
 import hf_judge
 from hf_judge.cli.bench import add_bench
+from hf_judge.cli.demo import add_demo
 from hf_judge.cli.doctor import add_doctor
 from hf_judge.cli.evaluate import add_evaluate
-from hf_judge.cli.options import write_json
-from hf_judge.cli.terminal import positive, printable, table
+from hf_judge.cli.terminal import positive, printable
 from hf_judge.cli.train import add_training_commands
-from hf_judge.decoding.loop import VerdictStreamer
-from hf_judge.evaluation.detokenizer import Detokenizer
+from hf_judge.cli.verdicts import VerdictPrinter, describe, use_colour
 from hf_judge.evaluation.loading import load_draft_tokenizer, load_tokenizer, loading
-from hf_judge.files.durable import check_writable
 from hf_judge.files.jsonl import decode_text
 from hf_judge.labelling.greedy import ANSWER_ALONE
 from hf_judge.labelling.prompts import encode_prompt
 from hf_judge.upstream.devices import input_device
 from hf_judge.upstream.generation import tokenizer_arguments
-from hf_judge.verify.stats import JudgeStats, VerdictCode
-
-# how a token of each verdict is marked, with and without colour
-MARKS = {
-    VerdictCode.MATCHED: ("", ""),
-    VerdictCode.RESCUED: ("[", "]"),
-    VerdictCode.CORRECTED: ("<", ">"),
-    VerdictCode.BONUS: ("{", "}"),
-}
-COLOURS = {
-    VerdictCode.MATCHED: "",
-    VerdictCode.RESCUED: "\033[1;32m",
-    VerdictCode.CORRECTED: "\033[1;31m",
-    VerdictCode.BONUS: "\033[36m",
-}
-MEANINGS = {
-    VerdictCode.MATCHED: "matched: drafted, the target says the same",
-    VerdictCode.RESCUED: "rescued: drafted, different, and the judge accepts it",
-    VerdictCode.CORRECTED: "corrected: the target's own token in place of a rejected one",
-    VerdictCode.BONUS: "bonus: the target's own token after a whole draft",
-}
-
-
-class VerdictPrinter(VerdictStreamer):
-    """Prints tokens as they come, marked by verdict.
-
-    Args:
-        tokenizer: decodes the tokens.
-        colour: mark with colours as well.
-    """
-
-    def __init__(self, tokenizer, *, colour: bool):
-        self._texts, self._colour = Detokenizer(tokenizer), colour
-        self._prompt_seen = False
-        self._codes = []  # of tokens that are to come
-        self._waiting = []  # codes of tokens whose text is not settled yet: a character may span several
-
-    def put_verdicts(self, codes: torch.Tensor) -> None:
-        self._codes += codes.tolist()
-
-    def put(self, value: torch.Tensor) -> None:
-        if not self._prompt_seen:  # generate() sends the prompt first
-            self._prompt_seen = True
-            return
-        for token in value.flatten().tolist():
-            self._waiting.append(self._codes.pop(0) if self._codes else VerdictCode.BONUS)
-            self._print(self._texts.put(token))
-
-    def end(self) -> None:
-        self._print(self._texts.end())
-        print(flush=True)
-
-    def _print(self, texts: list[str]) -> None:
-        for text in texts:
-            print(self.mark(text, VerdictCode(self._waiting.pop(0))), end="", flush=True)
-
-    def mark(self, text: str, code: VerdictCode) -> str:
-        """The text with its marks; leading blanks stay outside them."""
-        text = printable(text)
-        word = text.lstrip(" ")
-        if not word:
-            return text
-        left, right = MARKS[code]
-        marked = text[: len(text) - len(word)] + left + word + right
-        colour = COLOURS[code] if self._colour else ""
-        return f"{colour}{marked}\033[0m" if colour else marked
-
-    def legend(self) -> str:
-        """One line per verdict."""
-        return "\n".join("  " + self.mark(meaning, code) for code, meaning in MEANINGS.items())
-
-
-def run_demo(args: argparse.Namespace) -> None:
-    from hf_judge.evaluation.demo import compare, stream_problem
-    from hf_judge.tiny.pair import load_pair
-    from hf_judge.tiny.world import problems
-
-    if args.problems < 1:
-        raise ValueError(f"--problems must be at least 1, got {args.problems}")
-    if args.json:
-        check_writable(args.json)
-    pair = load_pair()
-    held_out = problems(args.problems + 1, seed=args.seed)
-    printer = VerdictPrinter(pair.tokenizer, colour=use_colour())
-    print("The embedded pair: a 24-layer target (4 trained layers, the others add zero) and a 2-layer draft.\n")
-    print(f"Question: {held_out[0].question}\n\nJudged answer, as it is decoded:\n")
-    stats = stream_problem(pair, held_out[0], printer, args.num_assistant_tokens)
-    print(f"\n{printer.legend()}\n\n{describe(stats)}\n")
-    with tqdm(total=3 * args.problems, desc="Answering in three ways", unit="answer", leave=False) as bar:
-        figures = compare(
-            pair, held_out[1:], num_assistant_tokens=args.num_assistant_tokens, on_answer=lambda: bar.update()
-        )
-    print(demo_table(figures, args.problems))
-    write_json(args.json, figures)
-
-
-def describe(stats: JudgeStats) -> str:
-    """One sentence about a generation."""
-    return (
-        f"{stats.new_tokens} tokens in {stats.target_forwards} target forwards "
-        f"({stats.tokens_per_forward:.1f} per forward; {stats.rescued} rescued, {stats.corrected} corrected)"
-    )
-
-
-def demo_table(figures: dict[str, dict[str, float]], n_problems: int) -> str:
-    """The demo's table."""
-    names = {"plain": "plain generate", "assisted": "assisted (upstream)", "judged": "judged"}
-    rows = [["", f"accuracy ({n_problems})", "tokens/forward", "accepted/forward", "tokens/s", "ratio to plain"]]
-    for way, values in figures.items():
-        accepted = f"{values['accepted_per_forward']:.1f}" if "accepted_per_forward" in values else "-"
-        rows.append(
-            [
-                names[way],
-                f"{values['accuracy']:.1%}",
-                f"{values['tokens_per_forward']:.1f}",
-                accepted,
-                f"{values['tokens_per_second']:.0f}",
-                f"{values['ratio_to_plain']:.2f}x",
-            ]
-        )
-    return table(rows)
-
-
-def use_colour() -> bool:
-    """Colour on a terminal, unless NO_COLOR is set (no-color.org)."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong with a command line as every other error is said; subcommands inherit it."""
+    """Reports a wrong command line in the same way as every other error; subcommands inherit it."""
 
     def error(self, message: str) -> typing.NoReturn:
         command = self.prog.removeprefix("hf-judge").strip()
@@ -166,7 +36,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of every subcommand."""
+    """Build the parser of all subcommands."""
     parser = _Parser(prog="hf-judge", description="Judge Decoding for Hugging Face generate().")
     parser.add_argument("--version", action="version", version=f"hf-judge {hf_judge.__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="command")
@@ -180,19 +50,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_demo(commands) -> None:
-    demo = commands.add_parser(
-        "demo", help="see the embedded pair at work: one streamed answer, then three ways compared"
-    )
-    demo.add_argument("--problems", type=int, default=20, metavar="N", help="held-out problems to answer (default: 20)")
-    demo.add_argument(
-        "--num-assistant-tokens", type=int, default=32, metavar="M", help="drafted tokens per round (default: 32)"
-    )
-    demo.add_argument("--seed", type=int, default=0, metavar="S", help="which held-out problems (default: 0)")
-    demo.add_argument("--json", metavar="PATH", help="write the figures to this file")
-    demo.set_defaults(run=run_demo)
-
-
 def add_generate(commands) -> None:
     generate = commands.add_parser("generate", help="answer a prompt, streaming, every token marked by its verdict")
     generate.add_argument("--model", required=True, metavar="ID", help="the target: Hub id or directory")
@@ -202,13 +59,13 @@ def add_generate(commands) -> None:
     )
     generate.add_argument("--prompt", required=True, metavar="TEXT", help="what to answer; - reads standard input")
     generate.add_argument("--chat", action="store_true", help="put the prompt into the model's chat template")
-    generate.add_argument("--max-new-tokens", type=positive, default=256, metavar="N", help="default: 256")
+    generate.add_argument("--max-new-tokens", type=positive, default=256, metavar="N", help="limit (default: 256)")
     generate.add_argument("--num-assistant-tokens", type=int, metavar="M", help="drafted tokens per round")
     generate.add_argument(
         "--judge-threshold", type=float, metavar="T", help="0 lenient, 1 strict (default: the head's)"
     )
     generate.add_argument("--sample", action="store_true", help="sample (default: greedy)")
-    generate.add_argument("--device-map", default="auto", metavar="MAP", help="where the models go (default: auto)")
+    generate.add_argument("--device-map", default="auto", metavar="MAP", help="as in from_pretrained (default: auto)")
     generate.set_defaults(run=run_generate)
 
 
@@ -245,23 +102,23 @@ def run_generate(args: argparse.Namespace) -> None:
 
 
 def read_standard_input() -> str:
-    """All of standard input, read by the rules of every other text of a user.
+    """Read all of standard input, by the rules for every other text of a user.
 
     Raises:
-        ValueError: it is no UTF-8.
+        ValueError: the input is not UTF-8.
     """
-    raw = getattr(sys.stdin, "buffer", None)  # a stand-in may have text alone
+    raw = getattr(sys.stdin, "buffer", None)  # an object in its place may have text only
     return sys.stdin.read().removeprefix("\ufeff") if raw is None else decode_text(raw.read(), "standard input")
 
 
 def add_push(commands) -> None:
     push = commands.add_parser("push", help="publish a judge head with a card, and an entry for custom_generate")
     push.add_argument("head", metavar="DIR", help="directory of the head")
-    push.add_argument("repo_id", metavar="USER/REPO", help="where to")
-    push.add_argument("--base", metavar="ID", help="Hub id of the target, where the head does not name it")
+    push.add_argument("repo_id", metavar="USER/REPO", help="repository on the Hub")
+    push.add_argument("--base", metavar="ID", help="Hub id of the target, if the head does not name it")
     push.add_argument("--private", action="store_true", default=None, help="make a new repository private")
     push.add_argument("--revision", metavar="BRANCH", help="branch to write to (default: main)")
-    push.add_argument("--commit-message", metavar="TEXT", help="default: Publish a judge head")
+    push.add_argument("--commit-message", metavar="TEXT", help="message of the commit (default: Publish a judge head)")
     push.add_argument("--create-pr", action="store_true", help="open a pull request instead of writing to the branch")
     push.set_defaults(run=run_push)
 
@@ -281,14 +138,21 @@ def run_push(args: argparse.Namespace) -> None:
 
 
 def print_error(message: str) -> None:
-    """One line on stderr, whatever the message quotes."""
+    """Print an error as one line on stderr, whatever the message quotes."""
     print(f"hf-judge: error: {printable(' '.join(message.split()))}", file=sys.stderr)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; errors a user can mend are one line on stderr and exit code 2."""
+    """Run one command and return its exit code.
+
+    Args:
+        argv: the arguments; None: those of the process.
+
+    Returns:
+        0; 2 after an error that a user can mend, which is one line on stderr; what the command itself returns.
+    """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal may know fewer characters than a model
+        if isinstance(stream, io.TextIOWrapper):  # a terminal may support fewer characters than a model
             stream.reconfigure(errors="replace")
     args = build_parser().parse_args(argv)
     args.argv = sys.argv[1:] if argv is None else argv

@@ -1,4 +1,4 @@
-"""``hf-judge doctor``: one line per check, with a remedy where something is wrong. Prints, as `cli` does."""
+"""Prints one line per check, with a remedy where something is wrong: the subcommand ``doctor``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import argparse
 import json
 from pathlib import Path
 
+from hf_judge.cli.options import add_pair
 from hf_judge.cli.terminal import printable
+from hf_judge.doctor.run import diagnose
 
 MARKS = {"ok": "ok", "warning": "WARNING", "problem": "PROBLEM"}
 
@@ -15,20 +17,19 @@ def add_doctor(commands) -> None:
     doctor = commands.add_parser(
         "doctor", help="check versions, devices and a pair of models; what a bug report starts with"
     )
-    doctor.add_argument("--target", metavar="MODEL", help="Hub id or directory (default: the embedded pair)")
-    doctor.add_argument("--draft", metavar="MODEL", help="Hub id or directory (default: the target itself)")
+    add_pair(
+        doctor,
+        target_help="the large model: Hub id or directory (default: the embedded pair)",
+        draft_help="the small model: Hub id or directory (default: the target itself)",
+    )
     doctor.add_argument("--judge", metavar="ID", help="the judge head: Hub id or directory")
-    doctor.add_argument("--dtype", default="auto", help="dtype of both models (default: auto)")
-    doctor.add_argument("--device-map", metavar="MAP", help="where both models go, e.g. auto")
     doctor.add_argument("--json", metavar="FILE", help="write everything that was found to this file")
     doctor.set_defaults(run=run_doctor)
 
 
 def run_doctor(args: argparse.Namespace) -> int:
-    from hf_judge.doctor import diagnose
-
     if args.json:
-        Path(args.json).touch()  # now, not after the work is done
+        Path(args.json).touch()  # an unwritable file is refused now, not after the work is done
     found = diagnose(args.target, args.draft, args.judge, dtype=args.dtype, device_map=args.device_map)
     for check in found.checks:
         print(f"{MARKS[check.status]:8}{check.name}: {printable(check.message)}")

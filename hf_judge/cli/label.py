@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from hf_judge.cli.inputs import add_models, add_tasks, checker_of, load_model, read_tasks
+from hf_judge.cli.options import add_pair, add_tasks, checker_of, load_model, read_tasks
 from hf_judge.cli.terminal import above_zero, natural, positive, printable
 from hf_judge.evaluation.loading import load_tokenizer, load_tokenizers
 from hf_judge.files.durable import check_writable
@@ -37,7 +37,7 @@ def add_mine(commands) -> None:
             "(default: swap)"
         ),
     )
-    add_models(mine, target_required=False)
+    add_pair(mine, draft_required=True)
     add_tasks(mine)
     mine.add_argument(
         "--output", required=True, metavar="PATH", help="JSONL file of labelled responses; rerun to resume"

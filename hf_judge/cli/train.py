@@ -6,23 +6,23 @@ import argparse
 import dataclasses
 import json
 import logging
-import sys
 import typing
 from pathlib import Path
 
-from hf_judge.cli.inputs import add_models, add_tasks, checker_of, load_model, read_tasks
 from hf_judge.cli.label import add_info, add_mine, widths
-from hf_judge.cli.terminal import positive, printable, share
-from hf_judge.evaluation.answering import judged_answers, plain_answers, right_answers
+from hf_judge.cli.options import add_pair, add_tasks, checker_of, load_model
+from hf_judge.cli.terminal import positive, share, warn
+from hf_judge.evaluation.answers import Decoding, Pair, right_answers
 from hf_judge.evaluation.loading import load_tokenizer, load_tokenizers
+from hf_judge.evaluation.tasks import file_task
 from hf_judge.files.jsonl import listed
 from hf_judge.head.config import HIDDEN_STATES
 from hf_judge.head.distributions import DRAFT_FEATURES, EXTRA_FEATURES
 from hf_judge.head.judge_head import JudgeHead
 from hf_judge.labelling.jobs import processes
-from hf_judge.labelling.prompts import Prompt, RefusedPrompt, encode_prompt, prompt_of
 from hf_judge.labelling.responses import HOLDS, load_named
 from hf_judge.labelling.tokens import AFTER_MISTAKE, ON_CUT_TOKEN
+from hf_judge.rules.by_name import Setting
 from hf_judge.training.arguments import JudgeTrainingArguments
 from hf_judge.training.calibration import (
     UNITS,
@@ -39,7 +39,6 @@ from hf_judge.training.extraction import extract_features
 from hf_judge.training.fit import PROMPTS_NAME, train_judge
 from hf_judge.training.metrics import THRESHOLDS
 from hf_judge.training.store import FeatureStore
-from hf_judge.verify.rule import JudgeCandidateVerifier
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +55,7 @@ def add_training_commands(commands) -> None:
 def add_features(commands) -> None:
     features = commands.add_parser("features", help="run the target over labelled responses")
     needing = " and ".join(DRAFT_FEATURES)
-    add_models(features, draft_required=False, draft=f", for the extra features {needing}")
+    add_pair(features, target_required=True, draft_help=f"the small model, for the extra features {needing}")
     features.add_argument("--data", required=True, nargs="+", metavar="PATH", help="JSONL files or saved datasets")
     features.add_argument("--output", required=True, metavar="DIR", help="directory of shards; rerun to resume")
     features.add_argument(
@@ -177,7 +176,7 @@ def add_calibrate(commands) -> None:
         "--num-assistant-tokens", type=positive, default=32, metavar="N", help="drafted tokens per round (default: 32)"
     )
     task.add_argument("--strict", action="store_true", help="stop at a prompt that the models refuse")
-    add_models(task, target_required=False, draft_required=False)
+    add_pair(task)
     add_tasks(task, required=False)
     calibrate.set_defaults(run=run_calibrate)
 
@@ -214,49 +213,23 @@ def _calibrate_by_task(head: JudgeHead, args: argparse.Namespace) -> AccuracyCer
     check_tells_apart(head)
     check_margin(args.margin)
     check_thresholds(args.thresholds)
-    checker = checker_of(args)
-    tasks, names = read_tasks(args.prompts, checker)
+    task = file_task(args.prompts, checker_of(args), args.checker)
     tokenizer, draft_tokenizer = load_tokenizers(args.target, args.draft)
-    tasks, prompts = _encodable(tokenizer, tasks, names, strict=args.strict)
-    check_margin(args.margin, len(tasks))  # before the models work for hours
-    target, draft = load_model(args.target, args), load_model(args.draft, args)
-    options = {"max_new_tokens": args.max_new_tokens}
-
-    def judged_right(threshold: float) -> list[bool]:
-        texts, _ = judged_answers(
-            target,
-            draft,
-            tokenizer,
-            prompts,
-            JudgeCandidateVerifier(head, threshold),
-            num_assistant_tokens=args.num_assistant_tokens,
-            desc=f"Judged at {threshold:g}",
-            draft_tokenizer=draft_tokenizer,
-            **options,
-        )
-        return right_answers(texts, tasks, checker)
-
-    texts = plain_answers(target, tokenizer, prompts, batch_size=args.batch_size, **options)
-    return calibrate_by_accuracy(
-        right_answers(texts, tasks, checker), judged_right, margin=args.margin, thresholds=args.thresholds
-    )
-
-
-def _encodable(tokenizer, tasks: list[dict], names: list[str], *, strict: bool) -> tuple[list[dict], list[Prompt]]:
-    """Return the tasks whose prompts the tokenizer takes; the others are listed on stderr."""
-    usable, refused = [], []
-    for task, name in zip(tasks, names, strict=True):
-        try:
-            encode_prompt(tokenizer, prompt_of(task))
-            usable.append(task)
-        except RefusedPrompt as error:
-            refused.append((name, str(error)))
-    if refused and (strict or not usable):
-        raise RefusedPrompt(": ".join(refused[0]))
+    n = len(task.examples)
+    task, refused = task.usable(tokenizer, strict=args.strict)
     if refused:
-        lines = [f"hf-judge: warning: {len(refused)} of {len(tasks)} prompts refused:", *listed(refused)]
-        print(printable("\n".join(lines)), file=sys.stderr)
-    return usable, [prompt_of(task) for task in usable]
+        warn(["\n".join([f"{len(refused)} of {n} prompts refused:", *listed(refused)])])
+    check_margin(args.margin, len(task.examples))  # before the models work for hours
+    target, draft = load_model(args.target, args), load_model(args.draft, args)
+    pair = Pair(target, draft, tokenizer, {"judge": head}, draft_tokenizer=draft_tokenizer)
+    one_by_one = Decoding(args.num_assistant_tokens, args.max_new_tokens)
+    batched = dataclasses.replace(one_by_one, batch_size=args.batch_size)
+    return calibrate_by_accuracy(
+        right_answers(pair, task, Setting("plain"), batched, desc="Target's answers"),
+        lambda t: right_answers(pair, task, Setting("judge", t), one_by_one, desc=f"Judged at {t:g}"),
+        margin=args.margin,
+        thresholds=args.thresholds,
+    )
 
 
 def read_fit_prompts(path: Path) -> list[str]:

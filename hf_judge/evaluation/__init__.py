@@ -1,5 +1,5 @@
-"""Accuracy beside speed: the rules compared on the same work, and the report."""
+"""Measures accuracy beside speed: rules compared on the same work, and the report."""
 
-from hf_judge.evaluation.answers import Answer, Decoding, Pair, Way, evaluate, hash_seed, left_padded, up_to_end
+from hf_judge.evaluation.answers import Answer, Decoding, Method, Pair, evaluate, hash_seed, left_padded, up_to_end
 
-__all__ = ["Answer", "Decoding", "Pair", "Way", "evaluate", "hash_seed", "left_padded", "up_to_end"]
+__all__ = ["Answer", "Decoding", "Method", "Pair", "evaluate", "hash_seed", "left_padded", "up_to_end"]

@@ -1,37 +1,36 @@
-"""Compares acceptance rules on the same work: accuracy, length, forwards, time; answer by answer, resumable.
+"""Answers every example of a task under every setting: one process, one order, resumable.
 
-The literature warns that accepted length misleads (a lossy rule may double the answers): what counts is accuracy beside
-wall time per answer. What the answers amount to is for `figures`; knows nothing about pages or the terminal.
+The literature warns that accepted length misleads, since a lossy rule may write answers twice as long. What counts is
+accuracy beside wall time per answer; `figures` computes both from the answers.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import tqdm
 
-from hf_judge.evaluation.demo import count_forwards, draft_length
+from hf_judge.evaluation.instruments import count_forwards, draft_settings
 from hf_judge.evaluation.tasks import Example, Task
 from hf_judge.files.durable import Journal
 from hf_judge.head.compatibility import check_pair
 from hf_judge.head.judge_head import JudgeHead
-from hf_judge.labelling.greedy import ANSWER_ALONE
-from hf_judge.labelling.prompts import Prompt, RefusedPrompt, encode_prompt
+from hf_judge.labelling.greedy import ANSWER_ALONE, stop_tokens_of
+from hf_judge.labelling.prompts import Prompt, encode_prompt
 from hf_judge.modeling.classes import judged
+from hf_judge.modeling.keywords import constant_drafts
 from hf_judge.rules.by_name import Setting, make_verifier
 from hf_judge.upstream.devices import input_device
 from hf_judge.upstream.generation import tokenizer_arguments
 from hf_judge.verify.stats import VerdictCode
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -46,7 +45,7 @@ class Pair:
     draft: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     heads: dict[str, JudgeHead] = field(default_factory=dict)  # "judge", "judge:NAME", "autojudge"
-    name: str = ""  # goes into the record of a run
+    name: str = ""  # written into the record of a run
     draft_tokenizer: PreTrainedTokenizerBase | None = None  # None: the target's
     tokenizers: dict = field(init=False, repr=False)  # keywords of `generate()` with this draft
 
@@ -58,39 +57,21 @@ class Pair:
         self.tokenizers = tokenizer_arguments(self.target, self.draft, self.tokenizer, other or self.tokenizer)
 
     @property
-    def stop_ids(self) -> set[int]:
-        """Tokens that end an answer."""
-        stop = self.target.generation_config.eos_token_id
-        return set() if stop is None else {stop} if isinstance(stop, int) else set(stop)
+    def stop_tokens(self) -> set[int]:
+        """Tokens that end an answer of the target."""
+        return stop_tokens_of(self.target)
 
     def encode(self, prompt: str | list[dict] | Prompt) -> torch.LongTensor:
-        """The prompt's ids, (1, n) long; chat messages go through the chat template.
+        """Return the prompt's ids, (1, n) long; chat messages are put into the chat template.
 
         Raises:
-            RefusedPrompt: the chat template or the tokenizer does not take it.
+            RefusedPrompt: the chat template or the tokenizer does not take the prompt.
         """
         return torch.tensor([encode_prompt(self.tokenizer, prompt)[1]], device=input_device(self.target))
 
-    def usable(self, task: Task, *, strict: bool = False) -> tuple[Task, list[tuple[str, str]]]:
-        """The task without the examples whose prompts cannot be encoded, and where those stand and why.
-
-        Args:
-            strict: stop at the first such example.
-
-        Raises:
-            RefusedPrompt: none is left; with `strict`, one is refused.
-        """
-        examples, refused = [], []
-        for example in task.examples:
-            try:
-                encode_prompt(self.tokenizer, example.prompt)
-                examples.append(example)
-            except RefusedPrompt as error:
-                refused.append((task.where(example), str(error)))
-        if refused and (strict or not examples):
-            all_of_them = "" if examples else f"all {len(refused)} prompts were refused; "
-            raise RefusedPrompt(f"{all_of_them}{': '.join(refused[0])}")
-        return replace(task, examples=examples), refused
+    def text(self, tokens: list[int]) -> str:
+        """Return the text of an answer."""
+        return self.tokenizer.decode(tokens, skip_special_tokens=True)
 
 
 @dataclass(frozen=True)
@@ -100,8 +81,8 @@ class Decoding:
     num_assistant_tokens: int = 16
     max_new_tokens: int = 256
     temperature: float = 0.0  # 0: greedy
-    seed: int = 0  # of sampling; every example has its own stream
-    batch_size: int = 1  # answers at once; times are then those of a batch, shared by its answers
+    seed: int = 0  # for sampling; every example has a random stream of its own
+    batch_size: int = 1  # answers at once; their time is then the batch's, divided equally
 
     def __post_init__(self):
         for name in ("num_assistant_tokens", "max_new_tokens", "batch_size"):
@@ -141,6 +122,94 @@ class Answer:
 Answers = dict[Setting, dict[str, Answer]]  # setting -> name of the example -> answer
 
 
+class Method:
+    """Answers examples with a pair under one setting.
+
+    Args:
+        pair: the models.
+        setting: a baseline, or a rule at one value.
+        decoding: draft length, answer length, sampling.
+
+    Raises:
+        ValueError: the setting cannot be batched, or its value is out of the rule's range.
+    """
+
+    def __init__(self, pair: Pair, setting: Setting, decoding: Decoding):
+        self._pair, self._decoding = pair, decoding
+        if setting.rule == "assisted" and decoding.batch_size > 1:
+            raise ValueError(
+                "upstream's assisted generation serves one prompt at a time: leave out 'assisted' or set batch_size 1"
+            )
+        self.verifier = make_verifier(setting, pair.heads)
+        if self.verifier is not None:
+            chosen = constant_drafts(pair.draft, self.verifier, decoding.num_assistant_tokens, **pair.tokenizers)
+        elif setting.rule == "assisted":
+            chosen = {"judge": False, "assistant_model": pair.draft, **pair.tokenizers}
+        else:
+            chosen = {"judge": False}
+        if decoding.temperature > 0:
+            chosen |= {"do_sample": True, "temperature": decoding.temperature, "top_k": 0, "top_p": 1.0}
+        else:
+            chosen["do_sample"] = False
+        self._keywords = ANSWER_ALONE | {"return_dict_in_generate": True} | chosen
+
+    def generate(self, prompts: list[torch.LongTensor], **more):
+        """Generate behind some prompts at once.
+
+        Args:
+            prompts: ids, (n,) long each.
+            **more: further keywords of `generate()`; `max_new_tokens` is the decoding's unless given here.
+
+        Returns:
+            The output of `generate()`, a dictionary of tensors.
+        """
+        pair, decoding = self._pair, self._decoding
+        ids, mask = left_padded(prompts)
+        keywords = {"max_new_tokens": decoding.max_new_tokens} | self._keywords | more
+        with draft_settings(pair.draft, decoding.num_assistant_tokens):
+            return pair.target.generate(ids, attention_mask=mask, **keywords)
+
+    def answer(self, examples: list[Example], **more) -> list[Answer]:
+        """Answer some examples at once.
+
+        Args:
+            examples: as many as the decoding's batch size, or fewer.
+            **more: see [`generate`].
+        """
+        prompts = [self._pair.encode(example.prompt)[0] for example in examples]
+        if self._decoding.temperature > 0:
+            torch.manual_seed(hash_seed(self._decoding.seed, examples[0].name))
+        with count_forwards(self._pair.target) as forwards:
+            start = time.perf_counter()
+            output = self.generate(prompts, **more)
+            sequences = output.sequences[:, max(map(len, prompts)) :].tolist()
+            seconds = (time.perf_counter() - start) / len(examples)
+        verdicts = [None] * len(examples) if self.verifier is None else output.verdicts.tolist()
+        answers = []
+        for example, tokens, codes in zip(examples, sequences, verdicts, strict=True):
+            tokens, codes = self._without_padding(tokens, codes)
+            right = bool(example.is_right(self._pair.text(tokens)))
+            answers.append(Answer(tokens, codes, right, seconds, forwards=0))
+        # A prompt takes part in its own rounds, and in what came before the first one: the pass over the prompts.
+        rounds = [len(a.tokens) if a.codes is None else len(a.accepted_lengths) for a in answers]
+        for answer, n_rounds in zip(answers, rounds, strict=True):
+            answer.forwards = forwards.count - max(rounds) + n_rounds
+        if self.verifier is not None:
+            stats = output.judge_stats
+            phases = (stats.seconds_drafting, stats.seconds_verifying, stats.seconds_judging, stats.seconds_rest)
+            for answer in answers:  # measured for the whole batch only
+                answer.drafted = stats.drafted / len(answers)
+                answer.seconds_by_phase = [phase / len(answers) for phase in phases]
+        return answers
+
+    def _without_padding(self, tokens: list[int], codes: list[int] | None) -> tuple[list[int], list[int] | None]:
+        """Cut off the padding, which makes all answers of a batch as long as the longest."""
+        if codes is not None:
+            n = sum(code != VerdictCode.PADDING for code in codes)
+            return tokens[:n], codes[:n]
+        return up_to_end(tokens, self._pair.stop_tokens), None
+
+
 def evaluate(
     pair: Pair,
     task: Task,
@@ -155,48 +224,32 @@ def evaluate(
     Args:
         pair: the models.
         task: the work.
-        settings: the first must be "plain".
+        settings: "plain" first.
         decoding: the same for all settings.
-        journal_dir: keeps every finished answer; a run that was interrupted goes on there. None: nothing is kept.
-        on_answer: called with the number of answers that came about, those of an earlier run first.
+        journal_dir: directory that keeps every finished answer; an interrupted run continues from it. None: nothing is
+            kept.
+        on_answer: receives the number of new answers, those of an earlier run first.
 
     Returns:
         The answers.
 
     Raises:
-        ValueError: `journal_dir` holds answers of another run; "plain" is not the first setting; a setting that cannot
+        ValueError: `journal_dir` holds answers of another run, "plain" is not the first setting, or a setting cannot
             be batched.
     """
     if not settings or settings[0].rule != "plain":
         raise ValueError("the first setting must be 'plain', which the others are compared with")
-    answers = {setting: {} for setting in settings}
+    methods = {setting: Method(pair, setting, decoding) for setting in settings}
     record = {"pair": pair.name, "task": task.name, "decoding": asdict(decoding)}
     with contextlib.ExitStack() as stack:
-        journal, done = None, {}
-        if journal_dir is not None:
-            journal = stack.enter_context(Journal(journal_dir, record))
-            done = journal.finished()
-        # answers of another head must not be taken for this one's, whatever directory it was loaded from
-        prints = {rule: f" ({_fingerprint(head)})" for rule, head in pair.heads.items()}
-        todo, n = [], decoding.batch_size
-        for number, start in enumerate(range(0, len(task.examples), n)):
-            turn = number % len(settings)  # whoever goes first pays for cold caches: take turns
-            for setting in settings[turn:] + settings[:turn]:
-                batch = []
-                for example in task.examples[start : start + n]:
-                    key = f"{setting.name}{prints.get(setting.rule, '')} | {example.name}"
-                    if key in done:
-                        answers[setting][example.name] = Answer(**done[key])
-                    else:
-                        batch.append((example, key))
-                if batch:
-                    todo.append((setting, batch))
-        on_answer(sum(len(found) for found in answers.values()))
-        ways = {setting: Way(pair, setting, decoding) for setting in settings}
+        journal = None if journal_dir is None else stack.enter_context(Journal(journal_dir, record))
+        answers = {setting: {} for setting in settings}
+        todo = _plan(pair, task, decoding.batch_size, {} if journal is None else journal.finished(), answers)
+        on_answer(sum(map(len, answers.values())))
         for setting in dict.fromkeys(setting for setting, _ in todo):
-            ways[setting].answer(task.examples[:1], max_new_tokens=4)  # warm up
+            methods[setting].answer(task.examples[:1], max_new_tokens=4)  # warm up
         for setting, batch in todo:
-            found = ways[setting].answer([example for example, _ in batch])
+            found = methods[setting].answer([example for example, _ in batch])
             for (example, key), answer in zip(batch, found, strict=True):
                 answers[setting][example.name] = answer
                 if journal is not None:
@@ -205,90 +258,67 @@ def evaluate(
     return answers
 
 
-class Way:
-    """A setting, ready to answer."""
+def _plan(
+    pair: Pair, task: Task, batch_size: int, done: dict[str, dict], answers: Answers
+) -> list[tuple[Setting, list[tuple[Example, str]]]]:
+    """Plan the batches of a run, and take over what an earlier run has answered.
 
-    def __init__(self, pair: Pair, setting: Setting, decoding: Decoding):
-        self._pair, self._decoding = pair, decoding
-        if setting.rule == "assisted" and decoding.batch_size > 1:
-            raise ValueError(
-                "upstream's assisted generation serves one prompt at a time: leave out 'assisted' or set batch_size 1"
-            )
-        self.verifier = make_verifier(setting, pair.heads)
-        self._kwargs = {"judge": False}
-        if setting.rule == "assisted":
-            self._kwargs |= {"assistant_model": pair.draft} | pair.tokenizers
-        elif self.verifier is not None:
-            self._kwargs = {
-                "assistant_model": pair.draft,
-                **pair.tokenizers,
-                "judge": self.verifier,
-                "num_assistant_tokens": decoding.num_assistant_tokens,
-                "num_assistant_tokens_schedule": "constant",
-                "assistant_confidence_threshold": 0.0,
-            }
-        if decoding.temperature > 0:
-            self._kwargs |= {"do_sample": True, "temperature": decoding.temperature, "top_k": 0, "top_p": 1.0}
-        else:
-            self._kwargs["do_sample"] = False
+    Args:
+        pair: its heads tell apart the answers of settings with equal names.
+        task: the work.
+        batch_size: examples at once.
+        done: answers of the earlier run by their keys in the journal.
+        answers: the settings as keys; receives the answers that are done.
 
-    def answer(self, examples: list[Example], max_new_tokens: int | None = None) -> list[Answer]:
-        """Answer some examples at once."""
-        pair, prompts = self._pair, [self._pair.encode(example.prompt)[0] for example in examples]
-        if self._decoding.temperature > 0:
-            torch.manual_seed(hash_seed(self._decoding.seed, examples[0].name))
-        ids, mask = left_padded(prompts)
-        with (
-            draft_length(pair.draft, self._decoding.num_assistant_tokens),
-            count_forwards(pair.target) as forwards,
-        ):
-            start = time.perf_counter()
-            output = pair.target.generate(
-                ids,
-                attention_mask=mask,
-                max_new_tokens=max_new_tokens or self._decoding.max_new_tokens,
-                **ANSWER_ALONE | {"return_dict_in_generate": True},
-                **self._kwargs,
-            )
-            rows = output.sequences[:, ids.shape[1] :].tolist()
-            seconds = (time.perf_counter() - start) / len(examples)
-        verdicts = [None] * len(rows) if self.verifier is None else output.verdicts.tolist()
-        answers = []
-        for example, tokens, codes in zip(examples, rows, verdicts, strict=True):
-            tokens, codes = self._without_padding(tokens, codes)
-            right = example.is_right(pair.tokenizer.decode(tokens, skip_special_tokens=True))
-            answers.append(Answer(tokens, codes, bool(right), seconds, forwards=0))
-        # A row takes part in its own rounds, and in what came before the first one: the engine's pass over the prompts.
-        rounds = [len(a.tokens) if a.codes is None else len(a.accepted_lengths) for a in answers]
-        for answer, n_rounds in zip(answers, rounds, strict=True):
-            answer.forwards = forwards.count - max(rounds) + n_rounds
-        if self.verifier is not None:
-            stats = output.judge_stats
-            phases = (stats.seconds_drafting, stats.seconds_verifying, stats.seconds_judging, stats.seconds_rest)
-            for answer in answers:  # known of the batch alone
-                answer.drafted = stats.drafted / len(answers)
-                answer.seconds_by_phase = [phase / len(answers) for phase in phases]
-        return answers
+    Returns:
+        Each batch as a setting, and its examples with their keys in the journal.
+    """
+    settings, todo = list(answers), []
+    # a journal must not mix answers of two heads, even of heads loaded from one directory
+    prints = {rule: f" ({_fingerprint(head)})" for rule, head in pair.heads.items()}
+    for number, start in enumerate(range(0, len(task.examples), batch_size)):
+        turn = number % len(settings)  # the first setting of a turn pays for cold caches: rotate
+        for setting in settings[turn:] + settings[:turn]:
+            batch = []
+            for example in task.examples[start : start + batch_size]:
+                key = f"{setting.name}{prints.get(setting.rule, '')} | {example.name}"
+                if key in done:
+                    answers[setting][example.name] = Answer(**done[key])
+                else:
+                    batch.append((example, key))
+            if batch:
+                todo.append((setting, batch))
+    return todo
 
-    def _without_padding(self, tokens: list[int], codes: list[int] | None) -> tuple[list[int], list[int] | None]:
-        """A row's own tokens and codes: those of a batch are as long as its longest row's."""
-        if codes is not None:
-            n = sum(code != VerdictCode.PADDING for code in codes)
-            return tokens[:n], codes[:n]
-        return up_to_end(tokens, self._pair.stop_ids), None
+
+def right_answers(pair: Pair, task: Task, setting: Setting, decoding: Decoding, *, desc: str) -> list[bool]:
+    """Answer every example under one setting and say which answers are right.
+
+    Args:
+        pair: the models.
+        task: the work.
+        setting: a baseline, or a rule at one value.
+        decoding: draft length, answer length, batch size.
+        desc: label of the progress bar.
+    """
+    method, right = Method(pair, setting, decoding), []
+    with tqdm(total=len(task.examples), desc=desc, unit="answer") as bar:
+        for start in range(0, len(task.examples), decoding.batch_size):
+            found = method.answer(task.examples[start : start + decoding.batch_size])
+            right += [answer.right for answer in found]
+            bar.update(len(found))
+    return right
 
 
 def left_padded(prompts: list[torch.LongTensor]) -> tuple[torch.LongTensor, torch.LongTensor]:
-    """Prompts, (n_r,) long each, as the ids and the attention mask of a batch."""
-    # pad_sequence knows the other side only
-    flipped = [(ids.flip(0), torch.ones_like(ids)) for ids in prompts]
-    ids, mask = (pad_sequence(rows, batch_first=True).flip(1) for rows in zip(*flipped, strict=True))
-    return ids, mask
+    """Return the ids and the attention mask of a batch, (batch, n) long each, of prompts (n_i,) long."""
+    ids = pad_sequence(prompts, batch_first=True, padding_side="left")
+    return ids, pad_sequence([torch.ones_like(one) for one in prompts], batch_first=True, padding_side="left")
 
 
-def up_to_end(tokens: list[int], stop_ids: set[int]) -> list[int]:
-    """New tokens up to and with the first that ends an answer; padding follows it."""
-    return tokens[: next((i + 1 for i, token in enumerate(tokens) if token in stop_ids), len(tokens))]
+def up_to_end(tokens: list[int], stop_tokens: set[int]) -> list[int]:
+    """Return the new tokens up to the first that ends an answer, this one included; padding follows it."""
+    return tokens[: next((i + 1 for i, token in enumerate(tokens) if token in stop_tokens), len(tokens))]
 
 
 def _fingerprint(head: JudgeHead) -> str:
@@ -299,5 +329,5 @@ def _fingerprint(head: JudgeHead) -> str:
 
 
 def hash_seed(seed: int, name: str) -> int:
-    """A seed of its own for every example."""
+    """Return the seed of an example's own random stream."""
     return (seed * 1_000_003 + sum(ord(c) * 31**i for i, c in enumerate(name))) % (1 << 31)

@@ -1,31 +1,108 @@
-"""From answers to figures: accuracies with intervals, paired tests, speed-ups, and which settings are best.
-
-Knows nothing about models, files or the terminal.
-"""
+"""Turns answers into figures: accuracies with intervals, paired tests, speed-ups, and the best settings."""
 
 from __future__ import annotations
 
+import math
+import random
 import statistics
 from collections import Counter
 
 from hf_judge.evaluation.answers import Answer, Answers
-from hf_judge.evaluation.significance import mcnemar_p, ratio_interval, wilson_interval
-from hf_judge.rules.by_name import Setting
 from hf_judge.verify.stats import VerdictCode
 
 
 def figures(answers: Answers) -> list[dict]:
-    """What every setting reached, as JSON values; see docs/benchmarks.md for each key.
+    """Return what every setting reached, as JSON values; docs/benchmarks.md explains each key.
 
     Args:
         answers: every setting with the same examples, "plain" first.
     """
     plain = next(iter(answers.values()))
-    return [_figures(setting, given, plain) for setting, given in answers.items()]
+    rows = []
+    for setting, given in answers.items():
+        mine, theirs = [given[name] for name in plain], list(plain.values())
+        named = {"rule": setting.rule, "number": setting.number, "threshold": setting.value, "n": len(mine)}
+        rows.append(named | _accuracy(mine, theirs) | _work(mine, theirs) | _time(mine, theirs) | _verdicts(mine))
+    return rows
+
+
+def _accuracy(mine: list[Answer], plain: list[Answer]) -> dict:
+    """Compare the answers of a setting with the plain answers to the same examples."""
+    n, n_right = len(mine), sum(a.right for a in mine)
+    gained = sum(a.right and not b.right for a, b in zip(mine, plain, strict=True))
+    lost = sum(b.right and not a.right for a, b in zip(mine, plain, strict=True))
+    differences = [_first_difference(a.tokens, b.tokens) for a, b in zip(mine, plain, strict=True)]
+    differences = [at for at in differences if at is not None]
+    return {
+        "accuracy": n_right / n,
+        "accuracy_interval": list(wilson_interval(n_right, n)),
+        "gained": gained,
+        "lost": lost,
+        "mcnemar_p": mcnemar_p(gained, lost),
+        "identical_to_plain": 1 - len(differences) / n,
+        "first_divergence": statistics.median(differences) if differences else None,
+    }
+
+
+def _work(mine: list[Answer], plain: list[Answer]) -> dict:
+    """Count tokens and forwards of the target, which do not depend on the machine."""
+    n, n_tokens, n_forwards = len(mine), sum(len(a.tokens) for a in mine), sum(a.forwards for a in mine)
+    if mine[0].codes is None:
+        # every forward of the target adds one token of its own to the drafted ones that it accepts
+        n_accepted = n_tokens - n_forwards
+    else:
+        n_accepted = sum(code in (VerdictCode.MATCHED, VerdictCode.RESCUED) for a in mine for code in a.codes)
+    return {
+        "answer_tokens": n_tokens / n,
+        "forwards_per_answer": n_forwards / n,
+        "forwards_ratio": sum(a.forwards for a in plain) / n_forwards,
+        "tokens_per_forward": n_tokens / n_forwards,
+        "accepted_per_forward": n_accepted / n_forwards,
+    }
+
+
+def _time(mine: list[Answer], plain: list[Answer]) -> dict:
+    """Compare wall times, per answer and per token."""
+    seconds, plain_seconds = [a.seconds for a in mine], [a.seconds for a in plain]
+    rate = sum(len(a.tokens) for a in mine) / sum(seconds)
+    plain_rate = sum(len(a.tokens) for a in plain) / sum(plain_seconds)
+    return {
+        "seconds_per_answer": sum(seconds) / len(mine),
+        "tokens_per_second": rate,
+        "tokens_per_second_ratio": rate / plain_rate,
+        "speedup": sum(plain_seconds) / sum(seconds),
+        "speedup_interval": list(ratio_interval(plain_seconds, seconds)),
+    }
+
+
+def _verdicts(mine: list[Answer]) -> dict:
+    """Count what became of the drafted tokens; the baselines have no such counts."""
+    n, lengths = len(mine), Counter(length for a in mine for length in a.accepted_lengths)
+    found = dict.fromkeys(("drafted_per_answer", "rescued_per_answer", "corrected_per_answer", "seconds_by_phase"))
+    if mine[0].codes is not None:
+        codes = Counter(code for a in mine for code in a.codes)
+        phases = (sum(seconds) / n for seconds in zip(*(a.seconds_by_phase for a in mine), strict=True))
+        found = {
+            "drafted_per_answer": sum(a.drafted for a in mine) / n,
+            "rescued_per_answer": codes[VerdictCode.RESCUED] / n,
+            "corrected_per_answer": codes[VerdictCode.CORRECTED] / n,
+            "seconds_by_phase": dict(zip(("drafting", "verifying", "judging", "rest"), phases, strict=True)),
+        }
+    return found | {"accepted_lengths": dict(sorted(lengths.items()))}
+
+
+def _first_difference(one: list[int], other: list[int]) -> int | None:
+    """Return the first position where two answers differ; None: they are equal."""
+    differ = (at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    return next(differ, None if len(one) == len(other) else min(len(one), len(other)))
 
 
 def warnings_of(answers: Answers) -> list[str]:
-    """What makes the comparison say less than it seems to."""
+    """Name what makes the comparison say less than it seems to.
+
+    Args:
+        answers: every setting with the same examples, "plain" first.
+    """
     plain = list(next(iter(answers.values())).values())
     n_right, n = sum(a.right for a in plain), len(plain)
     texts = []
@@ -37,69 +114,20 @@ def warnings_of(answers: Answers) -> list[str]:
     return texts
 
 
-def _figures(setting: Setting, given: dict[str, Answer], plain: dict[str, Answer]) -> dict:
-    names = list(plain)
-    mine, theirs = [given[name] for name in names], [plain[name] for name in names]
-    n, n_right = len(mine), sum(a.right for a in mine)
-    n_tokens, n_forwards = sum(len(a.tokens) for a in mine), sum(a.forwards for a in mine)
-    seconds, plain_seconds = [a.seconds for a in mine], [a.seconds for a in theirs]
-    gained = sum(a.right and not b.right for a, b in zip(mine, theirs, strict=True))
-    lost = sum(b.right and not a.right for a, b in zip(mine, theirs, strict=True))
-    plain_rate = sum(len(a.tokens) for a in theirs) / sum(plain_seconds)
-    diverged = [_first_difference(a.tokens, b.tokens) for a, b in zip(mine, theirs, strict=True)]
-    diverged = [at for at in diverged if at is not None]
-    codes = Counter(code for a in mine for code in a.codes or ())
-    has_codes = mine[0].codes is not None
-    return {
-        "rule": setting.rule,
-        "number": setting.number,
-        "threshold": setting.value,
-        "n": n,
-        "accuracy": n_right / n,
-        "accuracy_interval": list(wilson_interval(n_right, n)),
-        "gained": gained,
-        "lost": lost,
-        "mcnemar_p": mcnemar_p(gained, lost),
-        "answer_tokens": n_tokens / n,
-        "forwards_per_answer": n_forwards / n,
-        "forwards_ratio": sum(a.forwards for a in theirs) / n_forwards,
-        "tokens_per_forward": n_tokens / n_forwards,
-        # every forward of the target adds one token of its own to the drafted ones that it accepts
-        "accepted_per_forward": (codes[VerdictCode.MATCHED] + codes[VerdictCode.RESCUED]) / n_forwards
-        if has_codes
-        else (n_tokens - n_forwards) / n_forwards,
-        "drafted_per_answer": sum(a.drafted for a in mine) / n if has_codes else None,
-        "rescued_per_answer": codes[VerdictCode.RESCUED] / n if has_codes else None,
-        "corrected_per_answer": codes[VerdictCode.CORRECTED] / n if has_codes else None,
-        "seconds_per_answer": sum(seconds) / n,
-        "tokens_per_second": n_tokens / sum(seconds),
-        "speedup": sum(plain_seconds) / sum(seconds),
-        "speedup_interval": list(ratio_interval(plain_seconds, seconds)),
-        "tokens_per_second_ratio": n_tokens / sum(seconds) / plain_rate,
-        "identical_to_plain": 1 - len(diverged) / n,
-        "first_divergence": statistics.median(diverged) if diverged else None,
-        "accepted_lengths": dict(sorted(Counter(x for a in mine for x in a.accepted_lengths).items())),
-        "seconds_by_phase": dict(
-            zip(
-                ("drafting", "verifying", "judging", "rest"),
-                (sum(x) / n for x in zip(*(a.seconds_by_phase for a in mine), strict=True)),
-                strict=True,
-            )
-        )
-        if has_codes
-        else None,
-    }
+def label(row: dict, *, short: bool = False) -> str:
+    """Name a setting, as report.html does: ``judge threshold 0.7``; short: ``judge 0.7``.
 
-
-def _first_difference(one: list[int], other: list[int]) -> int | None:
-    for at, (a, b) in enumerate(zip(one, other, strict=False)):
-        if a != b:
-            return at
-    return None if len(one) == len(other) else min(len(one), len(other))
+    Args:
+        row: figures of the setting.
+        short: leave out the name of the rule's number.
+    """
+    if row["threshold"] is None:
+        return row["rule"]
+    return f"{row['rule']} {'' if short else row['number'] + ' '}{row['threshold']:.4g}"
 
 
 def pareto(rows: list[dict]) -> list[dict]:
-    """The settings that no other beats in both accuracy and speed-up, fastest last."""
+    """Return the settings that no other beats in both accuracy and speed-up, fastest last."""
     best = []
     for row in sorted(rows, key=lambda r: (-r["speedup"], -r["accuracy"])):
         if not best or row["accuracy"] > best[-1]["accuracy"]:
@@ -108,10 +136,73 @@ def pareto(rows: list[dict]) -> list[dict]:
 
 
 def best_within(rows: list[dict], points: float) -> dict[str, dict]:
-    """For each rule its fastest setting that loses at most `points` percentage points against plain."""
+    """Return for each rule the fastest setting that loses at most some accuracy against plain decoding.
+
+    Args:
+        rows: figures of every setting, "plain" first.
+        points: allowed loss, in percentage points.
+    """
     floor = rows[0]["accuracy"] - points / 100 - 1e-9
     best = {}
     for row in rows:
         if row["accuracy"] >= floor and (row["rule"] not in best or row["speedup"] > best[row["rule"]]["speedup"]):
             best[row["rule"]] = row
     return best
+
+
+def wilson_interval(n_right: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Return Wilson's score interval of a share, (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n).
+
+    Wilson 1927; unlike p -+ z sqrt(p(1-p)/n) it stays inside [0, 1] and holds for small n and shares near 0 and 1.
+
+    Args:
+        n_right: successes.
+        n: trials.
+        z: 1.96 for 95%.
+
+    Returns:
+        (low, high); (0, 1) without trials.
+    """
+    if n == 0:
+        return 0.0, 1.0
+    share, square = n_right / n, z * z / n
+    middle = share + square / 2
+    half = z * math.sqrt(share * (1 - share) / n + square / (4 * n))
+    return max(0.0, (middle - half) / (1 + square)), min(1.0, (middle + half) / (1 + square))
+
+
+def mcnemar_p(n_gained: int, n_lost: int) -> float:
+    """Return the p-value of the exact two-sided McNemar test.
+
+    It is the probability that chance alone splits the changed answers at least so unevenly:
+    min(1, 2 P[Binomial(gained + lost, 1/2) <= min(gained, lost)]) (McNemar 1947, exact form).
+
+    Args:
+        n_gained: wrong before, right now.
+        n_lost: right before, wrong now.
+    """
+    n = n_gained + n_lost
+    tail = sum(math.comb(n, i) for i in range(min(n_gained, n_lost) + 1))
+    return min(1.0, 2 * tail / 2**n)
+
+
+def ratio_interval(
+    numerators: list[float], denominators: list[float], *, n_draws: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """Return a 95% interval of sum(numerators) / sum(denominators), by percentile bootstrap over pairs.
+
+    Args:
+        numerators, denominators: figures of the same items, in the same order.
+        n_draws: bootstrap samples.
+        seed: seed of the draws.
+
+    Returns:
+        (low, high); for a single pair both are its ratio.
+    """
+    draw, n = random.Random(seed), len(numerators)
+    ratios = []
+    for _ in range(n_draws):
+        chosen = draw.choices(range(n), k=n)
+        ratios.append(sum(numerators[i] for i in chosen) / sum(denominators[i] for i in chosen))
+    ratios.sort()
+    return ratios[int(0.025 * n_draws)], ratios[min(n_draws - 1, int(0.975 * n_draws))]

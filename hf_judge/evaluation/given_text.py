@@ -1,7 +1,7 @@
-"""Every rule's opinion of a given text, in one pass of the target: what stands, what is rescued, where it stops.
+"""Verifies a given text under every rule, in one pass of the target: what stands, what is rescued, what is rejected.
 
-This is the experiment that motivates Judge Decoding (2501.19309, section 3): good text by people or by another model is
-rejected after about two tokens by strict verification. Knows nothing about files, pages or the terminal.
+This is the experiment that motivates Judge Decoding (2501.19309, section 3): strict verification rejects good text by
+people or by another model after about two tokens.
 """
 
 from __future__ import annotations
@@ -20,28 +20,30 @@ from hf_judge.labelling.prompts import Prompt
 from hf_judge.rules.by_name import Setting, make_verifier
 from hf_judge.upstream.forward import of_width, readable
 from hf_judge.upstream.states import StateReader
-from hf_judge.verify.rule import Candidates, CandidateVerifier, Rows, head_features
+from hf_judge.verify.judge import head_features
+from hf_judge.verify.round import Candidates, CandidateVerifier, TargetOutputs
 from hf_judge.verify.stats import VerdictCode
 
-CHUNK = 256  # tokens verified at once: keeps memory and the work after a rejection bounded
-BINS = 20  # of the score histograms
+CHUNK = 256  # tokens verified at once; bounds memory, and the work that a rejection makes void
+BINS = 20  # bins of a score histogram
 
 
 @dataclass
-class TextRows:
-    """What both models say about a text of n tokens."""
+class ReadText:
+    """The outputs of both models for a text of n tokens."""
 
     ids: torch.Tensor  # (1, n) long
-    logits: torch.Tensor  # (1, n+1, V) float32, the target's; row j predicts token j
+    logits: torch.Tensor  # (1, n+1, V) float32, the target's; position j predicts token j
     hidden: dict[str | None, torch.Tensor | None]  # hidden_state of a verifier -> (1, n+1, D)
     draft_logits: torch.Tensor  # (1, n, V) float32
 
 
 @torch.no_grad()
-def read_text(pair: Pair, prompt_ids: torch.LongTensor, ids: torch.LongTensor) -> TextRows:
-    """One pass of each model over prompt and text.
+def read_text(pair: Pair, prompt_ids: torch.LongTensor, ids: torch.LongTensor) -> ReadText:
+    """Run each model once over prompt and text.
 
     Args:
+        pair: the models; the target's states are read as its heads need them.
         prompt_ids: (1, m) long, m at least 1.
         ids: (1, n) long, the text.
     """
@@ -55,18 +57,18 @@ def read_text(pair: Pair, prompt_ids: torch.LongTensor, ids: torch.LongTensor) -
             logits = outputs.logits[:, -n - 1 :].float()
     known = readable(pair.draft, sequence).to(pair.draft.device)
     draft_logits = of_width(pair.draft(input_ids=known, use_cache=False).logits, logits.shape[-1])
-    return TextRows(ids, logits, hidden, draft_logits[:, -n - 1 : -1].float().to(logits.device))
+    return ReadText(ids, logits, hidden, draft_logits[:, -n - 1 : -1].float().to(logits.device))
 
 
-def walk(verifier: CandidateVerifier, text: TextRows, stop_ids: torch.Tensor | None = None) -> list[int]:
-    """A `VerdictCode` for every token when the text is the draft and goes on after every rejection.
+def walk(verifier: CandidateVerifier, text: ReadText, stop_tokens: torch.Tensor | None = None) -> list[int]:
+    """Return a `VerdictCode` for every token of a text that is verified as a draft and continued after rejections.
 
-    A rejected token is CORRECTED; verification starts again behind it, on the text as it is.
+    A rejected token is CORRECTED; verification starts again behind it, on the unchanged text.
 
     Args:
         verifier: the rule.
-        text: the text.
-        stop_ids: tokens that end an answer.
+        text: the text, read by both models.
+        stop_tokens: tokens that end an answer, (n,) long.
     """
     codes, n = [], text.ids.shape[1]
     state = getattr(verifier, "hidden_state", "post_norm")
@@ -77,7 +79,7 @@ def walk(verifier: CandidateVerifier, text: TextRows, stop_ids: torch.Tensor | N
             ids=ids,
             lengths=ids.new_full((1,), end - start),
             logits=text.draft_logits[:, start:end],
-            stop=None if stop_ids is None else torch.isin(ids, stop_ids),
+            stop=None if stop_tokens is None else torch.isin(ids, stop_tokens),
             n_generated=ids.new_full((1,), start),
             n_rescued=ids.new_full((1,), codes.count(VerdictCode.RESCUED)),
             raw_logits=text.draft_logits[:, start:end],
@@ -85,7 +87,7 @@ def walk(verifier: CandidateVerifier, text: TextRows, stop_ids: torch.Tensor | N
         hidden = text.hidden[state]
         logits = text.logits[:, start : end + 1]
         verdict = verifier.verify(
-            candidates, Rows(logits, logits, None if hidden is None else hidden[:, start : end + 1])
+            candidates, TargetOutputs(logits, logits, None if hidden is None else hidden[:, start : end + 1])
         )
         n_accepted = int(verdict.n_accepted)
         codes += verdict.codes[0, :n_accepted].tolist()
@@ -95,7 +97,7 @@ def walk(verifier: CandidateVerifier, text: TextRows, stop_ids: torch.Tensor | N
 
 
 def runs(codes: list[int]) -> list[int]:
-    """Lengths of the accepted stretches, one per rejection and one for the end."""
+    """Return the lengths of the accepted stretches: one before every rejection, and the last."""
     lengths = [0]
     for code in codes:
         if code == VerdictCode.CORRECTED:
@@ -105,15 +107,15 @@ def runs(codes: list[int]) -> list[int]:
     return lengths
 
 
-def judge_scores(head: JudgeHead, text: TextRows) -> list[float]:
-    """sigmoid(head) of every token of the text."""
+def judge_scores(head: JudgeHead, text: ReadText) -> list[float]:
+    """Return a head's score, sigmoid of its logit, for every token of the text."""
     candidates = Candidates(text.ids, raw_logits=text.draft_logits)
-    rows = Rows(text.logits, text.logits, text.hidden[head.config.hidden_state])
-    return head(head_features(head, candidates, rows))[0].sigmoid().tolist()
+    outputs = TargetOutputs(text.logits, text.logits, text.hidden[head.config.hidden_state])
+    return head(head_features(head, candidates, outputs))[0].sigmoid().tolist()
 
 
-def token_details(pair: Pair, text: TextRows) -> list[dict]:
-    """For every token: its text, both models' probabilities, the target's rank, entropy and every judge's score."""
+def token_details(pair: Pair, text: ReadText) -> list[dict]:
+    """Describe every token: text, both models' probabilities, the target's rank and entropy, every head's score."""
     ids, target = text.ids[0], text.logits[0, :-1]
     at = ids.unsqueeze(1)
     columns = {
@@ -136,13 +138,13 @@ def token_details(pair: Pair, text: TextRows) -> list[dict]:
 def score_texts(
     pair: Pair, settings: list[Setting], texts: list[tuple[str | list | Prompt, str]], decoding: Decoding
 ) -> tuple[list[dict], list[dict]]:
-    """Given continuations under every rule.
+    """Verify given continuations under every rule.
 
     Args:
         pair: the models.
         settings: rules; the baselines are left out.
         texts: prompts and their continuations.
-        decoding: cuts continuations at its `max_new_tokens`.
+        decoding: its `max_new_tokens` limits the continuations.
 
     Returns:
         Figures per rule (mean accepted stretch, first stretch, shares of rescued and rejected tokens), and per text
@@ -150,7 +152,7 @@ def score_texts(
     """
     verifiers = {s: make_verifier(s, pair.heads) for s in settings}
     verifiers = {s: v for s, v in verifiers.items() if v is not None}
-    stop_ids = _stop_ids(pair)
+    stop_tokens = _stop_tokens(pair)
     views, codes = [], {s: [] for s in verifiers}
     for prompt, continuation in texts:
         ids = pair.tokenizer(continuation, return_tensors="pt", add_special_tokens=False)["input_ids"]
@@ -159,7 +161,7 @@ def score_texts(
             raise ValueError(f"a given text is empty; its prompt: {str(prompt):.60}")
         text = read_text(pair, pair.encode(prompt), ids)
         for setting, verifier in verifiers.items():
-            codes[setting].append(walk(verifier, text, stop_ids))
+            codes[setting].append(walk(verifier, text, stop_tokens))
         views.append(
             {
                 "prompt": (prompt if isinstance(prompt, Prompt) else Prompt(prompt)).text,
@@ -188,10 +190,16 @@ def _text_figures(setting: Setting, codes: list[list[int]]) -> dict:
 
 @torch.no_grad()
 def score_curves(pair: Pair, task: Task, n_examples: int, decoding: Decoding) -> dict:
-    """How every head scores the draft's own answers, by what kind of token it is.
+    """Measure how every head scores the draft's own answers, by kind of token.
 
-    The draft answers the first examples; tokens are grouped by whether the target says the same, and, where the task
-    knows the first mistake, whether they are right. Tokens behind a mistake belong to no group.
+    The draft answers the first examples. Tokens are grouped by whether the target chooses the same token, and, where
+    the task can find the first mistake, by whether they are right. Tokens behind a mistake belong to no group.
+
+    Args:
+        pair: the models and heads.
+        task: the work.
+        n_examples: number of examples that are answered.
+        decoding: its `max_new_tokens` limits the answers.
 
     Returns:
         {head: {"groups": {group: {"n", "histogram": BINS counts, "accepted": [share above each threshold]}},
@@ -209,7 +217,7 @@ def score_curves(pair: Pair, task: Task, n_examples: int, decoding: Decoding) ->
             **ANSWER_ALONE,
         )
         ids = output[:, prompt_ids.shape[1] :].to(pair.target.device)
-        ids = ids[:, :-1] if torch.isin(ids[0, -1], _stop_ids(pair)) else ids
+        ids = ids[:, :-1] if torch.isin(ids[0, -1], _stop_tokens(pair)) else ids
         if ids.shape[1] == 0:
             continue
         text = read_text(pair, prompt_ids, ids)
@@ -226,7 +234,7 @@ def score_curves(pair: Pair, task: Task, n_examples: int, decoding: Decoding) ->
     }
 
 
-def _groups(pair: Pair, text: TextRows, first_mistake) -> list[str]:
+def _groups(pair: Pair, text: ReadText, first_mistake) -> list[str]:
     agrees = (text.logits[0, :-1].argmax(-1) == text.ids[0]).tolist()
     if first_mistake is None:
         return ["target agrees" if yes else "target differs" for yes in agrees]
@@ -250,8 +258,8 @@ def _curve(values: list[float], thresholds: list[float]) -> dict:
     return {"n": len(values), "histogram": histogram, "accepted": accepted}
 
 
-def _stop_ids(pair: Pair) -> torch.Tensor:
-    return torch.tensor(sorted(pair.stop_ids), dtype=torch.long, device=pair.target.device)
+def _stop_tokens(pair: Pair) -> torch.Tensor:
+    return torch.tensor(sorted(pair.stop_tokens), dtype=torch.long, device=pair.target.device)
 
 
 def _short(value: float | int) -> float | int:

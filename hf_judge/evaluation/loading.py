@@ -1,25 +1,37 @@
-"""Models and tokenizers that a command names, with one error for whatever their files hold.
+"""Loads the models, tokenizers and texts that a command names, with one error for whatever their files hold.
 
-What upstream raises about a damaged file is of any type and says little: it is told as what could not be loaded.
+What upstream raises about a damaged file has any type and says little; the error here says what could not be loaded.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from hf_judge.evaluation.answers import Pair
 from hf_judge.head.compatibility import check_pair, draft_tokenizer_of
+from hf_judge.head.judge_head import JudgeHead
+from hf_judge.labelling.responses import LabelledResponse, read_named
+from hf_judge.modeling.classes import AutoJudgeModelForCausalLM
+from hf_judge.tiny.pair import load_pair
+
+DEPTH = 24  # layers of the embedded target, unless a command chooses another number
 
 
 @contextmanager
 def loading(what: str) -> Iterator[None]:
-    """Tell errors of the block as "`what` cannot be loaded"; those that say it already (OSError, ValueError) pass.
+    """Raise errors of the block as "`what` cannot be loaded"; OSError and ValueError already say it and pass.
+
+    Args:
+        what: name of what is loaded, for the error.
 
     Raises:
-        ValueError: it cannot be.
+        ValueError: the block raised an error of another type.
     """
     try:
         yield
@@ -31,10 +43,10 @@ def loading(what: str) -> Iterator[None]:
 
 
 def load_tokenizers(target: str, draft: str) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
-    """The tokenizers of a target and its draft, where the ids of one are read by the other.
+    """Load the tokenizers of a target and its draft, each of which must read the ids of the other.
 
     Raises:
-        ValueError, OSError: one cannot be loaded, or they disagree.
+        ValueError, OSError: a tokenizer cannot be loaded, or the two disagree.
     """
     tokenizer = load_tokenizer(target)
     draft_tokenizer = load_draft_tokenizer(draft, tokenizer)
@@ -43,20 +55,83 @@ def load_tokenizers(target: str, draft: str) -> tuple[PreTrainedTokenizerBase, P
 
 
 def load_draft_tokenizer(name: str, target_tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """The tokenizer of a draft, or the target's: see [`hf_judge.head.compatibility.draft_tokenizer_of`].
+    """Load the tokenizer of a draft, or take the target's: see [`hf_judge.head.compatibility.draft_tokenizer_of`].
 
     Raises:
-        ValueError, OSError: it cannot be loaded.
+        ValueError, OSError: the tokenizer cannot be loaded.
     """
     with loading(f"the tokenizer of '{name}'"):
         return draft_tokenizer_of(name, target_tokenizer)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model.
+    """Load the tokenizer of a model.
 
     Raises:
-        ValueError, OSError: it cannot be loaded.
+        ValueError, OSError: the tokenizer cannot be loaded.
     """
     with loading(f"the tokenizer of '{name}'"):
         return AutoTokenizer.from_pretrained(name)
+
+
+def load_models(
+    target: str | None = None,
+    draft: str | None = None,
+    *,
+    judges: list[str] | None = None,
+    autojudge: str | None = None,
+    dtype: str = "auto",
+    device_map: str | None = None,
+    depth: int | None = None,
+) -> Pair:
+    """Load the pair to measure: without arguments the embedded one.
+
+    Args:
+        target, draft: Hub ids or directories.
+        judges: directories or Hub ids of heads; the first is the rule "judge", further ones "judge:NAME".
+        autojudge: directory or Hub id of the head of the rule "autojudge".
+        dtype, device_map: arguments of `from_pretrained`, for both models.
+        depth: layers of the embedded target, which change its speed, not its answers.
+
+    Raises:
+        ValueError: only one of target and draft is given, two judges share a name, or the tokenizers disagree.
+    """
+    if depth is not None and target is not None:
+        raise ValueError("--depth is of the embedded pair: leave it out with --target")
+    if (target is None) != (draft is None):
+        raise ValueError("pass both --target and --draft, or neither for the embedded pair")
+    if target is None:
+        tiny = load_pair(DEPTH if depth is None else depth)
+        n_layers = tiny.target.config.num_hidden_layers
+        pair = Pair(tiny.target, tiny.draft, tiny.tokenizer, name=f"the embedded pair, {n_layers} layers")
+        judges = [tiny.judge] if judges is None else judges
+    else:
+        options = {"dtype": dtype} | ({} if device_map is None else {"device_map": device_map})
+        tokenizers = load_tokenizers(target, draft)
+        with loading(f"the model '{target}'"):
+            big = AutoJudgeModelForCausalLM.from_pretrained(target, **options).eval()
+        with loading(f"the model '{draft}'"):
+            small = AutoModelForCausalLM.from_pretrained(draft, **options).eval()
+        pair = Pair(big, small, tokenizers[0], name=f"target {target}, draft {draft}", draft_tokenizer=tokenizers[1])
+    for number, directory in enumerate(judges or []):
+        name = "judge" if number == 0 else f"judge:{Path(directory).name}"
+        if name in pair.heads:
+            raise ValueError(f"two judges are called {Path(directory).name!r}: rename the directory of one")
+        pair.heads[name] = JudgeHead.from_pretrained(directory)
+    if autojudge is not None:
+        pair.heads["autojudge"] = JudgeHead.from_pretrained(autojudge)
+    for head in pair.heads.values():
+        pair.target.resolve_judge(head)  # refuses a head that does not fit
+    return pair
+
+
+def load_texts(path: str | os.PathLike) -> list[tuple[str, LabelledResponse]]:
+    """Load prompts and continuations from a JSONL file with `prompt` and `response`, with the names of their lines.
+
+    Raises:
+        ValueError: a line is broken, or there are no lines.
+    """
+    rows = list(read_named(path))
+    if not rows:
+        raise ValueError(f"{path} holds no texts: one JSON object a line with 'prompt' and 'response'")
+    return rows

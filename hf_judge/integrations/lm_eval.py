@@ -27,8 +27,9 @@ from hf_judge.head.compatibility import check_pair, draft_tokenizer_of
 from hf_judge.labelling.answers import is_right, make_checker
 from hf_judge.labelling.greedy import ANSWER_ALONE
 from hf_judge.modeling.classes import judged
+from hf_judge.modeling.keywords import constant_drafts
 from hf_judge.upstream.generation import tokenizer_arguments
-from hf_judge.verify.rule import StrictVerifier
+from hf_judge.verify.decide import StrictVerifier
 
 
 @register_metric(metric="hf_judge_right", higher_is_better=True, aggregation="mean")
@@ -76,14 +77,8 @@ class JudgeLM(HFLM):
         threshold = None if judge_threshold is None else float(judge_threshold)
         judge = StrictVerifier() if judge is None else judge
         self.verifier = self._model.resolve_judge(judge, threshold)
-        self._judged_kwargs = {
-            "assistant_model": assistant.eval(),
-            **tokenizer_arguments(self._model, assistant, self.tokenizer, assistant_tokenizer),
-            "judge": self.verifier,
-            "num_assistant_tokens": int(num_assistant_tokens),
-            "num_assistant_tokens_schedule": "constant",
-            "assistant_confidence_threshold": 0.0,
-        }
+        tokenizers = tokenizer_arguments(self._model, assistant, self.tokenizer, assistant_tokenizer)
+        self._judged_kwargs = constant_drafts(assistant.eval(), self.verifier, int(num_assistant_tokens), **tokenizers)
 
     def _model_generate(self, context, max_length: int, stop: list[str], **generation_kwargs) -> torch.Tensor:
         # One prompt at a time: the harness's stopping criteria count the prompts that they were made for.

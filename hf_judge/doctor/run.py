@@ -1,0 +1,39 @@
+"""Runs all checks of ``hf-judge doctor``."""
+
+from __future__ import annotations
+
+from hf_judge.doctor.costs import check_costs
+from hf_judge.doctor.environment import check_devices, check_versions
+from hf_judge.doctor.findings import Diagnosis
+from hf_judge.doctor.pair import check_head, check_tokenizers, load_models
+from hf_judge.doctor.self_check import check_engines
+
+
+def diagnose(
+    target: str | None = None,
+    draft: str | None = None,
+    judge: str | None = None,
+    *,
+    dtype: str = "auto",
+    device_map: str | None = None,
+) -> Diagnosis:
+    """Check this environment, and a pair of models on it.
+
+    Args:
+        target, draft: Hub ids or directories; no target: the embedded pair.
+        judge: Hub id or directory of a head.
+        dtype, device_map: arguments of `from_pretrained`, for both models.
+    """
+    found = Diagnosis()
+    check_versions(found)
+    check_devices(found)
+    models = load_models(found, target, draft, judge, dtype=dtype, device_map=device_map)
+    if models is None:
+        return found
+    check_tokenizers(found, models)
+    check_head(found, models)
+    if found.usable:
+        check_engines(found, models)
+    if found.usable and models.draft is not models.target:
+        check_costs(found, models)
+    return found
