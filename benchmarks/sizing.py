@@ -65,7 +65,8 @@ def table() -> str:
     """Return a table of both pairs: bfloat16 weights and caches, in decimal gigabytes."""
     lines = [
         "| pair | weights: target + draft, bf16 | target in 8 bits, draft bf16 | in 4 bits | caches: one sequence of "
-        f"{CONTEXT:,} tokens | logits of a round, k = {DRAFT_LENGTH} | judge head | the judge's share of a verification step |",
+        f"{CONTEXT:,} tokens | logits of a round, k = {DRAFT_LENGTH} | judge head | "
+        "the judge's share of a verification step |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for target in (LLAMA_70B, LLAMA_405B):

@@ -570,7 +570,7 @@ class TestOwnVerifiers:
                 self.stats = JudgeStats()
 
             def verify(self, candidates, rows):
-                from hf_judge.verify.rule import decide
+                from hf_judge.verify.decide import decide
 
                 assert rows.hidden.shape == (1, candidates.ids.shape[1] + 1, 32)
                 return decide(candidates, rows, torch.ones_like(candidates.ids, dtype=torch.bool))

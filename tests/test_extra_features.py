@@ -20,7 +20,8 @@ from hf_judge.training.calibration import head_scores
 from hf_judge.training.extraction import FeatureStore, extract_features
 from hf_judge.training.fit import JudgeTrainingArguments, train_judge
 from hf_judge.training.metrics import roc_auc
-from hf_judge.verify.rule import Candidates, Rows, head_features
+from hf_judge.verify.judge import head_features
+from hf_judge.verify.round import Candidates, TargetOutputs
 
 EXTRA = ("entropy", "margin")
 GREEDY = {"num_assistant_tokens_schedule": "constant", "assistant_confidence_threshold": 0.0, "do_sample": False}
@@ -79,7 +80,7 @@ class TestFormulas:
         features = extra_features(("kl",), self.TARGET, self.IDS, ruled_out)
         assert features.isnan().tolist() == [[True], [False]]
         candidates = Candidates(self.IDS[None], raw_logits=ruled_out[None])
-        rows = Rows(torch.zeros(1, 3, 3), torch.zeros(1, 3, 3), torch.zeros(1, 3, 4))
+        rows = TargetOutputs(torch.zeros(1, 3, 3), torch.zeros(1, 3, 3), torch.zeros(1, 3, 4))
         rows = rows._replace(logits=torch.cat([self.TARGET, self.TARGET[:1]])[None])
         verifier = JudgeCandidateVerifier(make_head(["kl"], hidden_size=4, weight=[1.0]))
         assert verifier.judged(head_features(verifier.head, candidates, rows)).tolist() == [[False, True]]

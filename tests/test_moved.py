@@ -124,7 +124,7 @@ def test_pickles_of_before_load(repository, forget):
     things = pickle.loads((repository / "objects.pickle").read_bytes())
     from hf_judge.labelling.responses import LabelledResponse
     from hf_judge.training.calibration import RiskCertificate
-    from hf_judge.verify.rule import Verdict
+    from hf_judge.verify.round import Verdict
 
     assert type(things["verdict"]) is Verdict
     assert things["verdict"].next_token.tolist() == [1]

@@ -23,7 +23,7 @@ from hf_judge.rules.kl import KLVerifier
 from hf_judge.tiny import HOME
 from hf_judge.tiny.world import problems
 from hf_judge.upstream.forward import of_width
-from hf_judge.verify.rule import Candidates, Rows
+from hf_judge.verify.round import Candidates, TargetOutputs
 
 TOKENIZER = AutoTokenizer.from_pretrained(HOME / "target")
 WIDTHS = [(64, 16), (16, 64), (0, 8), (8, 0)]  # rows behind the last token: of the target, of the draft
@@ -260,7 +260,7 @@ def test_kl_is_over_the_tokens_that_both_models_have(more):
     assert torch.allclose(extra_features(["kl", "draft_log_prob"], wide_target, ids, filled), right)
     scores = torch.cat([wide_target, wide_target[:, :1]], dim=1)
     verifier = KLVerifier(threshold=right[..., 0].max().item() + 0.01, max_confidence=1.0)
-    assert int(verifier.verify(Candidates(ids, logits=filled), Rows(scores, scores, None)).n_accepted) == 2
+    assert int(verifier.verify(Candidates(ids, logits=filled), TargetOutputs(scores, scores, None)).n_accepted) == 2
 
 
 # --- near-ties ------------------------------------------------------------------------------------------------------

@@ -30,7 +30,8 @@ from hf_judge.rules import (
     typical_accepts,
 )
 from hf_judge.rules.by_name import Setting, make_verifier
-from hf_judge.verify.rule import Candidates, JudgeCandidateVerifier, Rows
+from hf_judge.verify.judge import JudgeCandidateVerifier
+from hf_judge.verify.round import Candidates, TargetOutputs
 
 M, R, C, B, P = (int(code) for code in VerdictCode)
 VOCAB = 48
@@ -204,7 +205,7 @@ class TestVerdicts:
     """Rows of three tokens; the target's best is token 0 throughout."""
 
     SCORES = logs([0.5, 0.4, 0.1], [0.5, 0.4, 0.1], [0.5, 0.4, 0.1])
-    ROWS = Rows(SCORES, SCORES)
+    ROWS = TargetOutputs(SCORES, SCORES)
 
     def verdict(self, rule, ids, rows=ROWS, **more):
         verdict = rule.verify(Candidates(torch.tensor([ids]), **more), rows)
@@ -230,7 +231,7 @@ class TestVerdicts:
     def test_nothing_that_is_not_finite_is_rescued(self):
         logits = self.SCORES.clone()
         logits[0, 0, 1] = math.nan
-        assert self.verdict(RandomVerifier(1.0), [1, 0], Rows(logits, self.SCORES))[0] == 0
+        assert self.verdict(RandomVerifier(1.0), [1, 0], TargetOutputs(logits, self.SCORES))[0] == 0
 
     def test_ensemble_replaces_with_its_own_token(self):
         draft = logs([0.0, 0.9, 0.1], [0.0, 0.9, 0.1])
@@ -249,7 +250,7 @@ class TestVerdicts:
         with torch.no_grad():
             made.weight[0, 0] = 1.0
         hidden[0, 1, 0], hidden[0, 2, 0] = 2.0, -2.0  # P(important) 0.12 and 0.88
-        rows = Rows(self.SCORES, self.SCORES, hidden)
+        rows = TargetOutputs(self.SCORES, self.SCORES, hidden)
         assert self.verdict(autojudge(made, 0.2), [1, 1], rows) == (1, 0, [R, C, P])
         assert self.verdict(autojudge(made, 0.1), [1, 1], rows) == (0, 0, [C, P, P])
         assert self.verdict(autojudge(made, 0.9), [1, 1], rows) == (2, 0, [R, R, B])
@@ -264,7 +265,7 @@ class TestVerdicts:
             rule.verify(Candidates(torch.tensor([[1, 1]]), logits=torch.zeros(1, 2, 5)), rows)
         empty = torch.empty(1, 0, dtype=torch.long)
         scores = self.SCORES[:, :1]
-        assert rule.verify(Candidates(empty), Rows(scores, scores, None, do_sample)).n_accepted.item() == 0
+        assert rule.verify(Candidates(empty), TargetOutputs(scores, scores, None, do_sample)).n_accepted.item() == 0
 
     @pytest.mark.parametrize(
         ("make", "error", "match"),
@@ -295,7 +296,7 @@ class TestSampling:
     P, Q = [0.5, 0.3, 0.2], [0.1, 0.6, 0.3]
 
     def first_tokens(self, rule, ids: torch.Tensor, *, draft: bool = True) -> torch.Tensor:
-        rows = Rows(*[logs(self.P, self.P).expand(self.N, 2, 3)] * 2, do_sample=True)
+        rows = TargetOutputs(*[logs(self.P, self.P).expand(self.N, 2, 3)] * 2, do_sample=True)
         candidates = Candidates(ids, logits=logs(self.Q).expand(self.N, 1, 3) if draft else None)
         verdict = rule.verify(candidates, rows)
         first = torch.where(verdict.n_accepted > 0, ids[:, 0], verdict.next_token)
@@ -372,7 +373,7 @@ def one_token_greedy(target, draft, rule, ids, n_new: int, n_drafted: int) -> li
             proposed, torch.tensor([k]), torch.stack(scores, 1) if k else None, None, proposed == 3,
             torch.tensor([answer.shape[1] - n_prompt]),
         )  # fmt: skip
-        verdict = rule.verify(candidates, Rows(logits, logits, output.hidden_states[-1][:, -k - 1 :]))
+        verdict = rule.verify(candidates, TargetOutputs(logits, logits, output.hidden_states[-1][:, -k - 1 :]))
         answer = torch.cat([answer, proposed[:, : verdict.n_accepted], verdict.next_token.view(1, 1)], dim=1)
         ends = (answer[0, n_prompt:] == 3).nonzero()
         if len(ends):

@@ -9,16 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_judge import CandidateVerifier, JudgeCandidateVerifier, StrictVerifier, VerdictCode
-from hf_judge.verify.rule import Candidates, Rows, decide, next_token, strict_choice
+from hf_judge.verify.decide import decide
+from hf_judge.verify.round import Candidates, TargetOutputs
+from hf_judge.verify.strict import next_token, strict_choice
 
 M, R, C, B, P = (int(code) for code in VerdictCode)
 FALSE_ALARM = 1e-6  # chance that a statistical test below fails although the code is right
 
 
-def one_hot_rows(tokens: list[list[int]], vocabulary: int = 6, **kwargs) -> Rows:
+def one_hot_rows(tokens: list[list[int]], vocabulary: int = 6, **kwargs) -> TargetOutputs:
     """Rows whose argmax is the given token, with a margin."""
     scores = torch.nn.functional.one_hot(torch.tensor(tokens), vocabulary).float() * 5
-    return Rows(logits=scores, scores=scores, **kwargs)
+    return TargetOutputs(logits=scores, scores=scores, **kwargs)
 
 
 def yes(*pattern: list[int]) -> torch.Tensor:
@@ -203,7 +205,9 @@ def rounds(draw):
     )
     hidden = torch.randn(batch, k + 1, 3, generator=generator)
     hidden[coin(0.1, (batch, k + 1))] = float("nan")
-    rows = Rows(logits=scores * 2, scores=scores, hidden=hidden if draw(st.booleans()) else None, do_sample=do_sample)
+    rows = TargetOutputs(
+        logits=scores * 2, scores=scores, hidden=hidden if draw(st.booleans()) else None, do_sample=do_sample
+    )
     settings_ = {
         "rescue_stop_tokens": draw(st.booleans()),
         "max_rescue_fraction": draw(st.sampled_from([None, 0.0, 0.1, 0.3, 1.0])),
@@ -286,7 +290,7 @@ class TestProperties:
                     n_generated=None if candidates.n_generated is None else candidates.n_generated[row : row + 1],
                     n_rescued=None if candidates.n_rescued is None else candidates.n_rescued[row : row + 1],
                 ),
-                Rows(cut(rows.logits, n + 1), cut(rows.scores, n + 1), cut(rows.hidden, n + 1)),
+                TargetOutputs(cut(rows.logits, n + 1), cut(rows.scores, n + 1), cut(rows.hidden, n + 1)),
                 cut(judged, n),
                 **options,
             )
@@ -326,7 +330,7 @@ def assert_distribution(tokens: torch.Tensor, probabilities: torch.Tensor):
     assert freedom == 0 or float(torch.special.gammaincc(freedom / 2, statistic / 2)) > FALSE_ALARM
 
 
-def sampled_rounds(k: int, *, with_logits: bool, seed: int) -> tuple[Candidates, Rows]:
+def sampled_rounds(k: int, *, with_logits: bool, seed: int) -> tuple[Candidates, TargetOutputs]:
     """N_ROUNDS rounds whose drafts come from the draft's law, or else from an arbitrary fixed token per position."""
     generator = torch.Generator().manual_seed(seed)
     scores = TARGET_PROBABILITIES.log().expand(N_ROUNDS, k + 1, -1)
@@ -336,7 +340,7 @@ def sampled_rounds(k: int, *, with_logits: bool, seed: int) -> tuple[Candidates,
     else:
         ids, logits = torch.tensor([[1, 4, 0]])[:, :k].expand(N_ROUNDS, -1), None
     torch.manual_seed(seed)
-    return Candidates(ids, logits=logits), Rows(scores, scores, do_sample=True)
+    return Candidates(ids, logits=logits), TargetOutputs(scores, scores, do_sample=True)
 
 
 def token_at(candidates: Candidates, verdict, position: int) -> torch.Tensor:

@@ -17,7 +17,8 @@ from hf_judge import JudgeCandidateVerifier, JudgeConfig, JudgeHead
 from hf_judge.head.compatibility import check_target
 from hf_judge.integrations.flat_rows import FORCED, force_, rescuable, stop_tokens
 from hf_judge.integrations.vllm_settings import JudgeSettings, load_verifier
-from hf_judge.verify.rule import Candidates, Rows, decide
+from hf_judge.verify.decide import decide
+from hf_judge.verify.round import Candidates, TargetOutputs
 
 VOCABULARY, D = 7, 4
 INF = float("inf")
@@ -57,7 +58,7 @@ class TestAgainstTheRule:
         stop = (table.unsqueeze(1) == ids.unsqueeze(-1)).any(-1)
         drafted = scores[:, :k].gather(-1, ids.unsqueeze(-1)).squeeze(-1)
         candidates = Candidates(ids, torch.tensor(lengths), forbidden=drafted == -INF, stop=stop)
-        expected = decide(candidates, Rows(scores, scores, hidden), judged)
+        expected = decide(candidates, TargetOutputs(scores, scores, hidden), judged)
 
         inside = torch.arange(k) < candidates.lengths.unsqueeze(1)
         ends = candidates.lengths.cumsum(0).int()

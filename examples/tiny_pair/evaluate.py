@@ -22,7 +22,7 @@ from tqdm import tqdm
 from hf_judge import JudgeHead, JudgeStats, StrictVerifier, VerdictCode
 from hf_judge.tiny import HOME, load_pair
 from hf_judge.tiny.world import check_answer, first_mistake, problems
-from hf_judge.verify.rule import JudgeCandidateVerifier
+from hf_judge.verify.judge import JudgeCandidateVerifier
 
 Z = 1.96  # two-sided 95%
 

@@ -13,7 +13,7 @@ from hf_judge import CandidateVerifier, JudgeHead, JudgeStats
 from hf_judge.tiny import TinyPair
 from hf_judge.tiny.mistakes import MISTAKES, solve_wrongly
 from hf_judge.tiny.world import Problem, Style, first_mistake, solve
-from hf_judge.verify.rule import JudgeCandidateVerifier
+from hf_judge.verify.judge import JudgeCandidateVerifier
 
 STYLES = (Style(draft=0.85), Style(draft=0.85), Style(target=0.4, draft=0.3), Style())
 

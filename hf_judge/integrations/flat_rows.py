@@ -35,7 +35,7 @@ def rescuable(
     ids: torch.Tensor,
     stop: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Find the tokens that the judge may rescue, by the rules of `hf_judge.verify.rule.decide`.
+    """Find the tokens that the judge may rescue, by the rules of `hf_judge.verify.decide`.
 
     Args:
         judged: (n,) bool, where the judge accepts.

@@ -21,7 +21,7 @@ from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from hf_judge.integrations.flat_rows import force_, rescuable, stop_tokens
 from hf_judge.integrations.vllm_settings import checked_verifier
-from hf_judge.verify.rule import JudgeCandidateVerifier
+from hf_judge.verify.judge import JudgeCandidateVerifier
 
 
 class Step(NamedTuple):

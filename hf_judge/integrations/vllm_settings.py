@@ -12,7 +12,7 @@ from hf_judge.head.compatibility import check_target
 from hf_judge.head.config import check_threshold
 from hf_judge.head.judge_head import JudgeHead
 from hf_judge.upstream.forward import commit_of
-from hf_judge.verify.rule import JudgeCandidateVerifier
+from hf_judge.verify.judge import JudgeCandidateVerifier
 
 KEY = "hf_judge"
 WITHOUT_SAMPLER = ("extract_hidden_states",)  # speculative methods that verify nothing

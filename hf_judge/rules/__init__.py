@@ -1,7 +1,7 @@
 """Apply other people's acceptance rules under the judge's protocol, each as its paper states it, and a control.
 
 Every rule is a pure function over one round and a verifier that holds its settings, for ``generate(judge=...)``. In
-formulas, p is the target's distribution, softmax(rows.scores), q the draft's, and x a drafted token. `decide` guards
+formulas, p is the target's distribution, softmax(outputs.scores), q the draft's, and x a drafted token. `decide` guards
 all of them: hard constraints, stop tokens, values that are not finite. AutoJudge's rule is `JudgeCandidateVerifier`.
 """
 

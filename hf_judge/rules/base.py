@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-from hf_judge.verify.rule import Candidates, Rows, StrictChoice, Verdict, decide, strict_choice
+from hf_judge.verify.decide import decide
+from hf_judge.verify.round import Candidates, TargetOutputs, Verdict
 from hf_judge.verify.stats import JudgeStats
+from hf_judge.verify.strict import StrictChoice, strict_choice
 
 
 @dataclass(eq=False)
@@ -30,25 +32,25 @@ class AddingRule:
             check("max_rescue_fraction", self.max_rescue_fraction, 0, 1)
         self.stats = JudgeStats()
 
-    def verify(self, candidates: Candidates, rows: Rows) -> Verdict:
+    def verify(self, candidates: Candidates, outputs: TargetOutputs) -> Verdict:
         """See [`CandidateVerifier`]."""
-        choice = strict_choice(candidates, rows)
-        return self._decide(candidates, rows, choice, self.judged(candidates, rows, choice))
+        choice = strict_choice(candidates, outputs)
+        return self._decide(candidates, outputs, choice, self.judged(candidates, outputs, choice))
 
-    def judged(self, candidates: Candidates, rows: Rows, choice: StrictChoice) -> torch.Tensor:
+    def judged(self, candidates: Candidates, outputs: TargetOutputs, choice: StrictChoice) -> torch.Tensor:
         """Return where the rule itself accepts, (batch, k) bool; a rule needs only this method.
 
         Args:
             candidates: the drafted tokens: `ids` (batch, k) long, and what is known about them.
-            rows: the target's outputs; see [`drafted`] for its scores of the drafted tokens.
+            outputs: the target's outputs; see [`drafted`] for its scores of the drafted tokens.
             choice: the decisions of strict verification.
         """
         raise NotImplementedError
 
-    def _decide(self, candidates, rows, choice, judged, **how) -> Verdict:
+    def _decide(self, candidates, outputs, choice, judged, **how) -> Verdict:
         return decide(
             candidates,
-            rows,
+            outputs,
             judged,
             choice=choice,
             rescue_stop_tokens=self.rescue_stop_tokens,
@@ -57,30 +59,30 @@ class AddingRule:
         )
 
 
-def drafted(rows: Rows) -> torch.Tensor:
+def drafted(outputs: TargetOutputs) -> torch.Tensor:
     """Return the target's scores (batch, k, V) at the positions that predict the drafted tokens."""
-    return rows.scores[:, :-1]
+    return outputs.scores[:, :-1]
 
 
-def draft_scores_of(candidates: Candidates, rows: Rows, rule: str) -> torch.Tensor:
+def draft_scores_of(candidates: Candidates, outputs: TargetOutputs, rule: str) -> torch.Tensor:
     """Return the draft's scores (batch, k, V) float32.
 
     Raises:
         ValueError: there are none, or they are over another vocabulary; the message names the rule.
     """
     if candidates.ids.shape[1] == 0:
-        return drafted(rows)
+        return drafted(outputs)
     if candidates.logits is None:
         raise ValueError(
             f"{rule} compares the target with the draft's distribution, and this source of drafts has none (prompt "
             "lookup and the like): pass assistant_model=, or a rule that needs the target alone"
         )
-    if candidates.logits.shape[-1] != rows.scores.shape[-1]:
+    if candidates.logits.shape[-1] != outputs.scores.shape[-1]:
         raise ValueError(
             f"{rule} needs draft and target over one vocabulary, got {candidates.logits.shape[-1]} and "
-            f"{rows.scores.shape[-1]} tokens"
+            f"{outputs.scores.shape[-1]} tokens"
         )
-    return candidates.logits.to(rows.scores.device, torch.float32)
+    return candidates.logits.to(outputs.scores.device, torch.float32)
 
 
 def check(name: str, value: float, least: float = -math.inf, most: float = math.inf, kind: type = float) -> None:

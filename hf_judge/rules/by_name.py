@@ -14,7 +14,9 @@ from hf_judge.rules.kl import KLVerifier
 from hf_judge.rules.thresholds import ThresholdsVerifier
 from hf_judge.rules.top_k import RelaxedVerifier, TopKVerifier
 from hf_judge.rules.typical import TypicalVerifier
-from hf_judge.verify.rule import CandidateVerifier, JudgeCandidateVerifier, StrictVerifier
+from hf_judge.verify.decide import StrictVerifier
+from hf_judge.verify.judge import JudgeCandidateVerifier
+from hf_judge.verify.round import CandidateVerifier
 
 BASELINES = ("plain", "assisted")  # plain decoding, and transformers' own assisted generation
 

@@ -40,7 +40,7 @@ class RandomVerifier(AddingRule):
         check("rate", self.rate, 0, 1)
         check("seed", self.seed, kind=int)
 
-    def judged(self, candidates, rows, choice):
+    def judged(self, candidates, outputs, choice):
         first = candidates.n_generated
         if first is None:
             first = candidates.ids.new_zeros(candidates.ids.shape[:1])

@@ -8,7 +8,7 @@ import torch
 
 from hf_judge.head.distributions import at
 from hf_judge.rules.base import AddingRule, check, draft_scores_of, drafted
-from hf_judge.verify.rule import strict_choice
+from hf_judge.verify.strict import strict_choice
 
 
 def ensemble_tokens(scores: torch.Tensor, draft_scores: torch.Tensor, weight: float) -> torch.Tensor:
@@ -68,19 +68,19 @@ class EnsembleVerifier(AddingRule):
         super().__post_init__()
         check("weight", self.weight, 0, 1)
 
-    def verify(self, candidates, rows):
+    def verify(self, candidates, outputs):
         """See [`CandidateVerifier`]."""
-        choice = strict_choice(candidates, rows)
+        choice = strict_choice(candidates, outputs)
         ids, k = candidates.ids, candidates.ids.shape[1]
-        draft_scores = draft_scores_of(candidates, rows, "EnsembleVerifier")
-        if rows.do_sample:
+        draft_scores = draft_scores_of(candidates, outputs, "EnsembleVerifier")
+        if outputs.do_sample:
             if k == 0:
-                return self._decide(candidates, rows, choice, None)
-            judged = ensemble_accepts(drafted(rows), draft_scores, ids, choice.draws, self.weight)
-            return self._decide(candidates, rows, choice, judged)
+                return self._decide(candidates, outputs, choice, None)
+            judged = ensemble_accepts(drafted(outputs), draft_scores, ids, choice.draws, self.weight)
+            return self._decide(candidates, outputs, choice, judged)
         tokens = choice.tokens.clone()
-        tokens[:, :k] = ensemble_tokens(drafted(rows), draft_scores, self.weight)
+        tokens[:, :k] = ensemble_tokens(drafted(outputs), draft_scores, self.weight)
         if candidates.lengths is not None:  # behind a whole draft there is no q: the target's own token
             whole = torch.arange(k + 1, device=ids.device) >= candidates.lengths.unsqueeze(1)
             tokens = torch.where(whole, choice.tokens, tokens)
-        return self._decide(candidates, rows, choice, tokens[:, :k] == ids, replaces_strict=True, tokens=tokens)
+        return self._decide(candidates, outputs, choice, tokens[:, :k] == ids, replaces_strict=True, tokens=tokens)

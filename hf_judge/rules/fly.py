@@ -55,8 +55,8 @@ class FlyVerifier(AddingRule):
         check("threshold", self.threshold, 0, 1)
         check("window", self.window, 1, kind=int)
 
-    def judged(self, candidates, rows, choice):
+    def judged(self, candidates, outputs, choice):
         lengths = candidates.lengths
         if lengths is None:
             lengths = candidates.ids.new_full(candidates.ids.shape[:1], candidates.ids.shape[1])
-        return fly_accepts(choice.accepted, drafted(rows), lengths, self.threshold, self.window)
+        return fly_accepts(choice.accepted, drafted(outputs), lengths, self.threshold, self.window)

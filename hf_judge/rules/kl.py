@@ -47,7 +47,7 @@ class KLVerifier(AddingRule):
         check("threshold", self.threshold, 0)
         check("max_confidence", self.max_confidence, 0, 1)
 
-    def judged(self, candidates, rows, choice):
-        draft_scores = draft_scores_of(candidates, rows, "KLVerifier")
-        scores, draft_scores = over_shared_tokens(drafted(rows), draft_scores, candidates.raw_logits)
+    def judged(self, candidates, outputs, choice):
+        draft_scores = draft_scores_of(candidates, outputs, "KLVerifier")
+        scores, draft_scores = over_shared_tokens(drafted(outputs), draft_scores, candidates.raw_logits)
         return kl_accepts(scores, draft_scores, self.threshold, self.max_confidence)

@@ -9,7 +9,7 @@ import torch
 
 from hf_judge.head.distributions import at
 from hf_judge.rules.base import AddingRule, check, drafted
-from hf_judge.verify.rule import strict_choice
+from hf_judge.verify.strict import strict_choice
 
 
 def thresholds_accept(
@@ -54,18 +54,18 @@ class ThresholdsVerifier(AddingRule):
         check("single", self.single, 0, 1)
         check("accumulated", self.accumulated, 0, 1)
 
-    def verify(self, candidates, rows):
+    def verify(self, candidates, outputs):
         """See [`CandidateVerifier`]."""
         candidates = candidates._replace(logits=None)  # target-only sampling: q plays no part
-        choice = strict_choice(candidates, rows)
+        choice = strict_choice(candidates, outputs)
         single = self.single if self.single < 1 else math.inf  # p(x) rounds to 1 where strict has accepted anyway
-        target = at(drafted(rows).softmax(dim=-1), candidates.ids)
+        target = at(drafted(outputs).softmax(dim=-1), candidates.ids)
         draws = None
-        if rows.do_sample:
+        if outputs.do_sample:
             # Strict's draw y = x happened with probability p(x); a further u makes it min(1, p(x) / accumulated) in
             # all, and leaves y, given y != x, as the draw from p without x.
             wanted = (target / max(self.accumulated, 1e-9)).clamp(max=1)
             draws = torch.rand_like(target) * (1 - target) + target
             draws = torch.where(wanted > target, draws, math.inf)
-        judged = thresholds_accept(drafted(rows), candidates.ids, draws, single, self.accumulated)
-        return self._decide(candidates, rows, choice, judged)
+        judged = thresholds_accept(drafted(outputs), candidates.ids, draws, single, self.accumulated)
+        return self._decide(candidates, outputs, choice, judged)

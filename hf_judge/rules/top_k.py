@@ -40,8 +40,8 @@ class TopKVerifier(AddingRule):
         super().__post_init__()
         check("k", self.k, 1, kind=int)
 
-    def judged(self, candidates, rows, choice):
-        return top_k_accepts(drafted(rows), candidates.ids, self.k)
+    def judged(self, candidates, outputs, choice):
+        return top_k_accepts(drafted(outputs), candidates.ids, self.k)
 
 
 def relaxed_accepts(scores: torch.Tensor, ids: torch.Tensor, n: int, delta: float) -> torch.Tensor:
@@ -79,5 +79,5 @@ class RelaxedVerifier(AddingRule):
         check("delta", self.delta, 0, 1)
         check("n", self.n, 1, kind=int)
 
-    def judged(self, candidates, rows, choice):
-        return relaxed_accepts(drafted(rows), candidates.ids, self.n, self.delta)
+    def judged(self, candidates, outputs, choice):
+        return relaxed_accepts(drafted(outputs), candidates.ids, self.n, self.delta)

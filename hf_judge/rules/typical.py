@@ -9,7 +9,7 @@ import torch
 
 from hf_judge.head.distributions import at, entropy
 from hf_judge.rules.base import AddingRule, check, drafted
-from hf_judge.verify.rule import strict_choice
+from hf_judge.verify.strict import strict_choice
 
 
 def typical_accepts(scores: torch.Tensor, ids: torch.Tensor, epsilon: float, delta: float) -> torch.Tensor:
@@ -53,9 +53,9 @@ class TypicalVerifier(AddingRule):
             self.delta = math.sqrt(self.epsilon)
         check("delta", self.delta, 0)
 
-    def verify(self, candidates, rows):
+    def verify(self, candidates, outputs):
         """See [`CandidateVerifier`]."""
         candidates = candidates._replace(logits=None)  # q plays no part, not even in the next token
-        choice = strict_choice(candidates, rows)
-        judged = typical_accepts(drafted(rows), candidates.ids, self.epsilon, self.delta)
-        return self._decide(candidates, rows, choice, judged, replaces_strict=rows.do_sample)
+        choice = strict_choice(candidates, outputs)
+        judged = typical_accepts(drafted(outputs), candidates.ids, self.epsilon, self.delta)
+        return self._decide(candidates, outputs, choice, judged, replaces_strict=outputs.do_sample)
