@@ -37,7 +37,7 @@ test-latest: $(VENV)-latest/.installed
 
 # Random calls, strict-judged against plain: make fuzz SECONDS=600 SEED=1
 fuzz: $(VENV)/.installed-test
-	$(BIN)/python tests/fuzz.py --seconds $(SECONDS) --seed $(SEED)
+	PYTHONPATH=tests/fixtures $(BIN)/python tests/fuzz.py --seconds $(SECONDS) --seed $(SEED)
 
 # The contract on each minor release of transformers in range; writes docs/compatibility.md.
 test-matrix: $(VENV)/.installed-test

@@ -1,12 +1,12 @@
 """A differential fuzzer: strict-judged output against upstream's plain output, over settings that nobody listed.
 
-    python tests/fuzz.py --seconds 600 --seed 1
+    make fuzz SECONDS=600 SEED=1
 
 Each case draws an architecture, an attention implementation, a dtype, padding, positions, a prior cache, a batch,
 processors and criteria (upstream's, and ones that look at the row), lengths up to the last position, a source of
 drafts, an engine, compiled forwards, training with gradient checkpointing, hooks. Greedy: token for token, up to a tie
 of the two best scores. Sampling: the first two tokens by chi-square against upstream's own probabilities. Under a judge
-with a random head: against the naive loop of tests/naive.py, kinds of tokens included. A call may be refused by a
+with a random head: against the naive loop of fixtures/naive.py, kinds of tokens included. A call may be refused by a
 ValueError, never answered differently, never with another error. The last line counts: "N comparisons, D differences";
 exit 1 when D > 0.
 """
@@ -27,10 +27,10 @@ from dataclasses import dataclass, field
 from unittest import mock
 
 import torch
-from conftest import ARCHITECTURES, VOCAB, noisy_copy, random_head, randomize, tiny_model
 from naive import NaiveModel, naive_judged
 from scipy.stats import chi2
-from test_sources_options import MTP_SETTINGS, dflash_draft, mtp_from_config, tiny_tokenizer
+from test_upstream_sources import MTP_SETTINGS, dflash_draft, mtp_from_config, tiny_tokenizer
+from tiny_models import ARCHITECTURES, VOCAB, noisy_copy, random_head, randomize, tiny_model
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,

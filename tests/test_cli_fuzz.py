@@ -9,11 +9,11 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from conftest import random_head
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from test_data import TOKENIZER
-from test_mining import DRAFT, TARGET
+from test_labelling_mining import DRAFT, TARGET
+from test_labelling_responses import TOKENIZER
+from tiny_models import random_head
 
 from hf_judge.cli.commands import main
 

@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from test_data import TOKENIZER
-from test_mining import DRAFT, TARGET, TASKS
+from test_labelling_mining import DRAFT, TARGET, TASKS
+from test_labelling_responses import TOKENIZER
 
 from hf_judge import JudgeHead
 from hf_judge.cli.commands import main

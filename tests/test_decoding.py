@@ -7,8 +7,8 @@ import threading
 
 import pytest
 import torch
-from conftest import EOS, VOCAB, always_head, noisy_copy, prompt, random_head, repetitive_prompt, tiny_model
 from naive import NaiveModel, naive_judged
+from tiny_models import EOS, VOCAB, always_head, noisy_copy, prompt, random_head, repetitive_prompt, tiny_model
 from transformers import (
     LogitsProcessor,
     LogitsProcessorList,

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from conftest import noisy_copy, random_head, tiny_model
+from tiny_models import noisy_copy, random_head, tiny_model
 from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
 
 from hf_judge.cli.commands import main

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import WIDTH, noisy_copy, prompt, random_head, tiny_model
 from safetensors.torch import load_file, save_file
+from tiny_models import WIDTH, noisy_copy, prompt, random_head, tiny_model
 
 from hf_judge import JudgeConfig, JudgeHead, StrictVerifier, judged
 from hf_judge.head.adapter import read_adapter, write_adapter

@@ -24,8 +24,8 @@ import hf_judge
 from hf_judge import JudgeHead, judged
 from hf_judge.moved import MOVED, install
 
-HERE = Path(__file__).parent
-ARCHIVE = HERE / "data" / "head_of_b78ca87.zip"
+FIXTURES = Path(__file__).parent / "fixtures"
+ARCHIVE = FIXTURES / "data" / "head_of_b78ca87.zip"
 # what docs of b78ca87 and scripts written for it import, and where from
 OLD_NAMES = {
     "autojudge": ["import_autojudge_head"],
@@ -170,7 +170,7 @@ print(*out[0].tolist())
 copies = ("custom_generate.head", "custom_generate.verify")
 print(type(target).__name__, *[name for name in sys.modules if name.endswith(copies)])
 """
-    environment = os.environ | {"HF_HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
+    environment = os.environ | {"HF_HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join([str(FIXTURES), *sys.path])}
     done = subprocess.run(
         [sys.executable, "-c", code, repository], env=environment, capture_output=True, text=True, timeout=200
     )

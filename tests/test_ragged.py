@@ -8,10 +8,10 @@ import logging
 
 import pytest
 import torch
-from conftest import EOS, VOCAB, always_head, noisy_copy, prompt, random_head, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive import NaiveModel, naive_judged
+from tiny_models import EOS, VOCAB, always_head, noisy_copy, prompt, random_head, tiny_model
 from torch.overrides import TorchFunctionMode
 from transformers import DynamicCache, StoppingCriteria, TextStreamer, pipeline
 from transformers.generation.streamers import BaseStreamer

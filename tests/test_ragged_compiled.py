@@ -11,10 +11,10 @@ import weakref
 import pytest
 import torch
 import torch._dynamo
-from conftest import noisy_copy, prompt, random_head, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_ragged import answers, batch, ragged
+from tiny_models import noisy_copy, prompt, random_head, tiny_model
 from torch._inductor import compile_fx
 from transformers import CompileConfig, StoppingCriteria
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from conftest import noisy_copy, prompt, tiny_model
 from packaging.version import Version
+from tiny_models import noisy_copy, prompt, tiny_model
 from transformers import (
     DynamicCache,
     GenerationConfig,

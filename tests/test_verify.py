@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import random_head
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_models import random_head
 
 from hf_judge import CandidateVerifier, JudgeCandidateVerifier, StrictVerifier, VerdictCode
 from hf_judge.verify.decide import decide

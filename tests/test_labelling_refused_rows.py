@@ -4,9 +4,9 @@ import io
 import json
 
 import pytest
-from conftest import random_head
-from test_data import byte_tokenizer
-from test_mining import DRAFT, TARGET
+from test_labelling_mining import DRAFT, TARGET
+from test_labelling_responses import byte_tokenizer
+from tiny_models import random_head
 
 from hf_judge.cli.commands import main
 from hf_judge.evaluation.answers import Pair

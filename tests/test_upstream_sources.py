@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from conftest import EOS, VOCAB, WIDTH, always_head, noisy_copy, prompt, random_head, randomize, tiny_model
+from tiny_models import EOS, VOCAB, WIDTH, always_head, noisy_copy, prompt, random_head, randomize, tiny_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     DynamicCache,

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from conftest import VOCAB, noisy_copy, prompt, randomize, tiny_model
+from tiny_models import VOCAB, noisy_copy, prompt, randomize, tiny_model
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -38,7 +38,7 @@ GROUPS = {
     "Stopping criteria of transformers": CRITERIA,
 }
 N_NEW = 12
-REMEDY = "classify it in hf_judge/ragged/allow_list.py, then write docs/engines.md: python tests/test_eligibility.py"
+REMEDY = "classify it in hf_judge/ragged/allow_list.py, then write docs/engines.md: PYTHONPATH=tests/fixtures python tests/test_ragged_eligibility.py"
 
 
 def classes_below(base: type) -> set[str]:

@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-from conftest import WHOLLY_OFFLOADED
 from safetensors.torch import load_file
-from test_data import TOKENIZER
+from test_labelling_responses import TOKENIZER
+from tiny_models import WHOLLY_OFFLOADED
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from hf_judge.labelling.greedy import greedy

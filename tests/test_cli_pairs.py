@@ -7,7 +7,7 @@ import json
 
 import pytest
 import torch
-from conftest import VOCAB, tiny_model
+from tiny_models import VOCAB, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_judge import JudgeConfig, JudgeHead, StrictVerifier, judged

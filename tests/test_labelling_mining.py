@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_data import TOKENIZER
-from test_features import llama
+from test_labelling_responses import TOKENIZER
+from test_training_features import llama
 
 from hf_judge.files.durable import Journal
 from hf_judge.labelling.checkers import MultipleChoiceChecker, NumericChecker, RegexChecker, UnitTestChecker, run_python
@@ -285,7 +285,7 @@ def test_a_rerun_does_only_what_is_left(tmp_path):
 KILLED = """
 import sys, time
 sys.path.insert(0, {tests!r})
-import test_mining
+import test_labelling_mining
 from pathlib import Path
 
 def slow(response, task):
@@ -308,7 +308,7 @@ def launch(command, *, stderr=None, **variables):
 def test_kill_9_loses_only_the_prompts_in_work(tmp_path):
     uninterrupted, _ = mined(tmp_path, "whole.jsonl")
     output = tmp_path / "killed.jsonl"
-    script = KILLED.format(tests=str(Path(__file__).parent), output=str(output))
+    script = KILLED.format(tests=str(Path(__file__).parent / "fixtures"), output=str(output))
     process = launch(["-c", script], stderr=subprocess.DEVNULL)
     journal = tmp_path / "killed.jsonl.journal" / "process-00000.jsonl"
     deadline = time.monotonic() + 120

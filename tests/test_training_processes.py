@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from test_cli_train import TASKS, TOKENIZER
-from test_features import MODEL, all_features, rows
-from test_mining import DRAFT, TARGET
+from test_labelling_mining import DRAFT, TARGET
+from test_training_features import MODEL, all_features, rows
 
 from hf_judge import JudgeHead
 from hf_judge.cli.commands import main
@@ -67,7 +67,7 @@ SCRIPT = """
 import sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
-from test_processes import MODEL, SHARD, TOKENIZER, extract_features, fit, mine, rows
+from test_training_processes import MODEL, SHARD, TOKENIZER, extract_features, fit, mine, rows
 
 directory = Path({directory!r})
 for name in ("shared.jsonl", "alone.jsonl"):  # from the start; what one process left
@@ -89,7 +89,9 @@ def launched(directory):
     forget(directory / "alone.jsonl", keep=4)
     lose(directory / "alone", [0, 3])
     script = directory / "script.py"
-    script.write_text(textwrap.dedent(SCRIPT.format(tests=str(Path(__file__).parent), directory=str(directory))))
+    script.write_text(
+        textwrap.dedent(SCRIPT.format(tests=str(Path(__file__).parent / "fixtures"), directory=str(directory)))
+    )
     options = {"--num_processes": "2", "--num_machines": "1", "--mixed_precision": "no", "--dynamo_backend": "no"}
     with socket.socket() as free:  # accelerate 1.1 waits for ever where told to find a port itself
         free.bind(("127.0.0.1", 0))

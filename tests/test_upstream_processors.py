@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import VOCAB, always_head, repetitive_prompt, tiny_model
+from tiny_models import VOCAB, always_head, repetitive_prompt, tiny_model
 from transformers import (
     LogitsProcessor,
     LogitsProcessorList,

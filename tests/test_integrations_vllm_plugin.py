@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import random_head
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_models import random_head
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from hf_judge import JudgeCandidateVerifier, JudgeConfig, JudgeHead

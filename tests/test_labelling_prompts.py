@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_data import TOKENIZER, as_dataset, byte_tokenizer
+from test_labelling_responses import TOKENIZER, as_dataset, byte_tokenizer
 
 from hf_judge.labelling.prompts import Prompt, RefusedPrompt, encode_prompt, prompt_of
 from hf_judge.labelling.responses import (

@@ -9,8 +9,8 @@ from unittest import mock
 
 import pytest
 import torch
-from conftest import always_head, noisy_copy, prompt, random_head, tiny_model
 from ranks_worker import ENGINES, EOS, LIMITS, PROMPTS, After, Clock, answer, batch, pre_norm_head
+from tiny_models import always_head, noisy_copy, prompt, random_head, tiny_model
 
 from hf_judge import judged
 from hf_judge.ragged import backend
@@ -25,7 +25,7 @@ def ranks(tmp_path_factory):
     directory = tmp_path_factory.mktemp("ranks")
     tiny_model().save_pretrained(directory / "target")
     noisy_copy(tiny_model()).save_pretrained(directory / "draft")
-    here = Path(__file__).parent
+    here = Path(__file__).parent / "fixtures"
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(here), *sys.path]),
         "OMP_NUM_THREADS": "1",

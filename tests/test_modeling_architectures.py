@@ -10,7 +10,8 @@ import sys
 
 import pytest
 import torch
-from conftest import (
+from naive import NaiveModel, naive_judged
+from tiny_models import (
     ARCHITECTURES,
     EOS,
     WHOLLY_OFFLOADED,
@@ -21,7 +22,6 @@ from conftest import (
     random_head,
     tiny_model,
 )
-from naive import NaiveModel, naive_judged
 from transformers import (
     AutoModelForCausalLM,
     LlamaForCausalLM,

@@ -35,7 +35,7 @@ K = 8  # drafted tokens per round
 MAX_NEW = 160
 WIDTH = 256
 TARGET, DRAFT, JUDGE = (str(HOME / name) for name in ("target", "draft", "judge"))
-WORKER = Path(__file__).with_name("vllm_worker.py")
+WORKER = Path(__file__).parent / "fixtures" / "vllm_worker.py"
 ENGINE = {
     "model": TARGET,
     "dtype": "float32",

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from conftest import EOS, noisy_copy, prompt, random_head, tiny_model
 from naive import NaiveModel, naive_judged
-from test_data import TOKENIZER
-from test_features import all_features, naive, rows
+from test_labelling_responses import TOKENIZER
+from test_training_features import all_features, naive, rows
+from tiny_models import EOS, noisy_copy, prompt, random_head, tiny_model
 from transformers import AutoModelForCausalLM, TorchAoConfig
 
 from hf_judge import AutoJudgeModelForCausalLM, JudgeCandidateVerifier, JudgeConfig, JudgeHead, judged

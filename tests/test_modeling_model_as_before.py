@@ -7,7 +7,7 @@ import pickle
 import peft
 import pytest
 import torch
-from conftest import WIDTH, always_head, noisy_copy, prompt, random_head, tiny_model
+from tiny_models import WIDTH, always_head, noisy_copy, prompt, random_head, tiny_model
 
 from hf_judge import JudgeConfig, StrictVerifier, judged
 from hf_judge.modeling.mixin import judge_class

@@ -12,15 +12,15 @@ import hub_scenarios
 import pytest
 from filelock import FileLock
 
-HERE = Path(__file__).parent
+FIXTURES = Path(__file__).parent / "fixtures"
 pytestmark = pytest.mark.timeout(1200)  # the first test waits for all scenarios: half a minute of work
 
 
 def run_scenarios(folder: Path) -> dict[str, str | None]:
     # not this process's own switches: the worker sets what its client is to read
     env = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
-    env["PYTHONPATH"] = os.pathsep.join([str(HERE), str(HERE.parent), env.get("PYTHONPATH", "")])
-    command = [sys.executable, str(HERE / "hub_worker.py"), str(folder)]
+    env["PYTHONPATH"] = os.pathsep.join([str(FIXTURES), str(FIXTURES.parents[1]), env.get("PYTHONPATH", "")])
+    command = [sys.executable, str(FIXTURES / "hub_worker.py"), str(folder)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=1100)
     lines = [line.removeprefix("SCENARIO ") for line in done.stdout.splitlines() if line.startswith("SCENARIO ")]
     assert lines, done.stderr
