@@ -38,7 +38,10 @@ GROUPS = {
     "Stopping criteria of transformers": CRITERIA,
 }
 N_NEW = 12
-REMEDY = "classify it in hf_judge/ragged/allow_list.py, then write docs/engines.md: PYTHONPATH=tests/fixtures python tests/test_ragged_eligibility.py"
+REMEDY = (
+    "classify it in hf_judge/ragged/allow_list.py, then write docs/engines.md: "
+    "PYTHONPATH=tests/fixtures python tests/test_ragged_eligibility.py"
+)
 
 
 def classes_below(base: type) -> set[str]:
