@@ -13,7 +13,7 @@ MOVED = {
     "hf_judge.autojudge": "hf_judge.integrations.autojudge",
     "hf_judge.calibration": "hf_judge.training.calibration",
     "hf_judge.cards": "hf_judge.head.card",
-    "hf_judge.checkers": "hf_judge.labelling.checkers",
+    "hf_judge.checkers": "hf_judge.checking.checkers",
     "hf_judge.config": "hf_judge.head.config",
     "hf_judge.data": "hf_judge.labelling.responses",
     "hf_judge.features": "hf_judge.training.extraction",

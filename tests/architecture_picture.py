@@ -22,7 +22,7 @@ WIDTH, TOP, STEP, HEIGHT = 760, 76, 68, 42
 MIDDLE, RIGHT = (130, 220), (500, 200)  # (left edge, width) of the two columns
 # Where a place stands beside the middle column, and how an arrow goes around what is in its way.
 BESIDE = {
-    "__init__": RIGHT, "integrations": RIGHT, "rules": RIGHT, "training": RIGHT, "labelling": RIGHT,
+    "__init__": RIGHT, "integrations": RIGHT, "rules": RIGHT, "training": RIGHT, "labelling": RIGHT, "checking": RIGHT,
     "files": (500, 126), "moved": (634, 66),
 }  # fmt: skip
 LANES = {

@@ -11,10 +11,10 @@ from tiny_models import VOCAB, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_judge import JudgeConfig, JudgeHead, StrictVerifier, judged
+from hf_judge.checking.checkers import NumericChecker
 from hf_judge.cli import main
 from hf_judge.head.compatibility import check_pair, n_shared_tokens
 from hf_judge.head.distributions import extra_features
-from hf_judge.labelling.checkers import NumericChecker
 from hf_judge.labelling.greedy import closeness, greedy, greedy_choices
 from hf_judge.labelling.prompts import encode_prompt
 from hf_judge.labelling.responses import read_jsonl

@@ -14,8 +14,8 @@ import torch
 from test_labelling_responses import TOKENIZER
 from test_training_features import llama
 
+from hf_judge.checking.checkers import MultipleChoiceChecker, NumericChecker, RegexChecker, UnitTestChecker, run_python
 from hf_judge.files.durable import Journal
-from hf_judge.labelling.checkers import MultipleChoiceChecker, NumericChecker, RegexChecker, UnitTestChecker, run_python
 from hf_judge.labelling.drafts import label_drafts
 from hf_judge.labelling.greedy import GumbelNoise, greedy
 from hf_judge.labelling.responses import read_jsonl

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from hf_judge.labelling.checkers import UnitTestChecker
+from hf_judge.checking.checkers import UnitTestChecker
 
 
 def run(code, missing=("resource", "fcntl", "pwd", "grp", "termios")):
@@ -26,7 +26,7 @@ def test_commands_start_without_posix():
         "import hf_judge.cli.commands\n"
         "from hf_judge.tiny import HOME\n"
         "assert hf_judge.cli.commands.main(['info', str(HOME / 'judge')]) == 0\n"
-        "from hf_judge.labelling.checkers import NumericChecker, UnitTestChecker\n"
+        "from hf_judge.checking.checkers import NumericChecker, UnitTestChecker\n"
         "assert NumericChecker()('It is 42.', {}) == 42\n"
         "try:\n"
         "    UnitTestChecker(allow_code_execution=True)('x = 1', {'tests': 'assert x == 1'})\n"

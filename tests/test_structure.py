@@ -17,6 +17,7 @@ ORDER = (
     "files",
     "upstream",
     "head",
+    "checking",
     "labelling",
     "verify",
     "training",

@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from hf_judge.checking.answers import imported
 from hf_judge.cli.options import add_pair, add_tasks, checker_of, load_model, read_tasks
 from hf_judge.cli.terminal import above_zero, natural, positive, printable
 from hf_judge.evaluation.loading import load_tokenizer, load_tokenizers
@@ -14,7 +15,6 @@ from hf_judge.files.jsonl import read_json_object
 from hf_judge.head.files import CONFIG_NAME
 from hf_judge.head.hub import is_hub_id
 from hf_judge.head.judge_head import JudgeHead
-from hf_judge.labelling.answers import imported
 from hf_judge.labelling.drafts import label_drafts
 from hf_judge.labelling.jobs import MiningReport, processes
 from hf_judge.labelling.responses import HOLDS, load_rows, marked, summarise

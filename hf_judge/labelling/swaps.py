@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_judge.checking.checkers import Checker
 from hf_judge.head.compatibility import check_pair, n_shared_tokens
-from hf_judge.labelling.checkers import Checker
 from hf_judge.labelling.greedy import greedy, greedy_choices, stop_tokens_of
 from hf_judge.labelling.jobs import (
     NEAR_TIE,

@@ -15,9 +15,17 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, Syn
 
 from hf_judge.head.judge_head import JudgeHead
 from hf_judge.upstream.candidates import CandidateSource
-from hf_judge.upstream.forward import cache_of, is_stateful, known_length, takes_cache
+from hf_judge.upstream.forward import (
+    cache_of,
+    is_stateful,
+    known_length,
+    length_of_changing_angles,
+    rope_types,
+    takes_cache,
+)
 from hf_judge.upstream.generation import STATIC_CACHES, Call, PreparedCall
 from hf_judge.upstream.processes import is_sharded
+from hf_judge.upstream.versions import LONGROPE_READS_ALL_AGAIN
 from hf_judge.verify.judge import JudgeCandidateVerifier
 from hf_judge.verify.round import CandidateVerifier
 
@@ -357,9 +365,22 @@ def _cache_too_long(call: PreparedCall, source: CandidateSource) -> str | None:
     return None
 
 
+def _longrope_cache(call: PreparedCall, source: CandidateSource) -> str | None:
+    config, cached = call.model.config.get_text_config(), cache_of(call.model_kwargs).get_seq_length()
+    total = known_length(call.model_kwargs, call.generation_config, call.input_ids)
+    limit = length_of_changing_angles(config, cached)
+    outgrown = "longrope" in rope_types(config) and limit is not None and cached <= limit < total
+    if call.has_own_cache and outgrown and not LONGROPE_READS_ALL_AGAIN:
+        return (
+            f"a longrope model reads its text again once it is longer than {limit} tokens, and this transformers reads "
+            "only the newest ones: pass the whole text without a cache, or install transformers 5.20 or newer"
+        )
+    return None
+
+
 OF_MODELS = (_own_generate, _encoder_decoder, _stateful, _encoder, _no_cache)
 BEFORE_DRAFTING = (_own_decoding, _beams, _equal_answers, _no_draft, _several_answers)
 OF_SETTINGS = (_guidance, _ensemble, _token_healing)
 OF_PREPARED_CALLS = (_streamer, _watermark, _shared_draft)
 ON_UPSTREAMS_CACHES = (_cache_off, _static_cache, _cache_missing, _no_ids, _offloaded_draft)
-OF_SOURCES = (_earlier_turn, _cache_too_long)
+OF_SOURCES = (_earlier_turn, _cache_too_long, _longrope_cache)

@@ -27,6 +27,9 @@ HIDDEN_STATES_COUNT_EMBEDDINGS = Version("5.23") <= _RELEASE
 # 5.19 fills a generation config that a pipeline passes on with its defaults; later ones leave None.
 PIPELINES_FILL_DEFAULTS = Version("5.20") > _RELEASE
 
+# When a longrope sequence outgrows its first angles, 5.19 drops the cache but reads only the newest tokens again.
+LONGROPE_READS_ALL_AGAIN = Version("5.20") <= _RELEASE
+
 
 def tested_range() -> str:
     """Return the tested versions in words, as warnings and errors name them."""

@@ -26,7 +26,7 @@ from fractions import Fraction
 from math import gcd
 from typing import NamedTuple
 
-from hf_judge.labelling.spelling import plain
+from hf_judge.checking.spelling import plain
 
 MAX_EXPANDED = 20_000  # powers of 2 or 5 up to which a number is a fraction; greater ones stay symbolic
 MAX_POWER_BITS = 1 << 17

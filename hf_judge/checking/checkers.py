@@ -1,7 +1,7 @@
 """Extract the final answer of a response: checkers `(response, task) -> answer`, where None is no answer.
 
 `task` is the dict of the prompt as the user gave it. Any such function is a checker; these are the common ones, which
-also read the reference of a task. `hf_judge.labelling.answers` decides whether an answer is right.
+also read the reference of a task. `hf_judge.checking.answers` decides whether an answer is right.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from collections.abc import Hashable
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from hf_judge.labelling.numbers import Number, last_number, marked_answer, read_number, whole_number
-from hf_judge.labelling.spelling import plain
+from hf_judge.checking.numbers import Number, last_number, marked_answer, read_number, whole_number
+from hf_judge.checking.spelling import plain
 
 _SAYS = r"(?i:\b(?:answer|choice|option))(?i:\s+is|\s*=)?\s*[*_`]*\s*[:：]?"
 CHOICE = re.compile(rf"{_SAYS}[*_`\s$({{\[\"']*(?P<upper>[A-Z])(?![\w'])|{_SAYS}[*_`\s$]*\(\s*(?P<lower>[a-z])\s*\)")
@@ -74,7 +74,7 @@ class RegexChecker:
 class NumericChecker:
     """Reads the last number of a response exactly: 1,234.50 and 1234.5 are the same answer.
 
-    `hf_judge.labelling.numbers` states the rules.
+    `hf_judge.checking.numbers` states the rules.
 
     Args:
         pattern: a regular expression; the first group of its last match holds the number. None: the whole response.

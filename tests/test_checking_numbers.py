@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hf_judge.labelling.numbers import find_numbers, last_number, marked_answer, read_number
+from hf_judge.checking.numbers import find_numbers, last_number, marked_answer, read_number
 
 SENTENCES = ("{}", "So the answer is {}.", "Total: {} apples\n", "= {}", "It is {}, as said", "**{}**", "答案是{}个")
 DIGITS = [

@@ -9,9 +9,9 @@ from decimal import Decimal
 
 import pytest
 
+from hf_judge.checking.answers import CHECKERS, is_right, make_checker, needed_key, reference
 from hf_judge.cli.options import checker_of
 from hf_judge.evaluation.tasks import load_task, read_prompts
-from hf_judge.labelling.answers import CHECKERS, is_right, make_checker, needed_key, reference
 
 REFERENCES = ["#### 42", "42 apples", "**42**", "$42", "42", 42, 42.0, r"\boxed{42}", "４２", "reasons: 6*7\n#### 42"]
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
 
-from hf_judge.labelling.checkers import (
+from hf_judge.checking.checkers import (
     Checker,
     MathChecker,
     MultipleChoiceChecker,
@@ -20,7 +20,7 @@ from hf_judge.labelling.checkers import (
     RegexChecker,
     UnitTestChecker,
 )
-from hf_judge.labelling.numbers import HugeNumber, read_number
+from hf_judge.checking.numbers import HugeNumber, read_number
 
 CHECKERS = ("numeric", "numeric:PATTERN", "regex:PATTERN", "choice", "math", "unit_tests", "module:function")
 
