@@ -23,9 +23,9 @@ import transformers
 from drawing import GRID, SIZE, box, document, grid_width, text, write_png
 
 from hf_judge import VerdictCode, VerdictStreamer
-from hf_judge.evaluation.answers import Decoding, Method
 from hf_judge.evaluation.demo import METHODS
 from hf_judge.evaluation.detokenizer import pieces
+from hf_judge.evaluation.evaluate import Decoding, Method
 from hf_judge.evaluation.loading import load_models
 from hf_judge.evaluation.tasks import load_task
 

@@ -1,6 +1,6 @@
 """Compares rules on the same held-out problems: accuracy and target forwards."""
 
-from hf_judge.evaluation.answers import Decoding, Pair, evaluate
+from hf_judge.evaluation.evaluate import Decoding, Pair, evaluate
 from hf_judge.evaluation.figures import figures
 from hf_judge.evaluation.tasks import load_task
 from hf_judge.head import JudgeHead

@@ -12,7 +12,7 @@ class AmongTheBest:
         self.n, self.stats = n, JudgeStats()
 
     def verify(self, candidates, outputs):
-        best = outputs.scores[:, :-1].topk(self.n, dim=-1).indices  # position i predicts drafted token i
+        best = outputs.scores[:, :-1].topk(self.n, dim=-1).indices  # position i predicts drafted token i, from 0
         accepted = (best == candidates.ids.unsqueeze(-1)).any(dim=-1)
         return decide(candidates, outputs, accepted)
 

@@ -1,4 +1,4 @@
-"""Old paths of modules that moved into packages: they work for one release, with a DeprecationWarning."""
+"""Keeps old paths of modules that moved into packages: they work for one release, with a DeprecationWarning."""
 
 from __future__ import annotations
 
@@ -35,14 +35,15 @@ class _OldPaths(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def exec_module(self, module: types.ModuleType) -> None:
         old, new = module.__name__, MOVED[module.__name__]
         # 2 is the caller: Python leaves out the frames of its own import system
-        warnings.warn(f"{old} has moved: import {new} (the old path goes with 0.2)", DeprecationWarning, stacklevel=2)
-        sys.modules[old] = importlib.import_module(new)  # the import system takes what stands here
+        text = f"{old} has moved: import {new} (the old path will be removed in 0.3)"
+        warnings.warn(text, DeprecationWarning, stacklevel=2)
+        sys.modules[old] = importlib.import_module(new)  # the import system takes the module that it finds here
 
 
 _FINDER = _OldPaths()
 
 
 def install() -> None:
-    """Make the old paths importable. Asked last, so that it costs other imports nothing."""
+    """Make the old paths importable. The finder is the last in `sys.meta_path`, so it costs other imports nothing."""
     if _FINDER not in sys.meta_path:
         sys.meta_path.append(_FINDER)

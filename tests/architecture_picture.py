@@ -25,9 +25,10 @@ BESIDE = {
     "__init__": RIGHT, "integrations": RIGHT, "rules": RIGHT, "training": RIGHT, "labelling": RIGHT, "checking": RIGHT,
     "files": (500, 126), "moved": (634, 66),
 }  # fmt: skip
+RAISED = {"rules": 1, "checking": 1}  # rows above the lowest one that imports allow: that one is taken
 LANES = {
     ("evaluation", "rules"): 476, ("evaluation", "labelling"): 456, ("integrations", "labelling"): 456,
-    ("cli", "training"): 720, ("__init__", "moved"): 736,
+    ("rules", "verify"): 430, ("cli", "training"): 720, ("__init__", "moved"): 736,
 }  # fmt: skip
 STYLE = """
 .place{fill:var(--page);stroke:var(--bar);stroke-width:1.2}.on{stroke:var(--bonus-line);stroke-width:2}
@@ -83,7 +84,7 @@ class Spot:
 
     def __init__(self, name: str, levels: dict[str, int]):
         self.x, self.width = BESIDE.get(name, MIDDLE)
-        self.y = TOP + (max(levels.values()) - levels[name]) * STEP
+        self.y = TOP + (max(levels.values()) - levels[name] - RAISED.get(name, 0)) * STEP
         self.bottom, self.middle = self.y + HEIGHT, self.y + HEIGHT / 2
         self.center, self.right = self.x + self.width / 2, self.x + self.width
 

@@ -14,7 +14,7 @@ from hf_judge.bench.methods import TimedMethod, UpstreamSetting
 from hf_judge.bench.run import BenchOptions, bench, recommend
 from hf_judge.cli import bench as cli_bench
 from hf_judge.cli import commands as cli
-from hf_judge.evaluation.answers import Pair
+from hf_judge.evaluation.evaluate import Pair
 
 ENGINE_KEYS = (
     "plain", "plain_static", "assisted", "judged_upstream", "judged_ragged", "strict_ragged", "judged_ragged_batch8",

@@ -29,7 +29,7 @@ PAIR = ("--target", "{target}", "--draft", "{draft}")
 COMMANDS = {
     "mine": (["mine", *PAIR, "--prompts", "{prompts}", "--output", "{out}/mined.jsonl", *FAST], "prompts"),
     "mine drafts": (
-        ["mine", "--source", "draft", "--locate", "test_mining:locate", "--draft", "{draft}", "--prompts", "{prompts}",
+        ["mine", "--source", "draft", "--locate", "test_labelling_mining:locate", "--draft", "{draft}", "--prompts", "{prompts}",
          "--output", "{out}/drafts.jsonl", *FAST],
         "prompts",
     ),

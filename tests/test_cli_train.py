@@ -38,7 +38,7 @@ def wrote_something(response, task):
 def test_from_prompts_to_a_calibrated_head(models, prompts, tmp_path, capsys):
     pair = ("--target", models / "target", "--draft", models / "draft")
     labels, features, head = tmp_path / "labels.jsonl", tmp_path / "features", tmp_path / "head"
-    mine = ("mine", *pair, "--prompts", prompts, "--checker", "test_mining:checker", "--output", labels)
+    mine = ("mine", *pair, "--prompts", prompts, "--checker", "test_labelling_mining:checker", "--output", labels)
     run(*mine, "--max-new-tokens", 14)
     assert "swaps kept" in capsys.readouterr().out
     assert len(list(read_jsonl(labels))) > 20
@@ -71,7 +71,7 @@ def test_draft_answers_with_a_locating_function(models, prompts, tmp_path, capsy
     arguments = ("mine", "--source", "draft", "--draft", models / "draft", "--prompts", prompts)
     run(*arguments, "--output", tmp_path / "d.jsonl", code=2)
     assert "--locate module:function" in capsys.readouterr().err
-    run(*arguments, "--output", tmp_path / "d.jsonl", "--locate", "test_mining:locate", "--max-new-tokens", 8)
+    run(*arguments, "--output", tmp_path / "d.jsonl", "--locate", "test_labelling_mining:locate", "--max-new-tokens", 8)
     assert "answers or pieces with a mistake" in capsys.readouterr().out
 
 

@@ -14,7 +14,7 @@ import torch
 from hf_judge import StrictVerifier, VerdictCode
 from hf_judge.cli import commands as cli
 from hf_judge.cli import evaluate as cli_evaluate
-from hf_judge.evaluation.answers import Answer, Decoding, Pair, evaluate
+from hf_judge.evaluation.evaluate import Answer, Decoding, Pair, evaluate
 from hf_judge.evaluation.figures import (
     best_within,
     figures,

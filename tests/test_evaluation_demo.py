@@ -58,7 +58,7 @@ def test_clumsy_calls(argv, message, capsys):
 
 
 def test_upstreams_draft_settings_are_put_back(pair):
-    from hf_judge.evaluation.answers import Decoding, Pair, evaluate
+    from hf_judge.evaluation.evaluate import Decoding, Pair, evaluate
     from hf_judge.evaluation.tasks import load_task
     from hf_judge.rules.by_name import Setting
 

@@ -279,7 +279,7 @@ class TestFiles:
                 JudgeHead.from_pretrained(tmp_path)
 
     def test_heads_say_what_they_expect(self):
-        with pytest.raises(ValueError, match="hidden size 8 and behind it entropy, kl, got states of size 8"):
+        with pytest.raises(ValueError, match="hidden size 8 and after it entropy, kl, got states of size 8"):
             make_head(["entropy", "kl"], hidden_size=8)(torch.zeros(3, 8))
 
     def test_peft_hangs_it_on_a_target(self, pair, tmp_path):

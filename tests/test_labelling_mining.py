@@ -285,17 +285,17 @@ def test_a_rerun_does_only_what_is_left(tmp_path):
 KILLED = """
 import sys, time
 sys.path.insert(0, {tests!r})
-import test_labelling_mining
+import test_labelling_mining as tests
 from pathlib import Path
 
 def slow(response, task):
     time.sleep(0.03)
-    return test_mining.checker(response, task)
+    return tests.checker(response, task)
 
 slow.__qualname__ = "checker"
-test_mining.mine_swaps(
-    test_mining.TARGET, test_mining.DRAFT, test_mining.TOKENIZER, test_mining.TASKS, slow, Path({output!r}),
-    max_new_tokens=test_mining.MAX_NEW_TOKENS, batch_size=2,
+tests.mine_swaps(
+    tests.TARGET, tests.DRAFT, tests.TOKENIZER, tests.TASKS, slow, Path({output!r}),
+    max_new_tokens=tests.MAX_NEW_TOKENS, batch_size=2,
 )
 """
 
@@ -308,7 +308,7 @@ def launch(command, *, stderr=None, **variables):
 def test_kill_9_loses_only_the_prompts_in_work(tmp_path):
     uninterrupted, _ = mined(tmp_path, "whole.jsonl")
     output = tmp_path / "killed.jsonl"
-    script = KILLED.format(tests=str(Path(__file__).parent / "fixtures"), output=str(output))
+    script = KILLED.format(tests=str(Path(__file__).parent), output=str(output))
     process = launch(["-c", script], stderr=subprocess.DEVNULL)
     journal = tmp_path / "killed.jsonl.journal" / "process-00000.jsonl"
     deadline = time.monotonic() + 120

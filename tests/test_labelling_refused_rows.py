@@ -9,7 +9,7 @@ from test_labelling_responses import byte_tokenizer
 from tiny_models import random_head
 
 from hf_judge.cli.commands import main
-from hf_judge.evaluation.answers import Pair
+from hf_judge.evaluation.evaluate import Pair
 from hf_judge.labelling.prompts import encode_prompt, prompt_of
 from hf_judge.labelling.responses import read_jsonl
 
@@ -55,11 +55,11 @@ def write(path, rows):
 
 
 def mine(pair, prompts, output, *more, code=0):
-    options = ("--checker", "test_refused_rows:checker", "--max-new-tokens", "8")
+    options = ("--checker", "test_labelling_refused_rows:checker", "--max-new-tokens", "8")
     assert main(["mine", *pair, "--prompts", prompts, "--output", str(output), *options, *more]) == code
 
 
-@pytest.mark.parametrize("source", [(), ("--source", "draft", "--locate", "test_refused_rows:locate")])
+@pytest.mark.parametrize("source", [(), ("--source", "draft", "--locate", "test_labelling_refused_rows:locate")])
 def test_mining_goes_on(pair, tmp_path, capsys, source):
     rows = [{"prompt": chat} for chat in CHATS] + [{"prompt": "Ana", "broken": True}, {"prompt": "Tom"}]
     prompts, output = write(tmp_path / "p.jsonl", rows), tmp_path / "out.jsonl"
@@ -91,7 +91,7 @@ def test_nothing_but_refusals_is_an_error(pair, tmp_path, capsys):
     assert f"all 2 prompts were refused; {prompts}, line 1: {REASON}" in capsys.readouterr().err
     assert not (tmp_path / "out.jsonl").exists()
     prompts = write(tmp_path / "q.jsonl", [{"prompt": "Tom"}])
-    mine(pair, prompts, tmp_path / "out2.jsonl", "--checker", "test_refused_rows:never_says", code=2)
+    mine(pair, prompts, tmp_path / "out2.jsonl", "--checker", "test_labelling_refused_rows:never_says", code=2)
     assert "line 1: always" in capsys.readouterr().err
 
 

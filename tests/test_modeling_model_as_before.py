@@ -180,7 +180,7 @@ def test_settings_of_a_checkpoint_do_not_change_how_results_are_read(caplog):
     from test_data import TOKENIZER
     from test_features import llama
 
-    from hf_judge.evaluation.answers import Decoding, Method, Pair
+    from hf_judge.evaluation.evaluate import Decoding, Method, Pair
     from hf_judge.evaluation.tasks import Example
     from hf_judge.labelling.greedy import greedy
     from hf_judge.rules.by_name import Setting

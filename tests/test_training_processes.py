@@ -34,7 +34,7 @@ def directory(tmp_path_factory):
 
 def mine(directory, output):
     pair = ["--target", directory / "target", "--draft", directory / "draft", "--prompts", directory / "prompts.jsonl"]
-    options = ["--checker", "test_mining:checker", "--max-new-tokens", 14, "--label-matched"]
+    options = ["--checker", "test_labelling_mining:checker", "--max-new-tokens", 14, "--label-matched"]
     assert main([str(argument) for argument in ("mine", *pair, *options, "--output", output)]) == 0
 
 
@@ -89,9 +89,7 @@ def launched(directory):
     forget(directory / "alone.jsonl", keep=4)
     lose(directory / "alone", [0, 3])
     script = directory / "script.py"
-    script.write_text(
-        textwrap.dedent(SCRIPT.format(tests=str(Path(__file__).parent / "fixtures"), directory=str(directory)))
-    )
+    script.write_text(textwrap.dedent(SCRIPT.format(tests=str(Path(__file__).parent), directory=str(directory))))
     options = {"--num_processes": "2", "--num_machines": "1", "--mixed_precision": "no", "--dynamo_backend": "no"}
     with socket.socket() as free:  # accelerate 1.1 waits for ever where told to find a port itself
         free.bind(("127.0.0.1", 0))

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from hf_judge import JudgeLlamaForCausalLM, StrictVerifier, judged
-from hf_judge.upstream import adapters, forward, generation, names, versions
+from hf_judge.upstream import adapters, forward, generation, private_names, versions
 from hf_judge.upstream.versions import CACHE
 
 pytestmark = pytest.mark.contract  # also run on every supported transformers: make test-matrix
@@ -49,7 +49,7 @@ def test_the_cache_has_this_name_in_outputs(stock):
     assert cache.get_seq_length() == prompt(0).shape[1]
     out = stock.generate(prompt(0), max_new_tokens=2, return_dict_in_generate=True)
     assert isinstance(forward.cache_of(out), DynamicCache)
-    assert CACHE in names.GenerateDecoderOnlyOutput.__dataclass_fields__
+    assert CACHE in private_names.GenerateDecoderOnlyOutput.__dataclass_fields__
 
 
 def test_a_negative_crop_rolls_back(stock):
@@ -128,7 +128,7 @@ def test_a_setting_given_as_none_switches_off_the_models_own(stock):
     call = generation.Call(model, model.generate, (prompt(0),), {"generation_config": settings})
     assert call.settings().stop_strings == ["x"]
     kwargs = call._overridden({"generation_config": settings}, "stop_strings")
-    config, _ = versions.private(model, "_prepare_generation_config")(**kwargs)
+    config, _ = private_names.private(model, "_prepare_generation_config")(**kwargs)
     assert config.stop_strings is None
     assert settings.stop_strings == ["x"]  # the caller's object is left alone
 
@@ -140,9 +140,9 @@ def test_stop_strings_are_a_public_criterion():
 
 def test_the_mode_tells_whether_something_drafts(stock):
     config = GenerationConfig(prompt_lookup_num_tokens=3)
-    assert config.get_generation_mode(None) == names.GenerationMode.ASSISTED_GENERATION
-    assert GenerationConfig().get_generation_mode(stock) == names.GenerationMode.ASSISTED_GENERATION
-    assert GenerationConfig().get_generation_mode(None) == names.GenerationMode.GREEDY_SEARCH
+    assert config.get_generation_mode(None) == private_names.GenerationMode.ASSISTED_GENERATION
+    assert GenerationConfig().get_generation_mode(stock) == private_names.GenerationMode.ASSISTED_GENERATION
+    assert GenerationConfig().get_generation_mode(None) == private_names.GenerationMode.GREEDY_SEARCH
 
 
 def test_upstream_compares_the_vocabularies_of_target_and_assistant(stock):
@@ -173,13 +173,13 @@ ONLY_WHEN_SHARDED = {"_device_mesh"}  # tests of tensor parallelism read it
 
 def _prepared(model: PreTrainedModel) -> GenerationConfig:
     config = GenerationConfig(eos_token_id=1, pad_token_id=2)
-    versions.private(model, "_prepare_special_tokens")(config, device="cpu")
+    private_names.private(model, "_prepare_special_tokens")(config, device="cpu")
     return config
 
 
 @pytest.mark.parametrize("name", sorted(set(seam_privates()) - ONLY_WHEN_SHARDED))
 def test_the_private_name_is_there(name, stock):
-    versions.private(OWNERS.get(name, lambda model: model)(stock), name)
+    private_names.private(OWNERS.get(name, lambda model: model)(stock), name)
 
 
 def test_the_seam_is_read_for_private_names():
@@ -188,9 +188,9 @@ def test_the_seam_is_read_for_private_names():
 
 def test_generators_have_the_settings_that_are_changed(stock):
     draft = noisy_copy(stock)
-    config, kwargs = versions.private(stock, "_prepare_generation_config")(GenerationConfig(max_length=30))
-    versions.private(stock, "_prepare_special_tokens")(config, device="cpu")
-    generator = names.AssistedCandidateGenerator(
+    config, kwargs = private_names.private(stock, "_prepare_generation_config")(GenerationConfig(max_length=30))
+    private_names.private(stock, "_prepare_special_tokens")(config, device="cpu")
+    generator = private_names.AssistedCandidateGenerator(
         prompt(0), draft, config, {"attention_mask": torch.ones_like(prompt(0))}, logits_processor=LogitsProcessorList()
     )
     assert not generator.requires_model_outputs
@@ -207,21 +207,21 @@ def test_generators_have_the_settings_that_are_changed(stock):
 
 
 def test_the_single_position_generator_drafts_by_argmax():
-    source = inspect.getsource(names.SinglePositionMultiTokenCandidateGenerator.get_candidates)
+    source = inspect.getsource(private_names.SinglePositionMultiTokenCandidateGenerator.get_candidates)
     assert "argmax" in source
     assert "multinomial" not in source
 
 
 def test_pipelines_compare_class_names_with_a_list():
-    names.let_pipelines_take("JudgeNothingForCausalLM")
-    assert "JudgeNothingForCausalLM" in names.SUPPORTED_PEFT_TASKS["text-generation"]
-    assert JudgeLlamaForCausalLM.__name__ in names.SUPPORTED_PEFT_TASKS["text-generation"]
-    names.SUPPORTED_PEFT_TASKS["text-generation"].remove("JudgeNothingForCausalLM")
+    private_names.let_pipelines_take("JudgeNothingForCausalLM")
+    assert "JudgeNothingForCausalLM" in private_names.SUPPORTED_PEFT_TASKS["text-generation"]
+    assert JudgeLlamaForCausalLM.__name__ in private_names.SUPPORTED_PEFT_TASKS["text-generation"]
+    private_names.SUPPORTED_PEFT_TASKS["text-generation"].remove("JudgeNothingForCausalLM")
 
 
 def test_a_causal_lm_is_found_by_its_name():
-    assert names.causal_lm_class("LlamaForCausalLM") is LlamaForCausalLM
-    assert names.causal_lm_class("LlamaModel") is None
+    assert private_names.causal_lm_class("LlamaForCausalLM") is LlamaForCausalLM
+    assert private_names.causal_lm_class("LlamaModel") is None
 
 
 def test_forwards_are_updated_with_the_cache(stock):
@@ -238,6 +238,33 @@ def test_kwargs_are_continued_and_cut():
     assert longer["position_ids"].tolist() == [[0, 1, 2, 3, 4, 5]]
     assert forward.of_length(longer, 3)["position_ids"].tolist() == [[0, 1, 2]]
     assert kwargs["attention_mask"].shape == (1, 4)
+
+
+def outgrown_longrope() -> tuple:
+    """A model, a text longer than its first angles serve, and a cache of its beginning."""
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [1.0, 2.0, 3.0, 4.0]}
+    model = tiny_model("phi3", original_max_position_embeddings=16, rope_parameters=rope)
+    text, cache = prompt(0, 24), DynamicCache()
+    model(text[:, :10], use_cache=True, **forward.with_cache(cache))
+    return model, text, cache
+
+
+def test_a_longrope_text_that_outgrows_its_cache_is_read_again():
+    model, text, cache = outgrown_longrope()
+    again = model.generate(text, max_new_tokens=6, do_sample=False, **forward.with_cache(cache))
+    whole = model.generate(text, max_new_tokens=6, do_sample=False)
+    assert torch.equal(again, whole) is versions.LONGROPE_READS_ALL_AGAIN
+
+
+def test_where_it_is_not_read_again_a_judge_is_refused():
+    model, text, cache = outgrown_longrope()
+    options = {"max_new_tokens": 6, "do_sample": False, "prompt_lookup_num_tokens": 2, "judge": StrictVerifier()}
+    if not versions.LONGROPE_READS_ALL_AGAIN:
+        with pytest.raises(ValueError, match="install transformers 5.20 or newer"):
+            judged(model).generate(text, **options, **forward.with_cache(cache))
+        return
+    got = judged(model).generate(text, **options, **forward.with_cache(cache))
+    assert torch.equal(got, model.generate(text, max_new_tokens=6, do_sample=False))
 
 
 def test_compile_configs_say_where_to_compile():
@@ -286,7 +313,7 @@ def test_an_untested_version_is_warned_about_once_and_used(untested, caplog):
 
 def test_what_moved_is_named_with_versions_and_remedy(untested):
     with pytest.raises(ImportError, match=r"transformers 7\.1\.0 does not have \(.*_no_such_name\); tested: .*Install"):
-        versions.private(tiny_model(), "_no_such_name")
+        private_names.private(tiny_model(), "_no_such_name")
 
 
 def test_a_tested_version_is_not_warned_about(caplog):

@@ -26,7 +26,7 @@ import torch
 
 from hf_judge import JudgeHead
 from hf_judge.checking.checkers import NumericChecker
-from hf_judge.evaluation.answers import Decoding, Method, Pair, right_answers
+from hf_judge.evaluation.evaluate import Decoding, Method, Pair, right_answers
 from hf_judge.evaluation.tasks import Example, Task
 from hf_judge.labelling.drafts import label_drafts
 from hf_judge.labelling.responses import hash_prompt, load_rows

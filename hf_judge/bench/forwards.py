@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable
 import torch
 from transformers import CompileConfig, DynamicCache, PreTrainedModel
 
-from hf_judge.evaluation.answers import Pair
+from hf_judge.evaluation.evaluate import Pair
 from hf_judge.ragged.compiling import Compiled
 from hf_judge.ragged.model import RaggedModel, draft_step
 from hf_judge.upstream.forward import with_cache
@@ -23,7 +23,7 @@ class Floor:
 
     Args:
         pair: the models.
-        prompt_ids: (1, n) long, the prompt behind which the forwards run.
+        prompt_ids: (1, n) long, the prompt after which the forwards run.
         n_drafted: M, drafted tokens per round.
         batch_size: prompts at once.
         compile_config: settings of compiled forwards, measured beside eager ones; None: only eager ones.
@@ -76,7 +76,7 @@ class Floor:
 
 @torch.no_grad()
 def measure_costs(pair: Pair, prompt_ids: torch.LongTensor, lengths: tuple[int, ...], repeats: int = 15) -> dict:
-    """Measure single forwards behind a prompt: of one token for either model, and of M + 1 tokens for the target.
+    """Measure single forwards after a prompt: of one token for either model, and of M + 1 tokens for the target.
 
     Args:
         pair: the models.
@@ -151,7 +151,7 @@ class _Round:
 
 
 class _Forward:
-    """Times one forward of `n` tokens behind a prompt; every call starts from the same cache."""
+    """Times one forward of `n` tokens after a prompt; every call starts from the same cache."""
 
     def __init__(self, model: PreTrainedModel, prompt_ids: torch.LongTensor, n: int):
         self._model, self._n = model, n

@@ -14,7 +14,7 @@ import torch
 from transformers import CompileConfig
 
 from hf_judge.bench.formula import predicted_speedup
-from hf_judge.evaluation.answers import Pair, left_padded, up_to_end
+from hf_judge.evaluation.evaluate import Pair, left_padded, up_to_end
 from hf_judge.evaluation.instruments import count_forwards, draft_settings
 from hf_judge.evaluation.tasks import Example
 from hf_judge.labelling.greedy import ANSWER_ALONE

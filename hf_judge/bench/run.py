@@ -21,7 +21,7 @@ from hf_judge.bench.methods import (
     engine_methods,
     judged_methods,
 )
-from hf_judge.evaluation.answers import Pair
+from hf_judge.evaluation.evaluate import Pair
 from hf_judge.evaluation.tasks import Task
 from hf_judge.head.config import check_threshold
 

@@ -1,1 +1,1 @@
-"""Whether an answer is right: the answer of a response, the reference of a task, and their comparison."""
+"""Decides whether an answer is right: reads the response and the reference of a task, and compares them."""

@@ -1,7 +1,7 @@
 """Extract the final answer of a response: checkers `(response, task) -> answer`, where None is no answer.
 
 `task` is the dict of the prompt as the user gave it. Any such function is a checker; these are the common ones, which
-also read the reference of a task. `hf_judge.checking.answers` decides whether an answer is right.
+also read the reference of a task. `hf_judge.checking.correctness` decides whether an answer is right.
 """
 
 from __future__ import annotations

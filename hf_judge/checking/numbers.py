@@ -7,7 +7,7 @@ what it marks as its answer, in the last ``\boxed{}`` or on a line ``#### 42``; 
 references are read by the same rules:
 
 - A single point is decimal: 1.234 is 1 + 234/1000. A single comma groups where one to three digits stand before it and
-  three behind (1,234 is 1234), and is decimal elsewhere (0,5 and 12,34 and 0,123).
+  three after (1,234 is 1234), and is decimal elsewhere (0,5 and 12,34 and 0,123).
 - Where both stand, the last one is decimal (1,234.5 and 1.234,5). Of one kind, several group (1.234.567).
 - Blanks of every width, apostrophes and underscores group; a point or comma beside them is decimal (1 234,567). Groups
   have three digits, or in India two and the last three (12,34,567; not with blanks). Digits in no notation are read
@@ -86,7 +86,7 @@ _MAGNITUDE = re.compile(
 _SIGN = re.compile(
     r"(?P<sign>[+-])?(?P<gap>\s*)(?P<mark>(?:[A-Z]{0,3}\$|[A-Z]{3}\s?|Rs\.?)?)\s*(?P<inner>[+-]?)(?P<space>\s*)[({]?\s*$"
 )
-_SAYS = re.compile(r"(?:\b(?:is|are|was|be|equals|becomes|gives)|是)$")  # a spaced minus behind it is a sign
+_SAYS = re.compile(r"(?:\b(?:is|are|was|be|equals|becomes|gives)|是)$")  # a spaced minus after it is a sign
 
 
 class _Value(NamedTuple):
@@ -157,7 +157,7 @@ def whole_number(text: str) -> Number | None:
 
 
 def marked_answer(text: str) -> str | None:
-    r"""Return what a text marks as its answer, in the last ``\boxed{}`` or behind the last ``####``; the later one."""
+    r"""Return what a text marks as its answer, in the last ``\boxed{}`` or after the last ``####``; the later one."""
     best, at = None, -1
     for found in _BOXED.finditer(text):
         if found[0].endswith("{"):
@@ -219,7 +219,7 @@ def _pieces(token: re.Match) -> list[tuple[_Value, tuple[int, int]]]:
 
 
 def _read_at(text: str, token: re.Match, floor: int) -> Found | None:
-    """Read the number that begins at a token; its sign stands at `floor` or behind. None: it is no number."""
+    """Read the number that begins at a token; its sign stands at `floor` or later. None: it is no number."""
     start = token.start()
     if token["unreadable"] is not None:
         end = token.end()
@@ -255,7 +255,7 @@ def _is_attached(text: str, start: int) -> bool:
 
 
 def _sets_words_apart(letter: str) -> bool:
-    """Return whether a letter's script writes blanks between words; then it belongs to the digits behind it."""
+    """Return whether a letter's script writes blanks between words; then it belongs to the digits after it."""
     return unicodedata.name(letter, "").startswith(("LATIN", "GREEK", "CYRILLIC"))
 
 
@@ -323,7 +323,7 @@ def _with_overline(text: str, run: str, value: _Value, end: int) -> tuple[_Value
 
 
 def _continued(text: str, value: _Value | None, start: int, end: int, *, is_run: bool) -> tuple[_Value | None, int]:
-    """Add what stands behind a value: exponent, power, fraction line, the fraction of a mixed number."""
+    """Add what stands after a value: exponent, power, fraction line, the fraction of a mixed number."""
     if is_run and (found := _EXPONENT.match(text, end)):
         value, end = _shifted(value, _exponent(found)), found.end()
     if found := _TIMES_TEN.match(text, end):

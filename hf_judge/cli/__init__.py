@@ -1,4 +1,4 @@
-"""The command line, ``hf-judge``. The only package that prints."""
+"""Runs the command line, ``hf-judge``. This is the only package that prints."""
 
 from hf_judge.cli.commands import main
 

@@ -10,8 +10,8 @@ from tqdm import tqdm
 from hf_judge.cli.options import write_json
 from hf_judge.cli.terminal import table
 from hf_judge.cli.verdicts import VerdictPrinter, describe, use_colour
-from hf_judge.evaluation.answers import Decoding, Method, evaluate
 from hf_judge.evaluation.demo import METHODS, demo_figures
+from hf_judge.evaluation.evaluate import Decoding, Method, evaluate
 from hf_judge.evaluation.loading import load_models
 from hf_judge.evaluation.tasks import load_task
 from hf_judge.files.durable import check_writable

@@ -9,8 +9,8 @@ from tqdm import tqdm
 
 from hf_judge.cli.options import add_measured, command_line, load_work, write_json
 from hf_judge.cli.terminal import printable, table, warn
-from hf_judge.evaluation.answers import Decoding
 from hf_judge.evaluation.compare import compare, usable_work
+from hf_judge.evaluation.evaluate import Decoding
 from hf_judge.evaluation.figures import label
 from hf_judge.evaluation.loading import load_models, load_texts
 from hf_judge.evaluation.report import write_report

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from hf_judge.checking.answers import imported
+from hf_judge.checking.correctness import imported
 from hf_judge.cli.options import add_pair, add_tasks, checker_of, load_model, read_tasks
 from hf_judge.cli.terminal import above_zero, natural, positive, printable
 from hf_judge.evaluation.loading import load_tokenizer, load_tokenizers

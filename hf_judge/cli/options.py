@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from hf_judge.checking.answers import CHECKERS, make_checker
+from hf_judge.checking.correctness import CHECKERS, make_checker
 from hf_judge.cli.terminal import DTYPES, positive
 from hf_judge.evaluation.loading import loading
 from hf_judge.evaluation.tasks import Task, load_task, read_prompts

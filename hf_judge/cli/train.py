@@ -12,7 +12,7 @@ from pathlib import Path
 from hf_judge.cli.label import add_info, add_mine, widths
 from hf_judge.cli.options import add_pair, add_tasks, checker_of, load_model
 from hf_judge.cli.terminal import positive, share, warn
-from hf_judge.evaluation.answers import Decoding, Pair, right_answers
+from hf_judge.evaluation.evaluate import Decoding, Pair, right_answers
 from hf_judge.evaluation.loading import load_tokenizer, load_tokenizers
 from hf_judge.evaluation.tasks import file_task
 from hf_judge.files.jsonl import listed

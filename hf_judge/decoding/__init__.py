@@ -1,4 +1,4 @@
-"""The loop of a judged generation, the backend on upstream's caches, and the output."""
+"""Runs a judged generation: the loop, its backend on upstream's caches, and the output."""
 
 from hf_judge.decoding.loop import judged_decoding
 from hf_judge.decoding.output import JudgeDecoderOnlyOutput, VerdictStreamer

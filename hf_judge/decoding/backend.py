@@ -1,4 +1,4 @@
-"""The protocol of the backends: a backend supplies drafts and target forwards to the decoding loop."""
+"""Defines what a backend is: it supplies drafts and target forwards to the decoding loop."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from hf_judge.upstream.names import ModelOutput
+from hf_judge.upstream.private_names import ModelOutput
 
 
 class Draft(NamedTuple):

@@ -1,4 +1,4 @@
-"""The decoding loop: propose, forward, process, verify, commit, stop.
+"""Runs the decoding loop: propose, forward, process, verify, commit, stop.
 
 It stands in the place of upstream's assisted loop: `GenerationMixin.generate` (transformers 5.19 to 5.24) has prepared
 inputs, processors, criteria and caches. A backend (`upstream_caches.py` or `ragged/backend.py`) supplies drafts and

@@ -1,4 +1,4 @@
-"""The output of a judged generation, and the streamer that receives verdicts."""
+"""Defines the output of a judged generation, and the streamer that receives verdicts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hf_judge.upstream.names import BaseStreamer, GenerateDecoderOnlyOutput
+from hf_judge.upstream.private_names import BaseStreamer, GenerateDecoderOnlyOutput
 from hf_judge.verify.stats import JudgeStats
 
 

@@ -1,4 +1,4 @@
-"""The optional outputs of a generation (scores, attentions, hidden states), one entry per new token.
+"""Collects the optional outputs of a generation (scores, attentions, hidden states), one entry per new token.
 
 One forward verifies several tokens, so its tensors are split into what plain decoding returns token by token.
 """
@@ -9,7 +9,7 @@ import torch
 from transformers import GenerationConfig
 
 from hf_judge.upstream.forward import cache_of
-from hf_judge.upstream.names import ModelOutput
+from hf_judge.upstream.private_names import ModelOutput
 
 
 class Record:

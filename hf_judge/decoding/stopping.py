@@ -1,4 +1,4 @@
-"""Where an answer ends."""
+"""Decides where an answer ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The backend on upstream's caches: one prompt, any architecture, any source of drafts.
+"""Runs the target on upstream's caches: one prompt, any architecture, any source of drafts.
 
 Upstream facts are those of transformers 5.19 to 5.24.
 """

@@ -7,7 +7,7 @@ from hf_judge.bench.forwards import measure_costs
 from hf_judge.doctor.findings import Diagnosis
 from hf_judge.doctor.pair import Models
 from hf_judge.doctor.self_check import probe
-from hf_judge.evaluation.answers import Pair
+from hf_judge.evaluation.evaluate import Pair
 
 LENGTHS = (4, 8, 16, 32)  # drafted tokens per round whose cost is measured
 

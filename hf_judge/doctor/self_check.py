@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from hf_judge.doctor.findings import Diagnosis
 from hf_judge.doctor.pair import Models
-from hf_judge.evaluation.answers import left_padded
+from hf_judge.evaluation.evaluate import left_padded
 from hf_judge.modeling.keywords import constant_drafts
 from hf_judge.ragged.model import PREFILL_CHUNK
 from hf_judge.upstream.devices import input_device

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 import hf_judge
-from hf_judge.evaluation.answers import Answers, Decoding, Pair, evaluate
+from hf_judge.evaluation.evaluate import Answers, Decoding, Pair, evaluate
 from hf_judge.evaluation.figures import best_within, figures, warnings_of
 from hf_judge.evaluation.given_text import read_text, score_curves, score_texts, token_details
 from hf_judge.evaluation.report import result
@@ -88,7 +88,7 @@ def compare(
         settings: "plain" first.
         decoding: the same for all settings.
         command: command line, for the reader of the report.
-        journal_dir, on_answer: see [`hf_judge.evaluation.answers.evaluate`].
+        journal_dir, on_answer: see [`hf_judge.evaluation.evaluate.evaluate`].
         n_curve_examples: problems whose draft answers show how the heads score.
 
     Returns:

@@ -6,7 +6,7 @@ are not confident.
 
 from __future__ import annotations
 
-from hf_judge.evaluation.answers import Answers
+from hf_judge.evaluation.evaluate import Answers
 from hf_judge.evaluation.figures import figures
 from hf_judge.rules.by_name import Setting
 

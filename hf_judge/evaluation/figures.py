@@ -7,7 +7,7 @@ import random
 import statistics
 from collections import Counter
 
-from hf_judge.evaluation.answers import Answer, Answers
+from hf_judge.evaluation.evaluate import Answer, Answers
 from hf_judge.verify.stats import VerdictCode
 
 
@@ -98,7 +98,7 @@ def _first_difference(one: list[int], other: list[int]) -> int | None:
 
 
 def warnings_of(answers: Answers) -> list[str]:
-    """Name what makes the comparison say less than it seems to.
+    """Return warnings about a comparison that proves less than it seems to.
 
     Args:
         answers: every setting with the same examples, "plain" first.

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from hf_judge.evaluation.answers import Decoding, Pair
 from hf_judge.evaluation.detokenizer import pieces
+from hf_judge.evaluation.evaluate import Decoding, Pair
 from hf_judge.evaluation.tasks import Task
 from hf_judge.head.distributions import entropy
 from hf_judge.head.judge_head import JudgeHead
@@ -63,7 +63,7 @@ def read_text(pair: Pair, prompt_ids: torch.LongTensor, ids: torch.LongTensor) -
 def walk(verifier: CandidateVerifier, text: ReadText, stop_tokens: torch.Tensor | None = None) -> list[int]:
     """Return a `VerdictCode` for every token of a text that is verified as a draft and continued after rejections.
 
-    A rejected token is CORRECTED; verification starts again behind it, on the unchanged text.
+    A rejected token is CORRECTED; verification starts again after it, on the unchanged text.
 
     Args:
         verifier: the rule.
@@ -193,7 +193,7 @@ def score_curves(pair: Pair, task: Task, n_examples: int, decoding: Decoding) ->
     """Measure how every head scores the draft's own answers, by kind of token.
 
     The draft answers the first examples. Tokens are grouped by whether the target chooses the same token, and, where
-    the task can find the first mistake, by whether they are right. Tokens behind a mistake belong to no group.
+    the task can find the first mistake, by whether they are right. Tokens after a mistake belong to no group.
 
     Args:
         pair: the models and heads.

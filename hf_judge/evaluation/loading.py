@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from hf_judge.evaluation.answers import Pair
+from hf_judge.evaluation.evaluate import Pair
 from hf_judge.head.compatibility import check_pair, draft_tokenizer_of
 from hf_judge.head.judge_head import JudgeHead
 from hf_judge.labelling.responses import LabelledResponse, read_named

@@ -11,7 +11,7 @@ from itertools import islice
 
 from transformers import PreTrainedTokenizerBase
 
-from hf_judge.checking.answers import CHECKERS, is_right, make_checker, needed_key, reference
+from hf_judge.checking.correctness import CHECKERS, is_right, make_checker, needed_key, reference
 from hf_judge.files.jsonl import read_jsonl_lines, type_name
 from hf_judge.labelling.prompts import Prompt, RefusedPrompt, encode_prompt, prompt_of
 from hf_judge.tiny.world import check_answer, first_mistake, problems
@@ -83,7 +83,7 @@ def load_task(
         name: "world", or the path of a JSONL file; see [`file_task`].
         n: number of examples; 0: all of a file.
         seed: part of the world that the problems come from.
-        checker: name of a file's checker, one of `hf_judge.checking.answers.CHECKERS`.
+        checker: name of a file's checker, one of `hf_judge.checking.correctness.CHECKERS`.
         pattern: regular expression of the checkers "numeric" and "regex", where the checker's name does not hold it.
         allow_code_execution: permission to run what a model wrote, which the checker "unit_tests" needs.
 
@@ -108,7 +108,7 @@ def file_task(path: str, checker: Callable, checker_name: str, n: int = 0) -> Ta
     Args:
         path: file whose lines have a `prompt` (see [`hf_judge.labelling.prompts.prompt_of`]) and an `answer` (for unit
             tests: `tests`).
-        checker: see [`hf_judge.checking.answers.is_right`].
+        checker: see [`hf_judge.checking.correctness.is_right`].
         checker_name: name of the checker, for the record of a run.
         n: number of examples; 0: all.
 

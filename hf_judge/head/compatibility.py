@@ -29,7 +29,7 @@ _CACHED = re.compile(r"models--([^/\\]+)[/\\]snapshots[/\\]([0-9a-f]{40})")
 def check_pair(target_tokenizer: PreTrainedTokenizerBase, draft_tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuse two models that do not share their vocabulary.
 
-    The tokenizers decide; the models' matrices may have further rows behind the last token.
+    The tokenizers decide; the models' matrices may have further rows after the last token.
 
     Raises:
         ValueError: an id stands for different words.

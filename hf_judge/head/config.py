@@ -57,7 +57,7 @@ class JudgeConfig(PeftConfig):
             model.
         hidden_state (`str`): which state the head reads. ``"post_norm"``: the input of the LM head. ``"pre_norm"``: the
             input of the final norm, as in the paper (section 3).
-        extra_features (`list[str]`): numbers of the verification that the head reads behind the state, out of
+        extra_features (`list[str]`): numbers of the verification that the head reads after the state, out of
             `hf_judge.head.distributions.EXTRA_FEATURES`; not counted in `hidden_size`. Some need the draft's logits.
         threshold (`float`): a drafted token is acceptable where ``sigmoid(logit) > threshold``; between 0 and 1.
         label (`str`): the meaning of the head's positive class.

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-# the names that a head's config may list, in the order in which the values stand behind the hidden state
+# the names that a head's config may list, in the order in which the values stand after the hidden state
 EXTRA_FEATURES = ("target_log_prob", "entropy", "margin", "draft_log_prob", "kl")
 DRAFT_FEATURES = ("draft_log_prob", "kl")  # of these, the ones that need the draft's logits
 

@@ -40,7 +40,7 @@ def read_values(directory: str | os.PathLike) -> dict:
 
 
 def is_judge_adapter(directory: str | os.PathLike) -> bool:
-    """Return whether the adapter in a directory is a judge head by its own word.
+    """Tell whether the config of the adapter in a directory says that it is a judge head.
 
     Raises:
         ValueError: its `adapter_config.json` is missing, too large or not JSON.

@@ -49,7 +49,7 @@ class JudgeHead(KeepsDtype):
         """Score tokens.
 
         Args:
-            features: `(..., F)`, any float dtype, any device: the hidden states, and behind them the extra features
+            features: `(..., F)`, any float dtype, any device: the hidden states, and after them the extra features
                 that the config names.
 
         Returns:
@@ -63,7 +63,7 @@ class JudgeHead(KeepsDtype):
             names = self.config.extra_features
             raise ValueError(
                 f"head expects hidden size {self.config.hidden_size}"
-                + (f" and behind it {', '.join(names)}" if names else "")
+                + (f" and after it {', '.join(names)}" if names else "")
                 + f", got states of size {features.shape[-1]}"
             )
         weight, bias = (p.to(features.device, torch.float32, non_blocking=True) for p in (self.weight, self.bias))
@@ -85,8 +85,8 @@ class JudgeHead(KeepsDtype):
         """Load a head from a directory or from a repository on the Hub, checking everything.
 
         From the Hub, the commit is resolved once and exactly the two files of that commit are fetched; no code of the
-        repository is run. Every call looks up the branch again: `generate(judge="user/repo")`, which keeps the commit
-        that it first found, follows a moved branch after this call.
+        repository is run. Every call of this method looks up the branch again. `generate(judge="user/repo")` keeps the
+        commit that it found first; after a call of this method it follows a moved branch too.
 
         Args:
             pretrained_model_name_or_path: the directory that holds the two files, or `user/repo`.

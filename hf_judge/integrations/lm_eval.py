@@ -23,7 +23,7 @@ try:
 except ImportError:
     raise ImportError("this needs lm-evaluation-harness: pip install 'hf-judge[lm-eval]'") from None
 
-from hf_judge.checking.answers import is_right, make_checker
+from hf_judge.checking.correctness import is_right, make_checker
 from hf_judge.head.compatibility import check_pair, draft_tokenizer_of
 from hf_judge.labelling.greedy import ANSWER_ALONE
 from hf_judge.modeling.classes import judged
@@ -39,7 +39,7 @@ def right(references: list, predictions: list[str], checker: str = "numeric", pa
     Args:
         references: the one right answer.
         predictions: the one response.
-        checker, pattern: arguments of [`hf_judge.checking.answers.make_checker`].
+        checker, pattern: arguments of [`hf_judge.checking.correctness.make_checker`].
     """
     return float(is_right(make_checker(checker, pattern=pattern), predictions[0], {"answer": references[0]}))
 

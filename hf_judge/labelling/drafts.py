@@ -2,7 +2,7 @@
 
 A sampled answer is often wrong early, and what follows a mistake has no label. So the mistake is refused, as a perfect
 judge would refuse it, the target writes one token in its place, and the draft goes on from there: the next piece is
-labelled too. Drafts are then met where decoding meets them, in texts of both models.
+labelled too. So drafted tokens are labelled in text that both models wrote, as in judged decoding.
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ class _Answer:
 
 
 def _new_piece(offsets: list[tuple[int, int]], n_before: int, text: str) -> tuple[tuple[int, int], ...] | None:
-    """Return the span of the characters behind the first `n_before` tokens; None where that is the whole text."""
+    """Return the span of the characters after the first `n_before` tokens; None where that is the whole text."""
     if not n_before:
         return None
     # tokens of single bytes share a character: none that began before this piece is labelled again

@@ -12,8 +12,8 @@ from hf_judge.upstream.devices import input_device
 from hf_judge.upstream.forward import of_width, readable, vocabulary_rows
 
 PASS_VALUES = 1 << 28  # logits held at once by a pass over whole texts
-# Units in the last place of the largest logit: twice what another batch was seen to move logits by, which was 15 in
-# float32 and 2.2 in the half precisions, where sums are kept in float32 and rounded once.
+# Units in the last place of the largest logit. In another batch we measured shifts of up to 15 units in float32, and of
+# 2.2 in the half precisions, where sums are kept in float32 and rounded once. The limits are about twice that.
 ROUNDING = {torch.float64: 32, torch.float32: 32}
 HALF_ROUNDING = 4
 # Arguments of `generate` for callers that read the result: a checkpoint's generation_config may set how a result comes

@@ -141,7 +141,8 @@ class _Prompt:
         self._answer = None
         self._swaps = []  # (position, draft's token) still to be tried in `response`, the leftmost last
         self._left = 0  # positions before this one are settled
-        self._kept, self._undone = [], []  # positions; whole prefixes that end in the swapped token, and their ties
+        self._kept = []  # positions whose token stays
+        self._undone = []  # whole prefixes that end in the swapped token, with their ties
         self._gap = float("inf")
         self._counts = Counter()
         self._refusal = None  # the record of a task that the checker could not do

@@ -1,4 +1,4 @@
-"""The Judge classes: transformers' causal language models with ``generate(..., judge=...)``."""
+"""Holds the Judge classes: transformers' causal language models with ``generate(..., judge=...)``."""
 
 from hf_judge.modeling.classes import AutoJudgeModelForCausalLM, become_judge, judged
 from hf_judge.modeling.mixin import JudgeGenerationMixin, JudgeLlamaForCausalLM, judge_class

@@ -1,4 +1,4 @@
-"""The ways to a Judge class: load any architecture, or convert a model that is already there."""
+"""Makes Judge models: loads any architecture, or converts a model that is already there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Heads that come with a model: the default judge saved beside it, and JUDGE adapters, checked before they load."""
+"""Loads heads that come with a model: its default judge, saved beside it, and JUDGE adapters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which engine serves a judged call, and the call on that engine."""
+"""Chooses the engine that serves a judged call, and runs the call on it."""
 
 from __future__ import annotations
 

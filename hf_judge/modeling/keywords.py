@@ -1,4 +1,4 @@
-"""The keywords of `generate()` by which every measurement drafts and judges alike."""
+"""Holds the keywords of `generate()` by which every measurement drafts and judges alike."""
 
 from __future__ import annotations
 

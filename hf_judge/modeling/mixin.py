@@ -1,4 +1,4 @@
-"""``generate(..., judge=...)`` for transformers' causal language models, and the classes that have it.
+"""Adds ``generate(..., judge=...)`` to transformers' causal language models, and defines the classes that have it.
 
 The classes add no weights and no state to a model; everything that a judged call needs travels with the call.
 """
@@ -22,7 +22,7 @@ from hf_judge.modeling.default_judge import checked_adapter, save_judge, set_def
 from hf_judge.modeling.engines import decode
 from hf_judge.upstream.candidates import DraftingOptions
 from hf_judge.upstream.generation import Call
-from hf_judge.upstream.names import causal_lm_class, let_pipelines_take
+from hf_judge.upstream.private_names import causal_lm_class, let_pipelines_take
 from hf_judge.upstream.versions import warn_if_untested
 from hf_judge.upstream.views import shared_view
 from hf_judge.verify.judge import JudgeCandidateVerifier

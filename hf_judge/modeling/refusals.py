@@ -1,9 +1,10 @@
-"""Every reason why a judged call is refused, in one place.
+"""Lists the reasons why a judged call is refused, in one place.
 
-Each check below returns the sentence that the user reads (what was expected, what was received, the remedy), or None
-when it has nothing to object to. The tables at the end list them in the order in which they run. Three kinds of errors
-come from elsewhere: a head that does not fit the model (`head/compatibility.py`), a draft with another tokenizer
-(upstream's own check), and a final norm that cannot be found (`upstream/states.py`).
+Each check below returns the sentence that the user reads (what was expected, what was received, the remedy), or None.
+The tables at the end list the checks in the order in which they run. A few errors are raised where they are found: a
+head that does not fit the model (`head/compatibility.py`), a value that cannot be a drafting setting
+(`upstream/candidates.py`), an attention mask of another shape, a draft with another tokenizer, `stop_strings` without a
+tokenizer (`upstream/generation.py`), and a final norm that is not found (`upstream/states.py`).
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def check_engine(engine: str) -> None:
     """Refuse an engine that does not exist.
 
     Raises:
-        ValueError: it does not.
+        ValueError: the engine does not exist.
     """
     if engine not in ENGINES:
         raise ValueError(f"judge_engine must be one of {ENGINES}, got {engine!r}")
@@ -88,7 +89,7 @@ def check_call(call: Call, config: GenerationConfig) -> None:
         config: its settings.
 
     Raises:
-        ValueError: a check objects.
+        ValueError: a check fails.
     """
     _refuse(BEFORE_DRAFTING, call, config)
     call.check_assistant(config)
@@ -100,7 +101,7 @@ def check_prepared(call: PreparedCall) -> None:
     """Refuse a prepared call that no engine can serve.
 
     Raises:
-        ValueError: a check objects.
+        ValueError: a check fails.
     """
     _refuse(OF_PREPARED_CALLS, call)
 
@@ -114,7 +115,7 @@ def check_chosen_engine(call: PreparedCall, engine: str, reason: str | None) -> 
         reason: why the ragged engine cannot serve the call; None: it can.
 
     Raises:
-        ValueError: a check objects.
+        ValueError: a check fails.
     """
     if engine == "ragged" and reason is not None:
         raise ValueError(
@@ -130,7 +131,7 @@ def check_source(call: PreparedCall, source: CandidateSource) -> None:
     """Refuse a call whose source of drafts cannot go on from the caller's cache.
 
     Raises:
-        ValueError: a check objects.
+        ValueError: a check fails.
     """
     _refuse(OF_SOURCES, call, source)
 

@@ -1,1 +1,1 @@
-"""The ragged engine: a batch whose rows have their own lengths, in preallocated caches, with its own drafting loop."""
+"""Runs batches whose rows have their own lengths, in preallocated caches, with its own drafting loop."""

@@ -1,4 +1,4 @@
-"""The allow-list of the ragged engine: every input, setting, processor and architecture, and what serves it.
+"""Lists every input, setting, processor and architecture, and which engine serves it: the allow-list.
 
 The engine computes positions, masks and caches itself. So it takes a call only where everything that influences
 upstream's result is on one of these lists (`eligibility.py` checks that). What is not listed goes to upstream's caches;

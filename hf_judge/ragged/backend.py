@@ -1,4 +1,4 @@
-"""The ragged backend: any batch, an assistant model of the same vocabulary, full attention."""
+"""Runs target and draft of the ragged engine: any batch, one vocabulary, full attention."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""A key-value cache whose rows have lengths of their own.
+"""Stores keys and values of rows that have lengths of their own.
 
-New keys are written at each row's own offset, and a 4-D mask hides what lies behind it. Rollback is free: the next
-write starts earlier, without copies, crops or holes. The cache works with every decoder of transformers (5.19 to 5.24)
-that takes `position_ids` and a 4-D mask and attends fully.
+New keys are written at each row's own offset, and a 4-D mask hides what lies after it. Rollback is free: the next
+write starts earlier (`first` in `RaggedBackend.forward`), without copies, crops or holes. The cache works with every
+decoder of transformers (5.19 to 5.24) that takes `position_ids` and a 4-D mask and attends fully.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 import torch._dynamo
 
 from hf_judge.upstream.devices import sent
-from hf_judge.upstream.names import Cache, CacheLayerMixin
+from hf_judge.upstream.private_names import Cache, CacheLayerMixin
 
 STEP = 64  # keys; the smallest cache
 
@@ -105,7 +105,7 @@ class RaggedLayer(CacheLayerMixin):
             self.keys.index_copy_(2, positions[0], key_states)
             self.values.index_copy_(2, positions[0], value_states)
         else:
-            # scatter_ says the same, but inductor copies the whole cache for it, there and back
+            # scatter_ gives the same result, but inductor copies the whole cache twice for it
             rows = torch.arange(self.keys.shape[0], device=positions.device)[:, None]
             for cached, states in ((self.keys, key_states), (self.values, value_states)):
                 cached.transpose(1, 2).index_put_((rows, positions), states.transpose(1, 2))
@@ -135,7 +135,7 @@ class RaggedCache(Cache):
         positions: (n_rows, n) long, where the tokens of the running forward go.
         length: number of keys that each row has room for.
         n_seen: number of keys, from the first, that a forward attends over.
-        last_position: the largest position passed to the model; nothing behind it is ever read.
+        last_position: the largest position passed to the model; nothing after it is ever read.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""`torch.compile` for the engine's two forwards: the calls that ask for it, and the shapes that are ready."""
+"""Compiles the engine's two forwards, and remembers which shapes are ready."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _buffers: weakref.WeakKeyDictionary[PreTrainedModel, dict[str, list[Buffers]]] =
 _compiled: dict[tuple[Callable, str], Callable] = {}
 
 
-def taken_buffers(model: PreTrainedModel, function: Callable) -> Buffers:
+def take_buffers(model: PreTrainedModel, function: Callable) -> Buffers:
     """Return the buffers that an earlier call left, or new ones if there are none or another call uses them."""
     left = _free(model, function)
     return left.pop() if left else Buffers()
@@ -68,7 +68,7 @@ class Compiled:
         return run
 
     def is_new(self, model: PreTrainedModel, function: Callable, shape: tuple) -> bool:
-        """Tell whether this is the first question about a model, function and shape: it still must be compiled."""
+        """Tell whether a model, function and shape still must be compiled; True once for each."""
         ready, key = _ready.setdefault(model, set()), (function.__name__, self._key, *shape)
         if key in ready:
             return False

@@ -89,7 +89,7 @@ class Drafter:
         return drafted.to(device), useful.to(device), logits, raw_logits
 
     def accept(self, lengths: list[int]) -> None:
-        """Forget what was drafted behind the first `lengths[i]` tokens of each text."""
+        """Forget what was drafted after the first `lengths[i]` tokens of each text."""
         self._n_read = [min(n, length) for n, length in zip(self._n_read, lengths, strict=True)]
 
     def keep(self, kept: list[int]) -> None:
@@ -112,7 +112,7 @@ class Drafter:
         self.model.run(self._readable(ids).to(self.model.device), sent(starts, self.model.device), eagerly=True)
 
     def _readable(self, ids: torch.LongTensor) -> torch.LongTensor:
-        """Replace ids that the draft's vocabulary lacks by its last one: the draft gets worse, the answer does not."""
+        """Replace ids that the draft's vocabulary lacks by its last one: this lowers acceptance, not quality."""
         return ids.clamp(max=self._last_id) if self._vocabulary > self._last_id + 1 else ids
 
     def _process(self, texts, ids: list[torch.LongTensor], logits: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Whether the ragged engine serves a call: everything in it must be on the allow-list (`allow_list.py`)."""
+"""Decides whether the ragged engine serves a call: everything in it must be on the allow-list (`allow_list.py`)."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from hf_judge.upstream.forward import (
     forward_parameters,
     is_stateful,
     rope_types,
-    stranger_hooks,
     unwrapped,
+    user_hooks,
 )
 from hf_judge.upstream.generation import PreparedCall
 from hf_judge.upstream.processors import is_upstreams_own
@@ -72,7 +72,7 @@ def _unfit(model: PreTrainedModel) -> str | None:
         return f"is of the architecture '{config.model_type}', on which the ragged engine was not checked"
     if model.training and model.is_gradient_checkpointing:
         return "trains with gradient checkpointing, which passes the cache by"
-    if (hook := stranger_hooks(model)) is not None:
+    if (hook := user_hooks(model)) is not None:
         return f"has a hook ({hook}), which may look at how its inputs are laid out: remove it"
     return None
 

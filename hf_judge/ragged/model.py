@@ -1,4 +1,4 @@
-"""One model with a ragged cache: prefill, and forwards that start anywhere, eager or compiled."""
+"""Runs one model with a ragged cache: prefill, and forwards that start anywhere, eager or compiled."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from transformers import PreTrainedModel
 from transformers.utils.logging import tqdm
 
 from hf_judge.ragged.cache import RaggedCache, bucket
-from hf_judge.ragged.compiling import Compiled, give_back, taken_buffers
+from hf_judge.ragged.compiling import Compiled, give_back, take_buffers
 from hf_judge.upstream.devices import sent
 from hf_judge.upstream.forward import with_cache
-from hf_judge.upstream.names import ModelOutput
+from hf_judge.upstream.private_names import ModelOutput
 
 PREFILL_CHUNK = 256  # tokens read at once, so that a long prompt needs little memory beside the cache
 
@@ -35,7 +35,7 @@ def run_ragged(
     last = cache.last_position
     outputs = model(
         input_ids=ids,
-        # nothing behind the last position of an answer is ever read, but a table of positions may end there
+        # positions after the last one of an answer are never used, but a table of positions may end there
         position_ids=cache.positions.clamp(max=last) if last < sys.maxsize else cache.positions,
         attention_mask=cache.mask(model.dtype),
         use_cache=True,
@@ -82,7 +82,7 @@ class RaggedModel:
         embeddings = model.get_input_embeddings().weight.device
         self.device = device if embeddings.type == "meta" else embeddings
         n_layers = model.config.get_text_config().num_hidden_layers
-        buffers = None if compiled is None else taken_buffers(model, step)
+        buffers = None if compiled is None else take_buffers(model, step)
         self.cache = RaggedCache(n_layers, n_rows, coarse=compiled is not None, limit=limit, buffers=buffers)
         self._last_position = self.cache.last_position = last_position
         self._step = step if compiled is None else compiled.of(step)
@@ -98,7 +98,7 @@ class RaggedModel:
         """Read all but the last token of every prompt (of a prompt of one token, that one).
 
         Args:
-            ids: (n_rows, n) long, packed to the left. What lies behind the length of a prompt is overwritten later.
+            ids: (n_rows, n) long, packed to the left. What lies after the length of a prompt is overwritten later.
             lengths: tokens of each prompt.
             n_more: tokens that come next, to make room for at once.
             in_one: whether to run a single forward, however long: processes that wait for each other count forwards.

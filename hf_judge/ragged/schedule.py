@@ -1,4 +1,4 @@
-"""How many tokens to draft: a constant, upstream's heuristic, or the length that promises most tokens per second."""
+"""Chooses how many tokens to draft: a constant, upstream's heuristic, or what promises most tokens per second."""
 
 from __future__ import annotations
 
@@ -46,8 +46,9 @@ class AdaptiveLength:
 
     A draft of M tokens gives ``a (1 - a^M) / (1 - a) + 1`` tokens in t(M) seconds, where a is the share of the decided
     drafted tokens that were accepted (2211.17192, section 3.1). t is measured for lengths that were tried, and
-    interpolated for the others. M = 0 is plain decoding. Where nothing pays, drafting stops. It is tried again as soon
-    as a try cannot cost more than 1% of the time that plain decoding has taken since.
+    interpolated for the others. M = 0 is plain decoding. Where nothing pays, drafting stops. It is tried again
+    when the expected loss of one try, plus earlier losses that were not won back, is at most 1% of the time that plain
+    decoding would have taken so far.
 
     Args:
         max_length: the longest draft.

@@ -48,7 +48,10 @@ class RandomVerifier(AddingRule):
 
 
 def _mix(state: torch.Tensor) -> torch.Tensor:
-    """Apply splitmix64's finaliser to int64, which wraps around; masks of the sign's copies make shifts logical."""
+    """Apply splitmix64's finaliser to int64, whose overflow wraps around.
+
+    ``>>`` copies the sign bit; a mask removes these copies, so that the shift becomes unsigned.
+    """
     state = state + -0x61C8864680B583EB  # 0x9E3779B97F4A7C15 as a signed number
     state = (state ^ (state >> 30 & (1 << 34) - 1)) * -0x40A7B892E31B1A47  # 0xBF58476D1CE4E5B9
     state = (state ^ (state >> 27 & (1 << 37) - 1)) * -0x6B2FB644ECCEEE15  # 0x94D049BB133111EB

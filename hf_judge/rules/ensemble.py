@@ -80,7 +80,7 @@ class EnsembleVerifier(AddingRule):
             return self._decide(candidates, outputs, choice, judged)
         tokens = choice.tokens.clone()
         tokens[:, :k] = ensemble_tokens(drafted(outputs), draft_scores, self.weight)
-        if candidates.lengths is not None:  # behind a whole draft there is no q: the target's own token
+        if candidates.lengths is not None:  # after a whole draft there is no q: the target's own token
             whole = torch.arange(k + 1, device=ids.device) >= candidates.lengths.unsqueeze(1)
             tokens = torch.where(whole, choice.tokens, tokens)
         return self._decide(candidates, outputs, choice, tokens[:, :k] == ids, replaces_strict=True, tokens=tokens)

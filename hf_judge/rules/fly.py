@@ -17,7 +17,7 @@ def fly_accepts(
     """Accept a mismatch where ``H(p) / log V >= threshold`` and the next `window` - 1 drafted tokens all match.
 
     FLy's entropy gate and deferred window (2511.22972): the target was unsure, and then agrees. The last `window` - 1
-    tokens of a draft have no window behind them and stay strict; two mismatches within a window are both rejected.
+    tokens of a draft have no window after them and stay strict; two mismatches within a window are both rejected.
 
     Args:
         matched: (batch, n) bool, where strict verification accepts.
@@ -34,7 +34,7 @@ def fly_accepts(
     inside = matched & (position < lengths.unsqueeze(1))
     total = torch.nn.functional.pad(inside.long().cumsum(dim=1), (1, window))
     total[:, n + 1 :] = total[:, n : n + 1]
-    following = total[:, window : n + window] - total[:, 1 : n + 1]  # matches among the window - 1 tokens behind
+    following = total[:, window : n + window] - total[:, 1 : n + 1]  # matches among the window - 1 tokens after
     return (entropy(scores) >= threshold * math.log(scores.shape[-1])) & (following == window - 1)
 
 

@@ -58,12 +58,13 @@ class ThresholdsVerifier(AddingRule):
         """See [`CandidateVerifier`]."""
         candidates = candidates._replace(logits=None)  # target-only sampling: q plays no part
         choice = strict_choice(candidates, outputs)
-        single = self.single if self.single < 1 else math.inf  # p(x) rounds to 1 where strict has accepted anyway
+        single = self.single if self.single < 1 else math.inf  # p(x) = 1 is accepted by strict verification
         target = at(drafted(outputs).softmax(dim=-1), candidates.ids)
         draws = None
         if outputs.do_sample:
-            # Strict's draw y = x happened with probability p(x); a further u makes it min(1, p(x) / accumulated) in
-            # all, and leaves y, given y != x, as the draw from p without x.
+            # Strict verification draws y from p and accepts x if y = x, that is with probability p(x). A second random
+            # number u raises the total acceptance probability to min(1, p(x) / accumulated). If x is still rejected,
+            # then y != x, so y is a valid draw from p without x.
             wanted = (target / max(self.accumulated, 1e-9)).clamp(max=1)
             draws = torch.rand_like(target) * (1 - target) + target
             draws = torch.where(wanted > target, draws, math.inf)

@@ -85,7 +85,7 @@ def _misstate(problem: Problem, rng: random.Random, style: Style, kind: str) -> 
 
 
 def _spoil(rng: random.Random, field: str, right: str) -> str:
-    """Return a wrong fact of the same sort, mostly with one wrong digit; now and then the fact itself."""
+    """Return a wrong fact of the same sort, mostly with one wrong digit; sometimes the correct fact."""
     if not right.isdigit():
         return rng.choice([x for x in {"name": NAMES, "item": ITEMS, "op": "+-*"}[field] if x != right])
     if field == "amount" or rng.random() < 0.7:

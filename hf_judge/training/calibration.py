@@ -225,7 +225,7 @@ def _check_scores_differ(scores: torch.Tensor) -> None:
     """Refuse scores that are all equal.
 
     Raises:
-        ValueError: they are.
+        ValueError: all scores are equal.
     """
     if (scores == scores[0]).all():
         raise ValueError(

@@ -120,7 +120,7 @@ def _aucs(
 
 
 def _strongest_of_the_best(aucs: list[float], n_acceptable: int, n_mistaken: int) -> int:
-    """Return the first (strongest) penalty whose AUC chance may have put below the best one's, at 95%."""
+    """Return the index of the strongest penalty whose AUC is at most 1.96 standard errors below the best AUC."""
     good_enough = max(aucs) - 1.96 * auc_standard_error(max(aucs), n_acceptable, n_mistaken)
     return next(i for i, auc in enumerate(aucs) if auc >= good_enough)
 

@@ -78,7 +78,7 @@ class FeatureStore:
 
         Args:
             chunk_tokens: the largest number of tokens at once.
-            extra: the names, among `extra_features`, of the numbers to put behind the states.
+            extra: the names, among `extra_features`, of the numbers to put after the states.
             generator: draws the order of shards and of chunks; None: in order.
 
         Yields:

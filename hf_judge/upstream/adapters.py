@@ -1,4 +1,4 @@
-"""What PEFT requires of a method: registration, and the base classes whose private hooks a method overrides.
+"""Holds what PEFT requires of a method: registration, and base classes whose private hooks a method overrides.
 
 Read in peft 0.20 and 0.21. Importing this module needs peft.
 """
@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 def register(name: str, config_class: type, model_class: type, prefix: str) -> None:
     """Register a method with PEFT.
 
-    `register_peft_method` is PEFT's only way in, and it needs a member of the enum `PeftType`. The tables behind it
-    accept any string, but peft 0.20 also looks the name up in the enum when it saves.
+    `register_peft_method` is PEFT's only way in, and it needs a member of the enum `PeftType`. The tables that it
+    fills accept any string, but peft 0.20 also looks the name up in the enum when it saves.
 
     Args:
         name: name of the method, in capitals.
@@ -47,9 +47,9 @@ def register(name: str, config_class: type, model_class: type, prefix: str) -> N
 def accept_installed_peft() -> None:
     """Let transformers' own adapter methods (`set_adapter`, `delete_adapter`, ...) work with a tested peft.
 
-    transformers 5.24.0 asks for peft 0.22 there, when the newest release was 0.21.2; that number is the one difference
-    between these methods in 5.23 and 5.24. Called when an adapter of ours hangs on a model; elsewhere upstream's
-    refusal stands.
+    In these methods transformers 5.24.0 requires peft 0.22, which did not exist then (newest: 0.21.2). The methods are
+    otherwise those of 5.23, so this function lowers the required version. It is called only when a judge adapter is on
+    the model; for other models upstream's refusal stands.
     """
     asked_for = asked_for_by_transformers()
     if is_tested() and peft_is_tested() and installed_peft() < asked_for:

@@ -1,4 +1,4 @@
-"""Drafts from every candidate generator of upstream, without upstream's side effects on the user's models.
+"""Takes drafts from every candidate generator of upstream, without its side effects on the user's models.
 
 Upstream facts are those of transformers 5.19 to 5.24.
 """
@@ -17,7 +17,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from hf_judge.upstream.forward import max_positions, of_length, of_width, vocabulary_rows
 from hf_judge.upstream.generation import PreparedCall
-from hf_judge.upstream.names import (
+from hf_judge.upstream.private_names import (
     AssistantToTargetTranslator,
     AssistedCandidateGenerator,
     AssistedCandidateGeneratorDifferentTokenizers,
@@ -26,8 +26,9 @@ from hf_judge.upstream.names import (
     PromptLookupCandidateGenerator,
     SinglePositionMultiTokenCandidateGenerator,
     UniversalSpeculativeDecodingGenerator,
+    private,
 )
-from hf_judge.upstream.versions import CACHE, private
+from hf_judge.upstream.versions import CACHE
 from hf_judge.upstream.views import shared_view
 
 # kwargs of the target that mean nothing to a generator: it makes its own cache, and drafts from token ids

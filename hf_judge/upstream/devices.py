@@ -1,4 +1,4 @@
-"""Devices: where a model takes its inputs (it may be spread over several, or lie on disk), and how lists get there."""
+"""Finds the device for a model's inputs, and moves lists and modules between devices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model's forward and what surrounds it: the cache under its present name, private settings, kwargs of a step.
+"""Reads and changes what surrounds a model's forward: its cache, private settings, kwargs of a step.
 
 Read in transformers 5.19 to 5.24.
 """
@@ -11,14 +11,15 @@ import sys
 import torch
 from transformers import CompileConfig, GenerationConfig, PreTrainedModel
 
-from hf_judge.upstream.names import (
+from hf_judge.upstream.private_names import (
     Cache,
     ModelOutput,
     prepare_attention_mask,
     prepare_position_ids,
     prepare_token_type_ids,
+    private,
 )
-from hf_judge.upstream.versions import CACHE, private
+from hf_judge.upstream.versions import CACHE
 
 
 def with_cache(cache: Cache) -> dict[str, Cache]:
@@ -73,7 +74,7 @@ def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
-def stranger_hooks(model: torch.nn.Module) -> str | None:
+def user_hooks(model: torch.nn.Module) -> str | None:
     """Return the module that carries a forward hook of the caller's own; None: there are hooks of libraries only."""
     libraries = ("torch", "accelerate", "transformers", "peft", "hf_judge")
     for name, module in model.named_modules():
@@ -97,11 +98,11 @@ def rope_types(config) -> set[str]:
 
 
 def length_of_changing_angles(config, prompt_length: int, shift: int = 0) -> int | None:
-    """Return the length of a sequence behind which drafted tokens change the rotary angles of others; None: no such.
+    """Return how long a sequence may be before drafted tokens change the rotary angles of others; None: no limit.
 
     Two kinds of angles depend on the length of the sequence, drafted tokens included. With "longrope" all angles change
     once the sequence passes the length of the first training; models then read it again from its start. With "dynamic"
-    they change with each token behind that length.
+    they change with each token after that length.
 
     Args:
         config: config of a text model.
@@ -147,7 +148,7 @@ def has_own_vocabulary(model: PreTrainedModel) -> bool:
 
 
 def vocabulary_rows(model: PreTrainedModel) -> int:
-    """Return the size of a model's vocabulary, padding behind the tokenizer's last token included."""
+    """Return the size of a model's vocabulary, padding after the tokenizer's last token included."""
     return model.config.get_text_config().vocab_size
 
 

@@ -26,9 +26,9 @@ from transformers import (
 )
 
 from hf_judge.upstream.forward import has_own_vocabulary, vocabulary_rows
-from hf_judge.upstream.names import BaseStreamer, GenerationMode
+from hf_judge.upstream.private_names import BaseStreamer, GenerationMode, private
 from hf_judge.upstream.processes import waits_for_others
-from hf_judge.upstream.versions import PIPELINES_FILL_DEFAULTS, private
+from hf_judge.upstream.versions import PIPELINES_FILL_DEFAULTS
 
 STATIC_CACHES = ("static", "offloaded_static", "hybrid", "sliding_window", "hybrid_chunked")
 # what 5.19 fills in where a caller said nothing
@@ -72,7 +72,7 @@ class PreparedCall:
 
     @property
     def has_other_vocabulary(self) -> bool:
-        """Whether the assistant's tokens are not the target's. Rows of a matrix behind the last token do not count."""
+        """Whether the assistant's tokens are not the target's. Rows of a matrix after the last token do not count."""
         return self.assistant_model is not None and not _share_vocabulary(
             self.model, self.assistant_model, self.tokenizer, self.assistant_tokenizer
         )
@@ -122,10 +122,10 @@ class Call:
         return settings.get_generation_mode(None) == GenerationMode.ASSISTED_GENERATION
 
     def check_inputs(self) -> None:
-        """Refuse an attention mask that says nothing about some of the tokens.
+        """Refuse an attention mask that does not have one entry for each token.
 
         Raises:
-            ValueError: it has another shape than the prompts.
+            ValueError: the mask has another shape than the prompts.
         """
         ids, mask = self._kwargs.get("input_ids", self._kwargs.get("inputs")), self._kwargs.get("attention_mask")
         if ids is None or mask is None or self._passes("cache", "past_key_values", "inputs_embeds"):
@@ -143,7 +143,7 @@ class Call:
         """Have upstream refuse an assistant that does not go with the model or the tokenizers.
 
         Raises:
-            ValueError: it does not.
+            ValueError: the assistant does not go with them.
         """
         tokenizers = self._kwargs.get("tokenizer"), self._kwargs.get("assistant_tokenizer")
         if self.assistant_model is not None and _share_vocabulary(self._model, self.assistant_model, *tokenizers):
@@ -155,7 +155,7 @@ class Call:
         private(self._model, "_validate_generation_mode")(GenerationMode.ASSISTED_GENERATION, one_answer, passed)
 
     def given(self, name: str):
-        """Return a drafting setting that the caller chose for this very call; None: the draft's own counts."""
+        """Return a drafting setting that the caller chose for this very call; None: the draft's own setting is used."""
         if name in self._kwargs:
             return self._kwargs[name]
         value = getattr(self._given, name, None)

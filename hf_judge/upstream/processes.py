@@ -1,4 +1,4 @@
-"""The processes that run one sharded target together, and how they come to decide alike.
+"""Keeps the processes that run one sharded target together in agreement.
 
 Under tensor parallelism every process runs the whole decoding loop, and each forward of the target is a collective: two
 processes that disagree about one token wait for each other for ever.
@@ -14,8 +14,7 @@ import torch.distributed as dist
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from transformers import PreTrainedModel
 
-from hf_judge.upstream.names import is_deepspeed_zero3_enabled, is_fsdp_managed_module
-from hf_judge.upstream.versions import private
+from hf_judge.upstream.private_names import is_deepspeed_zero3_enabled, is_fsdp_managed_module, private
 
 
 class Ranks:

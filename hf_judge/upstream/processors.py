@@ -12,7 +12,7 @@ import torch
 import transformers as upstream
 from transformers import LogitsProcessorList
 
-from hf_judge.upstream.versions import private
+from hf_judge.upstream.private_names import private
 
 # Warpers shape the distribution to sample from. The exact type counts: a user's subclass may well forbid tokens.
 WARPERS = frozenset(
@@ -27,8 +27,8 @@ WARPERS = frozenset(
         upstream.EtaLogitsWarper,
     }
 )
-# These rule no token out. InfNanRemove must not come between a constraint and the question whether it forbids a token:
-# it turns -inf into the dtype's minimum, which a processor behind it may scale to something that looks allowed.
+# These forbid no token. Forbidden tokens are looked for without InfNanRemove: it replaces -inf by the dtype's minimum,
+# a later processor may scale this value, and then the token looks allowed.
 NEVER_FORBID = WARPERS | {
     upstream.InfNanRemoveLogitsProcessor,
     upstream.LogitNormalization,
@@ -51,7 +51,7 @@ class PromptProcessor:
         n_constraints = next((i for i, p in enumerate(processors) if type(p) in NEVER_FORBID), len(processors))
         self._before = LogitsProcessorList(processors[:n_constraints])
         self._after = LogitsProcessorList(processors[n_constraints:])
-        # Constraints behind a warper (a user's own list) must run without it: what a warper removed looks forbidden.
+        # Constraints after a warper (a user's own list) must run without it: what a warper removed looks forbidden.
         constraints = [p for p in processors if type(p) not in NEVER_FORBID]
         self._constraints = None if constraints == processors[:n_constraints] else LogitsProcessorList(constraints)
 

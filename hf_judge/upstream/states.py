@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_judge.upstream.forward import is_compiled, records_hidden_states
-from hf_judge.upstream.names import ModelOutput
+from hf_judge.upstream.private_names import ModelOutput
 from hf_judge.upstream.versions import HIDDEN_STATES_COUNT_EMBEDDINGS
 
 # the attribute of the decoder that holds the norm after the last layer

@@ -1,4 +1,4 @@
-"""Which transformers is installed, which were tested, and what was renamed between them."""
+"""Says which transformers is installed, which were tested, and what changed between them."""
 
 from __future__ import annotations
 
@@ -64,18 +64,6 @@ def moved(what: str) -> ImportError:
         f"hf_judge relies on a part of transformers that transformers {INSTALLED} does not have ({what}); tested: "
         f"transformers {tested_range()}. Install one of these, or a newer hf_judge; `hf-judge doctor` shows what works"
     )
-
-
-def private(owner: object, name: str):
-    """Return a private attribute of an object of transformers.
-
-    Raises:
-        ImportError: it is not there; the message names the installed version, the tested ones and the remedy.
-    """
-    try:
-        return getattr(owner, name)
-    except AttributeError as error:
-        raise moved(f"{type(owner).__name__}.{name}") from error
 
 
 def peft_problem() -> str | None:

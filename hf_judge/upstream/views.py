@@ -1,4 +1,4 @@
-"""A second object over the same weights, so that a class or a config can change without touching the user's object."""
+"""Makes a second object over the same weights, whose class or config can change without touching the user's object."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The acceptance rule: one round of drafted tokens, what strict verification decides, and what a judge does."""
+"""Decides about one round of drafted tokens: strict verification, and the judge."""
 
 from hf_judge.verify.decide import StrictVerifier, decide
 from hf_judge.verify.judge import JudgeCandidateVerifier, head_features

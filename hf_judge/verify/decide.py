@@ -1,4 +1,7 @@
-"""From a rule's opinion about each drafted token to the verdict about the round."""
+"""Turns where a rule accepts drafted tokens into the verdict about the round.
+
+[`StrictVerifier`] is here too: it is this function without a rule.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ def decide(
         outputs: the target's outputs for it.
         judged: (batch, k) bool, where the rule itself accepts; None for strict verification.
         choice: strict verification's decisions, if the rule has computed them; None: computed here.
-        replaces_strict: whether a token that strict verification accepts also needs the rule's consent.
+        replaces_strict: whether a token that strict verification accepts must also be accepted by the rule.
         tokens: (batch, k+1) long, the rule's own next token at each position; None: strict verification's. Where a
             rescue was barred, strict verification's token is used: the rule might pick the barred one again.
         rescue_stop_tokens: whether a stop token may be rescued.
@@ -82,7 +85,7 @@ def _undrafted(
 
 
 def _finite(candidates: Candidates, outputs: TargetOutputs) -> torch.Tensor:
-    """(batch, k) bool: the drafted token's hidden state and its raw logit are finite."""
+    """Return where the drafted token's hidden state and its raw logit are finite, (batch, k) bool."""
     k = candidates.ids.shape[1]
     finite = outputs.logits[:, :k].gather(-1, candidates.ids.unsqueeze(-1)).squeeze(-1).isfinite()
     if outputs.hidden is not None:
@@ -91,7 +94,7 @@ def _finite(candidates: Candidates, outputs: TargetOutputs) -> torch.Tensor:
 
 
 def _forbidden(candidates: Candidates, rescue_stop_tokens: bool) -> torch.Tensor:
-    """(batch, k) bool: tokens that no rule may rescue."""
+    """Return the tokens that no rule may rescue, (batch, k) bool."""
     forbidden = torch.zeros_like(candidates.ids, dtype=torch.bool)
     if candidates.forbidden is not None:
         forbidden = forbidden | candidates.forbidden
@@ -101,7 +104,7 @@ def _forbidden(candidates: Candidates, rescue_stop_tokens: bool) -> torch.Tensor
 
 
 def _within_budget(candidates: Candidates, rescued: torch.Tensor, max_rescue_fraction: float) -> torch.Tensor:
-    """(batch, k) bool: the rescues up to which the rescued share of the answer stays within the budget."""
+    """Return the rescues that keep the rescued share of the answer within the budget, (batch, k) bool."""
     zero = torch.zeros_like(draft_lengths(candidates))
     n_rescued = zero if candidates.n_rescued is None else candidates.n_rescued
     n_generated = zero if candidates.n_generated is None else candidates.n_generated
@@ -111,7 +114,7 @@ def _within_budget(candidates: Candidates, rescued: torch.Tensor, max_rescue_fra
 
 
 def _codes(rescued: torch.Tensor, n_accepted: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """(batch, k+1) int8 VerdictCode: the accepted tokens, the target's own token, then padding."""
+    """Return the codes of the accepted tokens and the target's own token, then padding: (batch, k+1) int8."""
     batch, k = rescued.shape
     position, end = torch.arange(k + 1, device=rescued.device), n_accepted.unsqueeze(1)
     codes = torch.full((batch, k + 1), VerdictCode.PADDING, dtype=torch.int8, device=rescued.device)

@@ -1,4 +1,4 @@
-"""The judge's rule: accept a drafted token where the head's score passes the threshold, or strict verification accepts.
+"""Accepts a drafted token where the head's score passes the threshold, or strict verification accepts: the judge.
 
 Source: Judge Decoding, Bachmann et al. 2501.19309, section 3.
 """

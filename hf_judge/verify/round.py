@@ -1,4 +1,4 @@
-"""One round of speculative decoding as tensors, and the protocol of the rules that decide about it.
+"""Defines one round of speculative decoding as tensors, and the protocol of the rules that decide about it.
 
 The draft proposed x_1..x_k after a prefix. One target forward gave outputs at k+1 positions:
 

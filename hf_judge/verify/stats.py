@@ -1,4 +1,4 @@
-"""The statistics of a judged generation: counts, seconds per phase, and the verdict code of every new token."""
+"""Counts what a judged generation did: tokens, forwards, seconds per phase, and a code for every new token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Strict verification: keep exactly the tokens that the target would have chosen or drawn.
+"""Keeps exactly the tokens that the target would have chosen or drawn: strict verification.
 
 Source: Leviathan et al. 2211.17192, algorithm 1. In its formulas p is the target's distribution and q the draft's.
 """

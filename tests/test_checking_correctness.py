@@ -9,7 +9,7 @@ from decimal import Decimal
 
 import pytest
 
-from hf_judge.checking.answers import CHECKERS, is_right, make_checker, needed_key, reference
+from hf_judge.checking.correctness import CHECKERS, is_right, make_checker, needed_key, reference
 from hf_judge.cli.options import checker_of
 from hf_judge.evaluation.tasks import load_task, read_prompts
 
@@ -47,8 +47,8 @@ def test_a_reference_is_read_alike_wherever_it_is_used(tmp_path, written):
         ("choice", "B", "The answer is **(B)**.", "The answer is A dog, so C"),
         ("choice", "(b)", r"\boxed{\text{B}}", r"\boxed{C}"),
         ("choice", "Answer: Ｂ", "答案\nB", "the answer is a matter of taste"),
-        ("test_answers:gives_a_number", "1,000", "1000.0", "1000.1"),
-        ("test_answers:gives_text", " yes", "yes ", "no"),
+        ("test_checking_correctness:gives_a_number", "1,000", "1000.0", "1000.1"),
+        ("test_checking_correctness:gives_text", " yes", "yes ", "no"),
     ],
 )
 def test_right_and_wrong(name, answer, right, wrong):
@@ -110,7 +110,7 @@ def test_an_unreadable_reference_is_told_before_any_work():
 def test_a_function_that_cannot_compare_is_told_with_file_and_line(tmp_path):
     path = tmp_path / "tasks.jsonl"
     path.write_text('{"prompt": "a", "answer": "5"}\n{"prompt": "b", "answer": "many"}\n')
-    good, bad = load_task(str(path), 0, checker="test_answers:gives_a_number").examples
+    good, bad = load_task(str(path), 0, checker="test_checking_correctness:gives_a_number").examples
     assert good.is_right("5.0")
     with pytest.raises(ValueError, match=r"tasks.jsonl, line 2: the checker gives the number 5, 'answer' is none"):
         bad.is_right("5")

@@ -154,7 +154,7 @@ class Method:
         self._keywords = ANSWER_ALONE | {"return_dict_in_generate": True} | chosen
 
     def generate(self, prompts: list[torch.LongTensor], **more):
-        """Generate behind some prompts at once.
+        """Generate after some prompts at once.
 
         Args:
             prompts: ids, (n,) long each.

@@ -1,6 +1,7 @@
-"""Classes and functions of transformers that are not at its top level. The rest of the package takes them from here.
+"""Holds names that transformers does not promise to keep: what is below its top level, and private attributes.
 
-Read in transformers 5.19 to 5.24.
+The rest of the package takes the first from here, and reads the second by [`private`]. Read in transformers 5.19 to
+5.24.
 """
 
 from __future__ import annotations
@@ -55,7 +56,20 @@ __all__ = [
     "prepare_attention_mask",
     "prepare_position_ids",
     "prepare_token_type_ids",
+    "private",
 ]
+
+
+def private(owner: object, name: str):
+    """Return a private attribute of an object of transformers.
+
+    Raises:
+        ImportError: it is not there; the message names the installed version, the tested ones and the remedy.
+    """
+    try:
+        return getattr(owner, name)
+    except AttributeError as error:
+        raise moved(f"{type(owner).__name__}.{name}") from error
 
 
 def causal_lm_class(name: str) -> type[PreTrainedModel] | None:
