@@ -29,8 +29,8 @@ PAIR = ("--target", "{target}", "--draft", "{draft}")
 COMMANDS = {
     "mine": (["mine", *PAIR, "--prompts", "{prompts}", "--output", "{out}/mined.jsonl", *FAST], "prompts"),
     "mine drafts": (
-        ["mine", "--source", "draft", "--locate", "test_labelling_mining:locate", "--draft", "{draft}", "--prompts", "{prompts}",
-         "--output", "{out}/drafts.jsonl", *FAST],
+        ["mine", "--source", "draft", "--locate", "test_labelling_mining:locate", "--draft", "{draft}",
+         "--prompts", "{prompts}", "--output", "{out}/drafts.jsonl", *FAST],
         "prompts",
     ),
     "features": (["features", "--target", "{target}", "--data", "{labels}", "--output", "{out}/features"], "labels"),

@@ -99,7 +99,7 @@ def test_a_reason_that_is_gone_is_forgotten(pair, tmp_path, capsys, monkeypatch)
     prompts, output = write(tmp_path / "p.jsonl", [{"prompt": "Tom"}, {"prompt": "Ana", "broken": 1}]), tmp_path / "o"
     mine(pair, prompts, output)
     assert "1 of 2 prompts refused" in capsys.readouterr().out
-    monkeypatch.setattr("test_refused_rows.checker", _kind)
+    monkeypatch.setattr("test_labelling_refused_rows.checker", _kind)
     mine(pair, prompts, output)
     assert "refused" not in capsys.readouterr().out
     assert {row.prompt for row in read_jsonl(output)} == {"Tom", "Ana"}
