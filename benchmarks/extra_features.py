@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from hf_judge import JudgeHead
-from hf_judge.evaluation.figures import mcnemar_p, wilson_interval
+from hf_judge.checking.statistics import mcnemar_p, wilson_interval
 from hf_judge.head.distributions import EXTRA_FEATURES
 from hf_judge.head.files import CONFIG_NAME
 from hf_judge.labelling.drafts import label_drafts

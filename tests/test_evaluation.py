@@ -12,18 +12,11 @@ import pytest
 import torch
 
 from hf_judge import StrictVerifier, VerdictCode
+from hf_judge.checking.statistics import mcnemar_p, ratio_interval, wilson_interval
 from hf_judge.cli import commands as cli
 from hf_judge.cli import evaluate as cli_evaluate
 from hf_judge.evaluation.evaluate import Answer, Decoding, Pair, evaluate
-from hf_judge.evaluation.figures import (
-    best_within,
-    figures,
-    mcnemar_p,
-    pareto,
-    ratio_interval,
-    warnings_of,
-    wilson_interval,
-)
+from hf_judge.evaluation.figures import best_within, figures, pareto, warnings_of
 from hf_judge.evaluation.given_text import pieces, read_text, runs, score_curves, score_texts, token_details, walk
 from hf_judge.evaluation.tasks import load_task
 from hf_judge.rules import RandomVerifier

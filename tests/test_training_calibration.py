@@ -10,16 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_judge import JudgeConfig, JudgeHead
+from hf_judge.checking.statistics import binomial_upper_bound, mistakes_needed
 from hf_judge.cli import main
 from hf_judge.tiny import HOME
 from hf_judge.tiny.world import problems
 from hf_judge.training.calibration import (
+    answers_needed,
     apply_certificate,
-    binomial_upper_bound,
     calibrate_by_accuracy,
     calibrate_by_risk,
     choose_by_risk,
-    mistakes_needed,
 )
 from hf_judge.training.metrics import THRESHOLDS
 
@@ -226,8 +226,12 @@ def test_by_accuracy_takes_the_most_lenient_within_the_margin():
     grid = (0.99, 0.2, 0.9, 0.5)
     certificate = calibrate_by_accuracy(target, judged_right, margin=0.01, thresholds=grid)
     assert certificate.threshold == 0.9
-    assert asked == [0.2, 0.5, 0.9]  # stricter ones are not run
-    assert certificate.judged_accuracy == {"0.2": 0.80, "0.5": 0.97, "0.9": 0.98}
+    assert asked == [0.2, 0.5, 0.9, 0.99]  # the whole curve: accuracy may fall as the threshold rises
+    assert list(certificate.judged_accuracy) == ["0.2", "0.5", "0.9", "0.99"]
+    assert certificate.judged_accuracy["0.9"] == 0.98
+    assert (certificate.lost["0.9"], certificate.gained["0.9"]) == (1, 0)
+    assert certificate.lost_bound["0.9"] == binomial_upper_bound(1, 100, 0.05 / 4)
+    assert len(certificate.table()) == 5
     assert "accuracy 98.0% on 100 answers, the target's is 99.0%" in certificate.message()
     head = identity_head()
     apply_certificate(head, certificate)
@@ -243,6 +247,64 @@ def test_by_accuracy_refuses_answers_that_do_not_pair():
         calibrate_by_accuracy([], lambda t: [])
     with pytest.raises(ValueError, match="must pair with the target's 2, got 1"):
         calibrate_by_accuracy([True, True], lambda t: [True])
+
+
+def losing(*n_lost):
+    """Judged answers to 600 prompts that the target gets right: how many each threshold loses, other ones each time."""
+    thresholds = [0.1 * (i + 1) for i in range(len(n_lost))]
+    lost = dict(zip(thresholds, n_lost, strict=True))
+    return thresholds, lambda t: [i >= lost[t] for i in range(600)]
+
+
+def test_a_loss_within_the_margin_is_no_certificate():
+    thresholds, judged_right = losing(6, 0)
+    measured = calibrate_by_accuracy([True] * 600, judged_right, margin=0.01, thresholds=thresholds)
+    certified = calibrate_by_accuracy([True] * 600, judged_right, margin=0.01, thresholds=thresholds, certify=True)
+    assert measured.threshold == thresholds[0]
+    assert measured.lost_bound["0.1"] > 0.01
+    assert certified.threshold == thresholds[1]
+    assert "0 lost, 0 gained; at most 0.6% of answers are lost (confidence 95%, 2 thresholds tried)" in (
+        certified.message()
+    )
+
+
+def test_answers_needed():
+    assert answers_needed(0.01, 0.95) == 299
+    assert binomial_upper_bound(0, 299, 0.05) <= 0.01 < binomial_upper_bound(0, 298, 0.05)
+    assert answers_needed(0.01, 0.95, 10) == 528
+    assert binomial_upper_bound(0, 528, 0.005) <= 0.01 < binomial_upper_bound(0, 527, 0.005)
+    assert answers_needed(1.0, 0.95) == 1
+
+
+def test_a_curve_that_falls_is_told():
+    thresholds, judged_right = losing(3, 3, 60)
+    certificate = calibrate_by_accuracy([True] * 600, judged_right, thresholds=thresholds)
+    assert certificate.falls == [(thresholds[0], thresholds[2])]
+    assert "Stricter is not safer here: at 0.3 fewer answers are right than at 0.1" in certificate.message()
+    by_chance = calibrate_by_accuracy([True] * 600, losing(3, 3, 9)[1], thresholds=thresholds)
+    assert by_chance.falls == []
+    assert "safer" not in by_chance.message()
+
+
+def test_the_bound_is_exceeded_no_more_often_than_stated():
+    """200 calibrations, true losses known; 5% may exceed a bound, and P(Binomial(200, 0.05) > 22) is below 1e-4."""
+    generator = torch.Generator().manual_seed(0)
+    thresholds, rates = (0.1, 0.5, 0.9), torch.tensor([0.03, 0.01, 0.02])
+    exceeded = 0
+    for _ in range(200):
+        # losses at all thresholds in one draw: answers that are hard are lost at several
+        lost = torch.rand(300, generator=generator)[:, None] < rates
+        judged = dict(zip(thresholds, (~lost).T.tolist(), strict=True))
+        certificate = calibrate_by_accuracy([True] * 300, judged.get, margin=0.05, thresholds=thresholds)
+        bounds = torch.tensor(list(certificate.lost_bound.values()))
+        exceeded += bool((bounds < rates).any())
+    assert 1 <= exceeded <= 22  # not so loose either that it is never exceeded
+
+
+@pytest.mark.parametrize("confidence", [0.0, 1.0, float("nan")])
+def test_a_confidence_that_is_none(confidence):
+    with pytest.raises(ValueError, match="confidence must be between 0 and 1"):
+        calibrate_by_accuracy([True], lambda t: [True], margin=1.0, confidence=confidence)
 
 
 # --- nothing to stand on --------------------------------------------------------------------------------------------
@@ -313,6 +375,9 @@ def test_by_risk_certifies_nothing_without_mistakes(tmp_path):
     [
         ("zero", ["--margin", "1"], "all weights of this judge head are 0"),
         (None, ["--margin", "0.01"], "needs at least 100 prompts, there are 2"),
+        (None, ["--margin", "1", "--confidence", "1"], "confidence must be between 0 and 1"),
+        (None, ["--margin", "0.5", "--certify"], "over 10 thresholds takes 8 answers without a loss, there are 2"),
+        (None, ["--margin", "0", "--certify"], "takes infinitely many answers"),
         (None, ["--margin", "1", "--thresholds", "nan"], "threshold"),
         (None, ["--margin", "1", "--max-new-tokens", "2"], "right in 0 of 2 answers"),
         (None, ["--features", "{store}"], "gives all 302 tokens the score"),

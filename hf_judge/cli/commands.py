@@ -62,7 +62,7 @@ def add_generate(commands) -> None:
     generate.add_argument("--max-new-tokens", type=positive, default=256, metavar="N", help="limit (default: 256)")
     generate.add_argument("--num-assistant-tokens", type=int, metavar="M", help="drafted tokens per round")
     generate.add_argument(
-        "--judge-threshold", type=float, metavar="T", help="0 lenient, 1 strict (default: the head's)"
+        "--judge-threshold", type=float, metavar="T", help="0 accepts every token, 1 rescues none (default: the head's)"
     )
     generate.add_argument("--sample", action="store_true", help="sample (default: greedy)")
     generate.add_argument("--device-map", default="auto", metavar="MAP", help="as in from_pretrained (default: auto)")

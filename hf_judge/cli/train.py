@@ -25,12 +25,15 @@ from hf_judge.labelling.tokens import AFTER_MISTAKE, ON_CUT_TOKEN
 from hf_judge.rules.by_name import Setting
 from hf_judge.training.arguments import JudgeTrainingArguments
 from hf_judge.training.calibration import (
+    TASK_THRESHOLDS,
     UNITS,
     AccuracyCertificate,
     RiskCertificate,
+    answers_needed,
     apply_certificate,
     calibrate_by_accuracy,
     calibrate_by_risk,
+    check_confidence,
     check_margin,
     check_tells_apart,
     check_thresholds,
@@ -162,16 +165,23 @@ def add_calibrate(commands) -> None:
     calibrate.add_argument(
         "--head", required=True, metavar="DIR", help="head of `hf-judge train`, which gets the threshold"
     )
-    calibrate.add_argument("--thresholds", type=float, nargs="+", default=THRESHOLDS, metavar="T", help="candidates")
+    calibrate.add_argument(
+        "--thresholds", type=float, nargs="+", metavar="T", help="candidates (default: 20 by risk, 10 by task)"
+    )
+    calibrate.add_argument(
+        "--confidence", type=float, default=0.95, metavar="C", help="confidence of the bounds (default: 0.95)"
+    )
     risk = calibrate.add_argument_group("by risk: at most this share of mistakes is accepted")
     risk.add_argument("--features", metavar="DIR", help="labelled tokens, without those the fit saw")
     risk.add_argument(
         "--risk", type=float, default=0.05, metavar="R", help="share of accepted mistakes (default: 0.05)"
     )
-    risk.add_argument("--confidence", type=float, default=0.95, metavar="C", help="confidence (default: 0.95)")
     risk.add_argument("--unit", choices=UNITS, default="prompt", help="unit of independent mistakes")
     task = calibrate.add_argument_group("by task: answers as right as the target's, up to a margin")
     task.add_argument("--margin", type=share, metavar="M", help="allowed loss of accuracy, e.g. 0.01")
+    task.add_argument(
+        "--certify", action="store_true", help="demand that the bound on lost answers, not only the loss, is within M"
+    )
     task.add_argument(
         "--num-assistant-tokens", type=positive, default=32, metavar="N", help="drafted tokens per round (default: 32)"
     )
@@ -186,6 +196,8 @@ def run_calibrate(args: argparse.Namespace) -> None:
         raise ValueError("calibrate needs either --features (by risk) or --margin with models and prompts (by task)")
     head = JudgeHead.from_pretrained(args.head)
     certificate = _calibrate_by_task(head, args) if args.features is None else _calibrate_by_risk(head, args)
+    if isinstance(certificate, AccuracyCertificate):
+        print("\n".join(certificate.table()))
     apply_certificate(head, certificate)
     head.save_pretrained(args.head)
     print(f"{args.head}: {certificate.message()}")
@@ -201,7 +213,7 @@ def _calibrate_by_risk(head: JudgeHead, args: argparse.Namespace) -> RiskCertifi
         risk=args.risk,
         confidence=args.confidence,
         unit=args.unit,
-        thresholds=args.thresholds,
+        thresholds=args.thresholds or THRESHOLDS,
         fit_prompts=read_fit_prompts(prompts) if prompts.is_file() else (),
     )
 
@@ -212,7 +224,9 @@ def _calibrate_by_task(head: JudgeHead, args: argparse.Namespace) -> AccuracyCer
             raise ValueError(f"calibrate by task needs --{name}")
     check_tells_apart(head)
     check_margin(args.margin)
-    check_thresholds(args.thresholds)
+    thresholds = TASK_THRESHOLDS if args.thresholds is None else args.thresholds
+    check_thresholds(thresholds)
+    check_confidence(args.confidence)
     task = file_task(args.prompts, checker_of(args), args.checker)
     tokenizer, draft_tokenizer = load_tokenizers(args.target, args.draft)
     n = len(task.examples)
@@ -220,6 +234,13 @@ def _calibrate_by_task(head: JudgeHead, args: argparse.Namespace) -> AccuracyCer
     if refused:
         warn(["\n".join([f"{len(refused)} of {n} prompts refused:", *listed(refused)])])
     check_margin(args.margin, len(task.examples))  # before the models work for hours
+    n_needed = answers_needed(args.margin, args.confidence, len(thresholds)) if args.margin else None
+    if args.certify and (n_needed is None or len(task.examples) < n_needed):
+        raise ValueError(
+            f"to certify at most {args.margin:.1%} lost answers at confidence {args.confidence:.0%} over "
+            f"{len(thresholds)} thresholds takes {n_needed or 'infinitely many'} answers without a loss, there are "
+            f"{len(task.examples)}; nothing was chosen. Pass more prompts, fewer --thresholds, or a greater --margin"
+        )
     target, draft = load_model(args.target, args), load_model(args.draft, args)
     pair = Pair(target, draft, tokenizer, {"judge": head}, draft_tokenizer=draft_tokenizer)
     one_by_one = Decoding(args.num_assistant_tokens, args.max_new_tokens)
@@ -228,7 +249,9 @@ def _calibrate_by_task(head: JudgeHead, args: argparse.Namespace) -> AccuracyCer
         right_answers(pair, task, Setting("plain"), batched, desc="Target's answers"),
         lambda t: right_answers(pair, task, Setting("judge", t), one_by_one, desc=f"Judged at {t:g}"),
         margin=args.margin,
-        thresholds=args.thresholds,
+        thresholds=thresholds,
+        confidence=args.confidence,
+        certify=args.certify,
     )
 
 

@@ -52,7 +52,7 @@ class JudgeLM(HFLM):
         pretrained: the target, as in `HFLM`.
         assistant: the draft: a Hub id, a directory or a model.
         judge: a value that `generate(judge=)` takes; None: strict verification.
-        judge_threshold: threshold between 0 (lenient) and 1 (strict); default: the head's own.
+        judge_threshold: threshold between 0 (every token is accepted) and 1 (none is rescued); default: the head's own.
         num_assistant_tokens: drafted tokens per round.
         **kwargs: further arguments of `HFLM`.
     """

@@ -25,7 +25,7 @@ class JudgeSettings:
     judge: str
     """A directory or a repository on the Hub."""
     threshold: float | None = None
-    """Between 0 (lenient) and 1 (strict); None: the head's own."""
+    """Between 0 (every token is accepted) and 1 (none is rescued); None: the head's own."""
     revision: str | None = None
     """Branch, tag or commit of the repository."""
     subfolder: str | None = None

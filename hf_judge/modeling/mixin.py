@@ -61,7 +61,8 @@ class JudgeGenerationMixin:
                 repository on the Hub or its directory, the head, or any acceptance rule. None: the model's own judge if
                 it has one (`default_judge`, else the active JUDGE adapter), else upstream's path. False: upstream's
                 path.
-            judge_threshold (`float`, *optional*): between 0 (lenient) and 1 (strict); default: the head's own.
+            judge_threshold (`float`, *optional*): between 0 (every token is accepted) and 1 (none is rescued); default:
+                the head's own. Accuracy need not rise with it: see docs/train-a-judge.md, "Calibrate".
             judge_engine (`str`): `"ragged"`: the engine for batches, with its own drafting; `"upstream"`: upstream's
                 caches and candidate sources, one prompt; `"auto"`: the first where it can serve the call. The ragged
                 engine compiles its forwards with `compile_config=` (on accelerators also with

@@ -1,7 +1,8 @@
 """Choose the threshold of a judge head with a stated risk, on data that the fit did not see.
 
 By risk: the most lenient threshold at which the exact upper confidence bound on the share of accepted mistakes stays
-under what the user allows. By task: the most lenient at which answers stay as right as the target's, up to a margin.
+under what the user allows. By task: the most lenient at which answers stay as right as the target's, up to a margin;
+with an exact bound on the share of answers that are lost.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from hf_judge.checking.statistics import binomial_upper_bound, mcnemar_p, mistakes_needed, wilson_interval
 from hf_judge.head.config import check_threshold
 from hf_judge.head.judge_head import JudgeHead
 from hf_judge.training.metrics import THRESHOLDS
@@ -21,6 +23,8 @@ from hf_judge.training.store import FeatureStore
 UNITS = ("prompt", "token")
 FINEST_MARGIN = 0.01  # finer ones need no more answers than this
 CHUNK_TOKENS = 4096
+# candidates of calibration by task, each of which is decoded
+TASK_THRESHOLDS = (0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 0.95, 0.98, 0.99, 0.999)
 
 
 @dataclass(frozen=True)
@@ -61,49 +65,6 @@ class RiskCertificate:
         )
 
 
-def binomial_upper_bound(n_events: int, n: int, error: float) -> float:
-    """Return the exact (Clopper-Pearson) upper bound on a probability.
-
-    The p at which P(Binomial(n, p) <= k) = error: had the probability been higher, so few events would have had a
-    chance below `error`.
-
-    Args:
-        n_events: k, the events that were seen.
-        n: independent trials.
-        error: chance of a bound that is too low, between 0 and 1.
-    """
-    if n_events >= n:
-        return 1.0
-    if n_events == 0:
-        return -math.expm1(math.log(error) / n)  # (1 - p)^n = error
-    k = torch.arange(n_events + 1, dtype=torch.float64)
-    trials = torch.tensor(float(n), dtype=torch.float64)
-    ways = torch.lgamma(trials + 1) - torch.lgamma(k + 1) - torch.lgamma(trials - k + 1)
-    low, high = n_events / n, 1.0
-    # bisection: the tail falls with p; 60 halvings are below the spacing of doubles
-    for _ in range(60):
-        p = (low + high) / 2
-        tail = torch.logsumexp(ways + k * math.log(p) + (trials - k) * math.log1p(-p), dim=0).item() if p < 1 else -1e9
-        low, high = (p, high) if tail > math.log(error) else (low, p)
-    return high
-
-
-def mistakes_needed(rate: float, risk: float, error: float, limit: int = 1_000_000) -> int | None:
-    """Return the number of mistakes at which a share `rate` of accepted ones is certified to be under `risk`.
-
-    Returns:
-        The smallest such number, up to rounding of the events; None above `limit`.
-    """
-    if rate >= risk:
-        return None
-    n = math.ceil(math.log(error) / math.log1p(-risk))
-    while n <= limit:
-        if binomial_upper_bound(math.ceil(rate * n), n, error) <= risk:
-            return n
-        n = math.ceil(n * 1.05)
-    return None
-
-
 def choose_by_risk(
     mistake_scores: torch.Tensor,
     *,
@@ -122,9 +83,9 @@ def choose_by_risk(
         confidence: confidence of the statement.
         thresholds: candidate thresholds.
     """
-    for name, value in (("risk", risk), ("confidence", confidence)):
-        if not 0 < value < 1:
-            raise ValueError(f"{name} must be between 0 and 1, got {value}")
+    if not 0 < risk < 1:
+        raise ValueError(f"risk must be between 0 and 1, got {risk}")
+    check_confidence(confidence)
     check_thresholds(thresholds)
     if not mistake_scores.isfinite().all():
         raise ValueError("the head's scores of these mistakes are not all finite: a threshold says nothing about NaN")
@@ -236,22 +197,69 @@ def _check_scores_differ(scores: torch.Tensor) -> None:
 
 @dataclass(frozen=True)
 class AccuracyCertificate:
-    """Holds the result of calibration by task; `threshold` is None where every one tried loses too much."""
+    """Holds the result of calibration by task; `threshold` is None where every one tried loses too much.
+
+    Dicts go from a threshold, as text, to its figure.
+    """
 
     threshold: float | None
     margin: float  # allowed loss of accuracy, as a share of the answers
     n_answers: int  # prompts
     target_accuracy: float  # share of right answers
-    judged_accuracy: dict  # threshold (as text) -> accuracy, of those tried
+    judged_accuracy: dict  # share of right answers
+    lost: dict  # answers that the target alone gets right and the judge wrong
+    gained: dict  # answers that the target alone gets wrong and the judge right
+    confidence: float  # confidence of the bounds, for all thresholds together
+    lost_bound: dict  # exact upper bound on the share of answers lost
+    n_needed: int  # answers without a loss that would bound it by the margin
+    falls: list  # (lenient, stricter) thresholds between which accuracy falls by more than chance
 
     def message(self) -> str:
-        """Say the result in one sentence."""
+        """Say the result in a few sentences."""
+        tried = f"{len(self.judged_accuracy)} threshold{'s' * (len(self.judged_accuracy) > 1)} tried"
         if self.threshold is None:
-            return f"no threshold keeps accuracy within {self.margin:.1%} of the target's {self.target_accuracy:.1%}"
-        return (
-            f"threshold {self.threshold:g}: accuracy {self.judged_accuracy[f'{self.threshold:g}']:.1%} on "
-            f"{self.n_answers} answers, the target's is {self.target_accuracy:.1%}"
-        )
+            best = min(self.lost_bound.values())
+            text = (
+                f"no threshold keeps accuracy within {self.margin:.1%} of the target's {self.target_accuracy:.1%} "
+                f"({tried} on {self.n_answers} answers; the smallest bound on lost answers is {best:.1%})"
+            )
+        else:
+            key = f"{self.threshold:g}"
+            text = (
+                f"threshold {key}: accuracy {self.judged_accuracy[key]:.1%} on {self.n_answers} answers, the target's "
+                f"is {self.target_accuracy:.1%}; {self.lost[key]} lost, {self.gained[key]} gained; at most "
+                f"{self.lost_bound[key]:.1%} of answers are lost (confidence {self.confidence:.0%}, {tried})"
+            )
+        for lenient, stricter in self.falls:
+            text += (
+                f". Stricter is not safer here: at {stricter:g} fewer answers are right than at {lenient:g}, by more "
+                "than chance"
+            )
+        return text
+
+    def table(self) -> list[str]:
+        """Return the whole curve as lines of text: right, lost and gained answers at each threshold."""
+        lines = ["threshold  right answers   lost  gained  lost at most"]
+        for key, accuracy in self.judged_accuracy.items():
+            low, high = wilson_interval(round(accuracy * self.n_answers), self.n_answers)
+            lines.append(
+                f"{key:>9}  {accuracy:6.1%} ({low:.0%}-{high:.0%})  {self.lost[key]:>4}  {self.gained[key]:>6}  "
+                f"{self.lost_bound[key]:>12.1%}"
+            )
+        return lines
+
+
+def answers_needed(margin: float, confidence: float, n_thresholds: int = 1) -> int:
+    """Return how many answers without a loss bound the share of lost answers by `margin`.
+
+    With one threshold, a margin of 0.01 at confidence 0.95 takes 299: 0.99^299 < 0.05.
+
+    Args:
+        margin: the bound, above 0.
+        confidence: confidence of the bounds, for all thresholds together.
+        n_thresholds: thresholds tried.
+    """
+    return 1 if margin >= 1 else math.ceil(math.log((1 - confidence) / n_thresholds) / math.log1p(-margin))
 
 
 def calibrate_by_accuracy(
@@ -259,16 +267,23 @@ def calibrate_by_accuracy(
     judged_right: Callable[[float], Sequence[bool]],
     *,
     margin: float = 0.01,
-    thresholds: Sequence[float] = THRESHOLDS,
+    thresholds: Sequence[float] = TASK_THRESHOLDS,
+    confidence: float = 0.95,
+    certify: bool = False,
 ) -> AccuracyCertificate:
-    """Find the most lenient threshold whose accuracy stays within `margin` of the target's.
+    """Measure accuracy at every threshold, and choose the most lenient that stays within `margin` of the target's.
+
+    All thresholds are tried, since accuracy may fall as the threshold rises. For each the certificate holds an exact
+    (Clopper-Pearson) upper bound on the share of answers that the judge loses; the error 1 - confidence is shared among
+    the thresholds (Bonferroni), so the bounds hold for the chosen one whichever it is.
 
     Args:
         target_right: whether the target's own answers are right.
-        judged_right: returns the same for the judged answers at a threshold, to the same prompts in the same order;
-            called from the most lenient threshold on until one is found.
+        judged_right: returns the same for the judged answers at a threshold, to the same prompts in the same order.
         margin: allowed loss, as a share of the answers.
         thresholds: candidate thresholds.
+        confidence: confidence of the bounds.
+        certify: whether the bound on lost answers must be within the margin, not only the loss that was measured.
 
     Raises:
         ValueError: no answers, or another number of judged ones; the target's are too few or too seldom right for the
@@ -278,27 +293,56 @@ def calibrate_by_accuracy(
         raise ValueError("calibration by task needs answers: there are none")
     check_margin(margin)
     check_thresholds(thresholds)
-    n_right, n_allowed = sum(target_right), margin * len(target_right)
-    if n_right == 0 or (margin < 1 and n_right <= n_allowed + 1e-9):
+    check_confidence(confidence)
+    n, n_right = len(target_right), sum(target_right)
+    if n_right == 0 or (margin < 1 and n_right <= margin * n + 1e-9):
         raise ValueError(
-            f"the target itself is right in {n_right} of {len(target_right)} answers and may lose {n_allowed:g}: a "
+            f"the target itself is right in {n_right} of {n} answers and may lose {margin * n:g}: a "
             "judge that is never right would do; nothing was chosen. Are the answers, the checker and "
             "--max-new-tokens those of these prompts?"
         )
-    accuracy, judged = sum(target_right) / len(target_right), {}
-    chosen = None
-    for threshold in sorted(thresholds):
-        right = judged_right(threshold)
-        if len(right) != len(target_right):
-            raise ValueError(f"judged answers must pair with the target's {len(target_right)}, got {len(right)}")
-        judged[f"{threshold:g}"] = sum(right) / len(right)
-        # shares of whole answers: rounding must not turn an allowed loss into a refused one
-        if sum(target_right) - sum(right) <= margin * len(right) + 1e-9:
-            chosen = threshold
-            break
-    if chosen is not None:
-        check_margin(margin, len(target_right))
-    return AccuracyCertificate(chosen, margin, len(target_right), accuracy, judged)
+    right = {threshold: list(judged_right(threshold)) for threshold in sorted(set(thresholds))}
+    for answers in right.values():
+        if len(answers) != n:
+            raise ValueError(f"judged answers must pair with the target's {n}, got {len(answers)}")
+    lost = {t: sum(a and not b for a, b in zip(target_right, answers, strict=True)) for t, answers in right.items()}
+    gained = {t: sum(b and not a for a, b in zip(target_right, answers, strict=True)) for t, answers in right.items()}
+    error = (1 - confidence) / len(right)
+    bounds = {threshold: binomial_upper_bound(lost[threshold], n, error) for threshold in right}
+    # shares of whole answers: rounding must not turn an allowed loss into a refused one
+    within = [t for t in right if (bounds[t] <= margin if certify else lost[t] - gained[t] <= margin * n + 1e-9)]
+    if within:
+        check_margin(margin, n)
+    return AccuracyCertificate(
+        threshold=min(within, default=None),
+        margin=margin,
+        n_answers=n,
+        target_accuracy=n_right / n,
+        judged_accuracy={f"{t:g}": sum(answers) / n for t, answers in right.items()},
+        lost={f"{t:g}": count for t, count in lost.items()},
+        gained={f"{t:g}": count for t, count in gained.items()},
+        confidence=confidence,
+        lost_bound={f"{t:g}": bound for t, bound in bounds.items()},
+        n_needed=answers_needed(margin, confidence, len(right)) if margin else 0,
+        falls=_falls(right),
+    )
+
+
+def _falls(right: dict[float, list[bool]]) -> list[tuple[float, float]]:
+    """Return the largest fall of accuracy as the threshold rises, if chance does not explain it.
+
+    Chance: an exact McNemar test on the same answers, at 5% shared among all pairs of thresholds (Bonferroni).
+
+    Args:
+        right: threshold, ascending -> whether each answer is right.
+    """
+    pairs = [(a, b) for a in right for b in right if a < b and sum(right[a]) > sum(right[b])]
+    if not pairs:
+        return []
+    lenient, stricter = max(pairs, key=lambda pair: sum(right[pair[0]]) - sum(right[pair[1]]))
+    changed = list(zip(right[lenient], right[stricter], strict=True))
+    p = mcnemar_p(sum(b and not a for a, b in changed), sum(a and not b for a, b in changed))
+    return [(lenient, stricter)] if p <= 0.05 / math.comb(len(right), 2) else []
 
 
 def check_margin(margin: float, n_answers: int | None = None) -> None:
@@ -317,6 +361,16 @@ def check_margin(margin: float, n_answers: int | None = None) -> None:
             f"a margin of {margin:.1%} needs at least {n_needed} prompts, there are {n_answers}: one of {n_answers} "
             f"answers weighs {1 / n_answers:.1%}; nothing was chosen. Pass more prompts, or allow a greater margin"
         )
+
+
+def check_confidence(confidence: float) -> None:
+    """Refuse a confidence that is no probability between 0 and 1.
+
+    Raises:
+        ValueError: the confidence is refused.
+    """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
 
 
 def check_thresholds(thresholds: Sequence[float]) -> None:

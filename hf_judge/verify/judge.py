@@ -23,7 +23,8 @@ class JudgeCandidateVerifier:
 
     Args:
         head ([`JudgeHead`]): the judge.
-        threshold (`float`, *optional*): between 0 (lenient) and 1 (strict verification); default: the head's own.
+        threshold (`float`, *optional*): between 0 (every token is accepted) and 1 (strict verification); default: the
+            head's own.
         rescue_stop_tokens (`bool`): whether the judge may end the answer earlier than the target would.
         max_rescue_fraction (`float`, *optional*): largest share of an answer that may come from rescues.
 
