@@ -177,8 +177,8 @@ class TestUnused:
 
 
 def test_settings_of_a_checkpoint_do_not_change_how_results_are_read(caplog):
-    from test_data import TOKENIZER
-    from test_features import llama
+    from test_labelling_responses import TOKENIZER
+    from test_training_features import llama
 
     from hf_judge.evaluation.evaluate import Decoding, Method, Pair
     from hf_judge.evaluation.tasks import Example

@@ -436,4 +436,5 @@ def apply_certificate(head: JudgeHead, certificate: RiskCertificate | AccuracyCe
         raise ValueError(certificate.message())
     head.config.threshold = float(certificate.threshold)
     kind = "by_risk" if isinstance(certificate, RiskCertificate) else "by_accuracy"
-    head.config.provenance = head.config.provenance | {"calibration": {kind: asdict(certificate)}}
+    certified = {"statement": certificate.message()} | asdict(certificate)
+    head.config.provenance = head.config.provenance | {"calibration": {kind: certified}}
