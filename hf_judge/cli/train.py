@@ -12,7 +12,7 @@ from pathlib import Path
 from hf_judge.cli.label import add_info, add_mine, widths
 from hf_judge.cli.options import add_pair, add_tasks, checker_of, load_model
 from hf_judge.cli.terminal import positive, share, warn
-from hf_judge.evaluation.evaluate import Decoding, Pair, right_answers
+from hf_judge.evaluation.evaluate import Decoding, JudgedAnswers, Pair, right_answers
 from hf_judge.evaluation.loading import load_tokenizer, load_tokenizers
 from hf_judge.evaluation.tasks import file_task
 from hf_judge.files.jsonl import listed
@@ -243,11 +243,10 @@ def _calibrate_by_task(head: JudgeHead, args: argparse.Namespace) -> AccuracyCer
         )
     target, draft = load_model(args.target, args), load_model(args.draft, args)
     pair = Pair(target, draft, tokenizer, {"judge": head}, draft_tokenizer=draft_tokenizer)
-    one_by_one = Decoding(args.num_assistant_tokens, args.max_new_tokens)
-    batched = dataclasses.replace(one_by_one, batch_size=args.batch_size)
+    batched = Decoding(args.num_assistant_tokens, args.max_new_tokens, batch_size=args.batch_size)
     return calibrate_by_accuracy(
         right_answers(pair, task, Setting("plain"), batched, desc="Target's answers"),
-        lambda t: right_answers(pair, task, Setting("judge", t), one_by_one, desc=f"Judged at {t:g}"),
+        JudgedAnswers(pair, task, batched),
         margin=args.margin,
         thresholds=thresholds,
         confidence=args.confidence,

@@ -147,6 +147,7 @@ def _candidates(
         n_generated=sent([len(prompt.codes) for prompt in prompts], device),
         n_rescued=sent([prompt.n_rescued for prompt in prompts], device),
         raw_logits=draft.raw_logits,
+        places=sent([prompt.place for prompt in prompts], device),
     )
 
 

@@ -28,6 +28,7 @@ from hf_judge.labelling.prompts import Prompt, encode_prompt
 from hf_judge.modeling.classes import judged
 from hf_judge.modeling.keywords import constant_drafts
 from hf_judge.rules.by_name import Setting, make_verifier
+from hf_judge.training.threshold_range import ThresholdRangeVerifier
 from hf_judge.upstream.devices import input_device
 from hf_judge.upstream.generation import tokenizer_arguments
 from hf_judge.verify.stats import VerdictCode
@@ -308,6 +309,46 @@ def right_answers(pair: Pair, task: Task, setting: Setting, decoding: Decoding, 
             right += [answer.right for answer in found]
             bar.update(len(found))
     return right
+
+
+class JudgedAnswers:
+    """Says which judged answers are right at a threshold; called with one threshold after the other.
+
+    An answer is decoded again only where the threshold changes it. The decoding must be greedy.
+
+    Args:
+        pair: the models; its head "judge" judges.
+        task: the work.
+        decoding: draft length, answer length, batch size.
+    """
+
+    def __init__(self, pair: Pair, task: Task, decoding: Decoding):
+        if decoding.temperature > 0:
+            raise ValueError(f"sampled answers differ at every threshold: temperature must be 0, got {decoding}")
+        self._pair, self._task, self._decoding = pair, task, decoding
+        # for each example: the verifiers that judged it, its place in their batches, and whether it was right
+        self._decoded: list[list[tuple[ThresholdRangeVerifier, int, bool]]] = [[] for _ in task.examples]
+        self.n_decoded = 0  # answers, for all thresholds together
+
+    def __call__(self, threshold: float) -> list[bool]:
+        right = [self._known(i, threshold) for i in range(len(self._decoded))]
+        todo = [i for i, known in enumerate(right) if known is None]
+        method = Method(self._pair, Setting("judge", threshold), self._decoding)
+        with tqdm(total=len(todo), desc=f"Judged at {threshold:g}", unit="answer", disable=not todo) as bar:
+            for start in range(0, len(todo), self._decoding.batch_size):
+                batch = todo[start : start + self._decoding.batch_size]
+                verifier = ThresholdRangeVerifier(self._pair.heads["judge"], threshold, len(batch))
+                found = method.answer([self._task.examples[i] for i in batch], judge=verifier)
+                for place, (i, answer) in enumerate(zip(batch, found, strict=True)):
+                    self._decoded[i].append((verifier, place, answer.right))
+                    right[i] = answer.right
+                bar.update(len(batch))
+        self.n_decoded += len(todo)
+        return right
+
+    def _known(self, example: int, threshold: float) -> bool | None:
+        found = (right for verifier, place, right in self._decoded[example] if verifier.holds_at(place, threshold))
+        return next(found, None)
 
 
 def left_padded(prompts: list[torch.LongTensor]) -> tuple[torch.LongTensor, torch.LongTensor]:

@@ -30,6 +30,7 @@ class Candidates(NamedTuple):
     n_generated: torch.Tensor | None = None  # (batch,) long, new tokens of the answer before this round; None: 0
     n_rescued: torch.Tensor | None = None  # (batch,) long, rescued tokens among those; None: 0
     raw_logits: torch.Tensor | None = None  # (batch, k, V) float, the draft's before its processors; None: unknown
+    places: torch.Tensor | None = None  # (batch,) long, place of each prompt in the call's batch; None: 0, 1, ...
 
 
 class TargetOutputs(NamedTuple):

@@ -1,0 +1,59 @@
+"""Finds the range of thresholds in which an answer stays the same, so that it is decoded once for all of them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from hf_judge.head.judge_head import JudgeHead
+from hf_judge.verify.judge import JudgeCandidateVerifier, head_features
+from hf_judge.verify.round import Candidates, TargetOutputs, Verdict
+from hf_judge.verify.stats import VerdictCode
+
+
+class ThresholdRangeVerifier(JudgeCandidateVerifier):
+    """Judges at one threshold, and finds for which other thresholds every decision would have been the same.
+
+    The judge rescues where ``score > threshold``. So an answer stays the same from the largest score that was rejected,
+    inclusive, up to the smallest score that was rescued, exclusive.
+
+    Args:
+        head: the judge.
+        threshold: the threshold.
+        n_prompts: size of the batch.
+    """
+
+    def __init__(self, head: JudgeHead, threshold: float, n_prompts: int):
+        super().__init__(head, threshold)
+        self._lowest = torch.full((n_prompts,), -math.inf)
+        self._highest = torch.full((n_prompts,), math.inf)
+
+    def verify(self, candidates: Candidates, outputs: TargetOutputs) -> Verdict:
+        """See [`CandidateVerifier`]."""
+        verdict, k = super().verify(candidates, outputs), candidates.ids.shape[1]
+        if k:
+            scores = self.head(head_features(self.head, candidates, outputs)).sigmoid().float()
+            rescued = (verdict.codes[:, :k] == VerdictCode.RESCUED).to(scores.device)
+            at = verdict.n_accepted.clamp(max=k - 1).unsqueeze(1).to(scores.device)
+            first_rejected = scores.gather(1, at).squeeze(1)
+            # a token that a constraint rejected in spite of its score depends on no threshold
+            is_rejected = (verdict.codes == VerdictCode.CORRECTED).any(dim=1).to(scores.device)
+            is_rejected &= first_rejected <= self.threshold
+            places = range(len(scores)) if candidates.places is None else candidates.places.tolist()
+            places = torch.tensor(list(places))
+            lowest = first_rejected.masked_fill(~is_rejected, -math.inf).cpu()
+            highest = scores.masked_fill(~rescued, math.inf).amin(dim=1).cpu()
+            self._lowest[places] = torch.maximum(self._lowest[places], lowest)
+            self._highest[places] = torch.minimum(self._highest[places], highest)
+        return verdict
+
+    def holds_at(self, place: int, threshold: float) -> bool:
+        """Tell whether the answer to a prompt is the same at another threshold.
+
+        Args:
+            place: place of the prompt in the batch.
+            threshold: the other threshold.
+        """
+        rounded = torch.tensor(threshold)  # as scores are compared: in float32
+        return bool(self._lowest[place] <= rounded < self._highest[place])
