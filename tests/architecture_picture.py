@@ -27,8 +27,8 @@ BESIDE = {
 }  # fmt: skip
 RAISED = {"rules": 1, "checking": 1}  # rows above the lowest one that imports allow: that one is taken
 LANES = {
-    ("evaluation", "rules"): 476, ("evaluation", "labelling"): 456, ("integrations", "labelling"): 456,
-    ("rules", "verify"): 430, ("cli", "training"): 720, ("__init__", "moved"): 736,
+    ("evaluation", "rules"): 476, ("evaluation", "training"): 466, ("integrations", "labelling"): 456,
+    ("rules", "verify"): 430, ("__init__", "moved"): 736,
 }  # fmt: skip
 STYLE = """
 .place{fill:var(--page);stroke:var(--bar);stroke-width:1.2}.on{stroke:var(--bonus-line);stroke-width:2}
