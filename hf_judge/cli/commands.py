@@ -15,7 +15,7 @@ from hf_judge.cli.bench import add_bench
 from hf_judge.cli.demo import add_demo
 from hf_judge.cli.doctor import add_doctor
 from hf_judge.cli.evaluate import add_evaluate
-from hf_judge.cli.terminal import positive, printable
+from hf_judge.cli.terminal import positive, printable, warn
 from hf_judge.cli.train import add_training_commands
 from hf_judge.cli.verdicts import VerdictPrinter, describe, use_colour
 from hf_judge.evaluation.loading import load_draft_tokenizer, load_tokenizer, loading
@@ -33,6 +33,9 @@ class _Parser(argparse.ArgumentParser):
         command = self.prog.removeprefix("hf-judge").strip()
         print_error(f"{f'{command}: ' if command else ''}{message} (see {self.prog} --help)")
         self.exit(2)
+
+
+LOOKUP_TOKENS = 10  # drafted by prompt lookup where there is no draft model
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -53,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
 def add_generate(commands) -> None:
     generate = commands.add_parser("generate", help="answer a prompt, streaming, every token marked by its verdict")
     generate.add_argument("--model", required=True, metavar="ID", help="the target: Hub id or directory")
-    generate.add_argument("--assistant", metavar="ID", help="the draft model (default: prompt lookup)")
+    generate.add_argument("--assistant", metavar="ID", help="the draft model (with a judge, default: prompt lookup)")
     generate.add_argument(
         "--judge", metavar="ID", help="the judge head: Hub id or directory (default: the model's own)"
     )
@@ -84,8 +87,9 @@ def run_generate(args: argparse.Namespace) -> None:
             draft = AutoModelForCausalLM.from_pretrained(args.assistant, device_map=args.device_map)
         options["assistant_model"] = draft
         options |= tokenizer_arguments(target, draft, tokenizer, load_draft_tokenizer(args.assistant, tokenizer))
-    else:
-        options["prompt_lookup_num_tokens"] = 10
+    elif args.judge is not None or target.resolve_judge(None) is not None:
+        warn([f"no --assistant: drafting by prompt lookup, {LOOKUP_TOKENS} tokens at most"])
+        options["prompt_lookup_num_tokens"] = LOOKUP_TOKENS
     for name in ("judge", "judge_threshold", "num_assistant_tokens"):
         if getattr(args, name) is not None:
             options[name] = getattr(args, name)

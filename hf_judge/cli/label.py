@@ -135,6 +135,10 @@ def add_info(commands) -> None:
     info.set_defaults(run=run_info)
 
 
+# a missing file of these is no repository on the Hub
+FILE_SUFFIXES = {".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet", ".safetensors"}
+
+
 def run_info(args: argparse.Namespace) -> None:
     path = Path(args.path)
     if (path / CONFIG_NAME).is_file():
@@ -143,7 +147,7 @@ def run_info(args: argparse.Namespace) -> None:
         _features_info(path)
     elif path.exists():
         _data_info(path, args)
-    elif is_hub_id(args.path):
+    elif is_hub_id(args.path) and path.suffix not in FILE_SUFFIXES:
         _head_info(args.path, args.revision)
     else:
         raise ValueError(

@@ -55,7 +55,7 @@ class VerdictPrinter(VerdictStreamer):
             self._prompt_seen = True
             return
         for token in value.flatten().tolist():
-            self._waiting.append(self._codes.pop(0) if self._codes else VerdictCode.BONUS)
+            self._waiting.append(self._codes.pop(0) if self._codes else VerdictCode.MATCHED)
             self._print(self._texts.put(token))
 
     def end(self) -> None:

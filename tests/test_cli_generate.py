@@ -1,0 +1,31 @@
+"""`hf-judge generate`: what is drafted, and what is marked."""
+
+from __future__ import annotations
+
+import pytest
+
+from hf_judge.cli import main
+from hf_judge.tiny import HOME
+
+ARGUMENTS = ["generate", "--model", str(HOME / "target"), "--prompt", "Ivy has 36 pens.", "--max-new-tokens", "12"]
+
+
+def test_without_a_judge_nothing_is_drafted_or_marked(capsys):
+    assert main(ARGUMENTS) == 0
+    printed = capsys.readouterr()
+    assert printed.out.strip()
+    assert not set("{}[]<>") & set(printed.out)
+    assert "prompt lookup" not in printed.err
+
+
+def test_prompt_lookup_in_place_of_a_draft_is_told(capsys):
+    assert main([*ARGUMENTS, "--judge", str(HOME / "judge")]) == 0
+    printed = capsys.readouterr()
+    assert "bonus: the target's own token" in printed.out
+    assert "hf-judge: warning: no --assistant: drafting by prompt lookup, 10 tokens at most" in printed.err
+
+
+@pytest.mark.parametrize("name", ["nothing.jsonl", "labels.csv", "a/b/c"])
+def test_info_on_what_is_not_there(name, capsys):
+    assert main(["info", name]) == 2
+    assert f"'{name}' is no file, directory or Hub repository" in capsys.readouterr().err
