@@ -7,13 +7,20 @@ import pytest
 from hf_judge.cli import main
 from hf_judge.tiny import HOME
 
-ARGUMENTS = ["generate", "--model", str(HOME / "target"), "--prompt", "Ivy has 36 pens.", "--max-new-tokens", "12"]
+ARGUMENTS = [
+    "generate",
+    "--model",
+    str(HOME / "target"),
+    "--chat",
+    "--prompt",
+    "Ivy has 36 pens. How many pens are left?",
+]
 
 
 def test_without_a_judge_nothing_is_drafted_or_marked(capsys):
     assert main(ARGUMENTS) == 0
     printed = capsys.readouterr()
-    assert printed.out.strip()
+    assert "pens left" in printed.out
     assert not set("{}[]<>") & set(printed.out)
     assert "prompt lookup" not in printed.err
 
