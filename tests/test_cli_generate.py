@@ -7,20 +7,14 @@ import pytest
 from hf_judge.cli import main
 from hf_judge.tiny import HOME
 
-ARGUMENTS = [
-    "generate",
-    "--model",
-    str(HOME / "target"),
-    "--chat",
-    "--prompt",
-    "Ivy has 36 pens. How many pens are left?",
-]
+QUESTION = "Ivy has 36 pens. Ivy gets 4 more. Ivy loses 3. Ivy gets 3 more. Ivy finds 8 more. How many pens are left?"
+ARGUMENTS = ["generate", "--model", str(HOME / "target"), "--chat", "--prompt", QUESTION]
 
 
 def test_without_a_judge_nothing_is_drafted_or_marked(capsys):
     assert main(ARGUMENTS) == 0
     printed = capsys.readouterr()
-    assert "pens left" in printed.out
+    assert "48 pens left" in printed.out
     assert not set("{}[]<>") & set(printed.out)
     assert "prompt lookup" not in printed.err
 
