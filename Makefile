@@ -53,7 +53,7 @@ lint: $(VENV)/.installed-test
 
 # The plugin inside vLLM, on a CPU (a download of about 1 GB, then four minutes or more).
 test-vllm: $(VENV)-vllm/.installed
-	$(VENV)-vllm/bin/python -m pytest --durations=8 tests/test_vllm_*.py
+	$(VENV)-vllm/bin/python -m pytest --durations=8 tests/test_integrations_vllm_*.py
 
 # Speed on the embedded pair: a benchmark, not a test (a quarter of an hour on 2 cores).
 bench: $(VENV)/.installed

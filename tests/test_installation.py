@@ -95,6 +95,13 @@ def test_targets_install_under_the_lock():
         assert (ROOT / name).is_file()
 
 
+def test_targets_name_test_files_that_are_there():
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    patterns = re.findall(r"tests/[\w*/]+\.py", text)
+    assert len(patterns) > 2
+    assert [pattern for pattern in patterns if not list(ROOT.glob(pattern))] == []
+
+
 def test_the_matrix_takes_the_newest_patch_of_each_minor_in_range():
     available = ["4.57.0", "5.18.0", "5.19.0", "5.22.1", "5.22.2", "5.23.0rc1", f"{versions.CEILING}.0"]
     assert list(map(str, newest_patches(available))) == ["5.19.0", "5.22.2"]
