@@ -415,7 +415,8 @@ def _sampled(target, ids: torch.Tensor, options: dict, judged_options: dict) -> 
     plain = {n: v for n, v in both.items() if not drafts(n)} | {"return_dict_in_generate": True}
     if "attention_mask" in plain and not plain["attention_mask"][:, -1].all():
         return "refused"  # within one call upstream counts on from the position of padding, in a second one it does not
-    if plain.keys() & {"inputs_embeds", "position_ids", "stopping_criteria", "min_new_tokens", "num_beams"}:
+    of_one_call = {"inputs_embeds", "position_ids", "stopping_criteria", "min_new_tokens", "num_beams"}
+    if plain.keys() & {*of_one_call, "encoder_repetition_penalty"}:
         return "refused"  # the two steps below would not be those of one call
     expected = torch.zeros(VOCAB, VOCAB, dtype=torch.double)
     for first, p in _probabilities(target, ids, plain):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from hf_judge.cli import main
 from hf_judge.tiny import HOME
@@ -24,6 +25,14 @@ def test_prompt_lookup_in_place_of_a_draft_is_told(capsys):
     printed = capsys.readouterr()
     assert "bonus: the target's own token" in printed.out
     assert "hf-judge: warning: no --assistant: drafting by prompt lookup, 10 tokens at most" in printed.err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
+def test_a_device_that_is_not_there(capsys):
+    assert main([*ARGUMENTS, "--device-map", "cuda"]) == 2
+    printed = capsys.readouterr().err
+    assert "hf-judge: error:" in printed
+    assert "Traceback" not in printed
 
 
 @pytest.mark.parametrize("name", ["nothing.jsonl", "labels.csv", "a/b/c"])

@@ -305,6 +305,13 @@ def test_drafts_do_not_cross_the_length_at_which_angles_change(variant, n):
     assert torch.equal(got, plain(copy.deepcopy(target), batch(n)))
 
 
+def test_keys_of_highest_score_alone_are_refused_beyond_their_window():
+    target = built("doge", intermediate_size=48, num_key_value_heads=2, keep_window_size=12)
+    draft = noisy_copy(target)
+    with pytest.raises(ValueError, match="attends to the 12 best keys alone"):
+        call(target, draft, batch(9))
+
+
 def test_an_unknown_architecture_goes_to_upstreams_caches(pair, monkeypatch):
     monkeypatch.setattr(eligibility, "ARCHITECTURES", eligibility.ARCHITECTURES - {"llama"})
     assert torch.equal(call(*pair, batch(9)), plain(pair[0], batch(9)))

@@ -268,6 +268,16 @@ def test_a_loss_within_the_margin_is_no_certificate():
     )
 
 
+def test_thresholds_that_look_alike_keep_their_own_figures():
+    close = (0.9999997, 0.9999999)
+    certificate = calibrate_by_accuracy(
+        [True] * 100, lambda t: [t > 0.99999985 or i > 4 for i in range(100)], margin=0.05, thresholds=close
+    )
+    assert certificate.threshold == close[0]
+    assert certificate.lost == {"0.9999997": 5, "0.9999999": 0}
+    assert "threshold 0.9999997: accuracy 95.0%" in certificate.message()
+
+
 def test_answers_needed():
     assert answers_needed(0.01, 0.95) == 299
     assert binomial_upper_bound(0, 299, 0.05) <= 0.01 < binomial_upper_bound(0, 298, 0.05)

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import VOCAB, always_head, repetitive_prompt, tiny_model
+from tiny_models import VOCAB, always_head, noisy_copy, prompt, repetitive_prompt, tiny_model
 from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
+    StoppingCriteria,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 from transformers.generation.logits_process import MinPLogitsWarper
 
-from hf_judge import JudgeCandidateVerifier, VerdictCode, judged
+from hf_judge import JudgeCandidateVerifier, StrictVerifier, VerdictCode, judged
 from hf_judge.upstream.processors import PromptProcessor
 
 pytestmark = pytest.mark.contract  # also run on every supported transformers: make test-matrix
@@ -251,3 +252,57 @@ class TestPromptProcessor:
         scores, forbidden = PromptProcessor(LogitsProcessorList())(torch.tensor([[1]]), logits, torch.tensor([[2, 3]]))
         assert torch.equal(scores, logits)
         assert forbidden.tolist() == [[False, False]]
+
+
+class _Rank(LogitsProcessor):
+    """Compares the prompts of a batch."""
+
+    def __call__(self, input_ids, scores):
+        return scores - scores.mean(0)
+
+
+class _Counter(LogitsProcessor):
+    """Keeps a state."""
+
+    def __init__(self):
+        self.n = 0
+
+    def __call__(self, input_ids, scores):
+        self.n += 1
+        scores = scores.clone()
+        scores[:, self.n % 7 :: 7] = -torch.inf
+        return scores
+
+
+class TestOwnProcessors:
+    @pytest.mark.parametrize(
+        ("processor", "n_prompts", "message"),
+        [
+            (_Rank, 2, "makes the scores of one prompt depend on other prompts"),
+            (_Counter, 1, "gives other scores when it is called again"),
+            (_Counter, 3, "gives other scores when it is called again"),
+        ],
+    )
+    def test_what_cannot_follow_drafts_is_refused(self, processor, n_prompts, message):
+        stock = tiny_model()
+        target, draft = judged(stock), noisy_copy(stock)
+        ids = torch.cat([prompt(i) for i in range(n_prompts)])
+        options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "judge": StrictVerifier()}
+        with pytest.raises(ValueError, match=message):
+            target.generate(ids, assistant_model=draft, logits_processor=[processor()], **options)
+
+    def test_a_criterion_with_one_answer_for_all(self):
+        stock = tiny_model()
+        target, draft = judged(stock), noisy_copy(stock)
+
+        class AtLength(StoppingCriteria):
+            def __call__(self, input_ids, scores, **kwargs):
+                return torch.tensor([input_ids.shape[1] >= 17])
+
+        ids = torch.cat([prompt(i) for i in range(3)])
+        options = {"max_new_tokens": 9, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+        options["stopping_criteria"] = [AtLength()]
+        plain = target.generate(ids, judge=False, **options)
+        got = target.generate(ids, judge=StrictVerifier(), assistant_model=draft, **options)
+        assert plain.shape[1] == 17
+        assert torch.equal(got, plain)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import sys
 import typing
 
@@ -164,6 +165,12 @@ def main(argv: list[str] | None = None) -> int:
         return args.run(args) or 0
     except (ValueError, TypeError, OSError, ImportError, SafetensorError) as error:
         print_error(str(error) or type(error).__name__)
+        return 2
+    except (RuntimeError, AssertionError, OverflowError) as error:  # torch raises these for devices and numbers
+        if "HF_JUDGE_TRACEBACK" in os.environ:
+            raise
+        first_line = (str(error) or type(error).__name__).splitlines()[0]
+        print_error(f"{first_line} ({type(error).__name__}; HF_JUDGE_TRACEBACK=1 shows where; see `hf-judge doctor`)")
         return 2
     except KeyboardInterrupt:
         print("\nhf-judge: interrupted", file=sys.stderr)

@@ -224,7 +224,7 @@ def _calibrate_by_task(head: JudgeHead, args: argparse.Namespace) -> AccuracyCer
             raise ValueError(f"calibrate by task needs --{name}")
     check_tells_apart(head)
     check_margin(args.margin)
-    thresholds = TASK_THRESHOLDS if args.thresholds is None else args.thresholds
+    thresholds = TASK_THRESHOLDS if args.thresholds is None else sorted(set(args.thresholds))
     check_thresholds(thresholds)
     check_confidence(args.confidence)
     task = file_task(args.prompts, checker_of(args), args.checker)

@@ -23,7 +23,7 @@ from hf_judge.upstream.devices import sent
 from hf_judge.upstream.forward import pad_token, with_cache
 from hf_judge.upstream.generation import PreparedCall
 from hf_judge.upstream.processes import Ranks
-from hf_judge.upstream.processors import PromptProcessor
+from hf_judge.upstream.processors import PromptProcessor, check_own_processors
 from hf_judge.verify.round import Candidates, CandidateVerifier, TargetOutputs, Verdict
 from hf_judge.verify.stats import JudgeStats, VerdictCode
 
@@ -68,6 +68,8 @@ def judged_decoding(
         stats.row_forwards += len(unfinished)
 
         # 3. process: the logits processors, prompt by prompt
+        if stats.rounds == 0:
+            check_own_processors(call.logits_processor, call.input_ids, forward.logits[:, 0])
         scores, forbidden = _processed(unfinished, forward, draft)
         stats.seconds_verifying += clock.lap()
 

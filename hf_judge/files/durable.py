@@ -59,11 +59,13 @@ def check_writable(path: str | os.PathLike) -> None:
     """Refuse a place where a file cannot be written, before its contents are computed.
 
     Raises:
-        OSError: the path is a folder, or no folder above it can be written to.
+        OSError: the path is a folder or a device, or no folder above it can be written to.
     """
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"'{path}' is a folder: expected the name of a file to write")
+    if path.exists() and not path.is_file():
+        raise OSError(f"'{path}' is a device or pipe: expected the name of a file to write")
     folder = path.parent
     while not folder.exists():
         folder = folder.parent

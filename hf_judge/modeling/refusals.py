@@ -277,6 +277,26 @@ def _watermark(call: PreparedCall) -> str | None:
     return None
 
 
+def _dynamic_mask(call: PreparedCall) -> str | None:
+    """Doge keeps the best keys alone, and a forward over several tokens keeps others than one after the other."""
+    window = getattr(call.model.config.get_text_config(), "keep_window_size", None)
+    if window is not None and call.generation_config.max_length > window:
+        return (
+            f"{type(call.model).__name__} attends to the {window} best keys alone, and a forward over several drafted "
+            f"tokens has others: keep prompt and answer within {window} tokens (max_length is "
+            f"{call.generation_config.max_length}), or pass judge=False"
+        )
+    return None
+
+
+def _padded_git(call: PreparedCall) -> str | None:
+    """GIT takes the positions of drafted tokens without regard to padding (5.19 to 5.24)."""
+    mask = call.model_kwargs.get("attention_mask")
+    if call.model.config.model_type == "git" and mask is not None and not bool(mask.all()):
+        return "judge= does not work with padding on this model (GIT): pass one prompt without padding"
+    return None
+
+
 def _shared_draft(call: PreparedCall) -> str | None:
     """Where processes wait for each other, each must draft alone: their prompts need different numbers of drafts."""
     if not call.synced_gpus:
@@ -382,6 +402,6 @@ def _longrope_cache(call: PreparedCall, source: CandidateSource) -> str | None:
 OF_MODELS = (_own_generate, _encoder_decoder, _stateful, _encoder, _no_cache)
 BEFORE_DRAFTING = (_own_decoding, _beams, _equal_answers, _no_draft, _several_answers)
 OF_SETTINGS = (_guidance, _ensemble, _token_healing)
-OF_PREPARED_CALLS = (_streamer, _watermark, _shared_draft)
+OF_PREPARED_CALLS = (_streamer, _watermark, _dynamic_mask, _padded_git, _shared_draft)
 ON_UPSTREAMS_CACHES = (_cache_off, _static_cache, _cache_missing, _no_ids, _offloaded_draft)
 OF_SOURCES = (_earlier_turn, _cache_too_long, _longrope_cache)

@@ -224,7 +224,7 @@ class AccuracyCertificate:
                 f"({tried} on {self.n_answers} answers; the smallest bound on lost answers is {best:.1%})"
             )
         else:
-            key = f"{self.threshold:g}"
+            key = _key(self.threshold)
             text = (
                 f"threshold {key}: accuracy {self.judged_accuracy[key]:.1%} on {self.n_answers} answers, the target's "
                 f"is {self.target_accuracy:.1%}; {self.lost[key]} lost, {self.gained[key]} gained; at most "
@@ -249,6 +249,12 @@ class AccuracyCertificate:
         return lines
 
 
+def _key(threshold: float) -> str:
+    """Return a threshold as text: short where that is exact, so that no two thresholds share a text."""
+    short = f"{threshold:g}"
+    return short if float(short) == threshold else repr(float(threshold))
+
+
 def answers_needed(margin: float, confidence: float, n_thresholds: int = 1) -> int:
     """Return how many answers without a loss bound the share of lost answers by `margin`.
 
@@ -259,7 +265,7 @@ def answers_needed(margin: float, confidence: float, n_thresholds: int = 1) -> i
         confidence: confidence of the bounds, for all thresholds together.
         n_thresholds: thresholds tried.
     """
-    return 1 if margin >= 1 else math.ceil(math.log((1 - confidence) / n_thresholds) / math.log1p(-margin))
+    return 1 if margin >= 1 else math.ceil(math.log((1 - confidence) / n_thresholds) / math.log1p(-margin) - 1e-9)
 
 
 def calibrate_by_accuracy(
@@ -318,11 +324,11 @@ def calibrate_by_accuracy(
         margin=margin,
         n_answers=n,
         target_accuracy=n_right / n,
-        judged_accuracy={f"{t:g}": sum(answers) / n for t, answers in right.items()},
-        lost={f"{t:g}": count for t, count in lost.items()},
-        gained={f"{t:g}": count for t, count in gained.items()},
+        judged_accuracy={_key(t): sum(answers) / n for t, answers in right.items()},
+        lost={_key(t): count for t, count in lost.items()},
+        gained={_key(t): count for t, count in gained.items()},
         confidence=confidence,
-        lost_bound={f"{t:g}": bound for t, bound in bounds.items()},
+        lost_bound={_key(t): bound for t, bound in bounds.items()},
         n_needed=answers_needed(margin, confidence, len(right)) if margin else 0,
         falls=_falls(right),
     )

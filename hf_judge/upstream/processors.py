@@ -104,13 +104,57 @@ class AtPlace:
         """Return the function's answer about this prompt, (1, ...); the prompt stands at every place of the batch."""
         many = None if scores is None else self._spread(scores)
         found = self._function(input_ids.repeat(self._n_prompts, 1), many)
-        is_per_prompt = isinstance(found, torch.Tensor) and found.dim() > 0
+        # one entry stands for all prompts, as upstream broadcasts it
+        is_per_prompt = isinstance(found, torch.Tensor) and found.dim() > 0 and found.shape[0] > 1
         return found[self._place : self._place + 1] if is_per_prompt else found
 
     def _spread(self, scores):
         if isinstance(scores, tuple):
             return tuple(self._spread(step) for step in scores)
         return scores.repeat(self._n_prompts, *[1] * (scores.dim() - 1))
+
+
+def check_own_processors(
+    logits_processor: LogitsProcessorList, input_ids: torch.LongTensor, logits: torch.Tensor
+) -> None:
+    """Refuse processors of the caller's own that cannot follow drafts, as far as the first token shows it.
+
+    Such a processor must depend on its arguments alone, since drafts that are rolled back are processed too, and on no
+    other prompt of the batch, since prompts do not advance in step.
+
+    Args:
+        logits_processor: the prepared list.
+        input_ids: (batch, n) long, the prompts.
+        logits: (batch, V) float32, the target's raw logits after them.
+
+    Raises:
+        ValueError: a processor gives other scores when it is called again, or when the other prompts are others.
+    """
+    scores, n_prompts = logits, input_ids.shape[0]
+    for processor in logits_processor:
+        before, scores = scores, processor(input_ids, scores.clone())
+        if is_upstreams_own(processor):
+            continue
+        name = type(processor).__name__
+        again = processor(input_ids, before.clone())
+        if not _same(again, scores):
+            raise ValueError(
+                f"the logits processor {name} gives other scores when it is called again with the same arguments: it "
+                "keeps a state, which cannot follow drafts that are rolled back. Make it depend on its arguments "
+                "alone, or pass judge=False"
+            )
+        for place in range(n_prompts if n_prompts > 1 else 0):
+            own = slice(place, place + 1)
+            alone = AtPlace(processor, place, n_prompts)(input_ids[own], before[own].clone())
+            if not _same(alone, scores[own]):
+                raise ValueError(
+                    f"the logits processor {name} makes the scores of one prompt depend on other prompts of the batch, "
+                    "and drafted prompts do not advance in step: call generate() per prompt, or pass judge=False"
+                )
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape == other.shape and torch.allclose(one.float(), other.float(), equal_nan=True)
 
 
 def is_upstreams_own(one: object) -> bool:
