@@ -7,7 +7,7 @@ import math
 import torch
 
 from hf_judge.head.judge_head import JudgeHead
-from hf_judge.verify.judge import JudgeCandidateVerifier, head_features
+from hf_judge.verify.judge import JudgeCandidateVerifier
 from hf_judge.verify.round import Candidates, TargetOutputs, Verdict
 from hf_judge.verify.stats import VerdictCode
 
@@ -28,20 +28,25 @@ class ThresholdRangeVerifier(JudgeCandidateVerifier):
         super().__init__(head, threshold)
         self._lowest = torch.full((n_prompts,), -math.inf)
         self._highest = torch.full((n_prompts,), math.inf)
+        self._scores: torch.Tensor | None = None  # of the running round
+
+    def judged(self, features: torch.Tensor) -> torch.Tensor:
+        """See [`JudgeCandidateVerifier`]; keeps the scores."""
+        self._scores = self.head(features).sigmoid()
+        return self._scores > self.threshold
 
     def verify(self, candidates: Candidates, outputs: TargetOutputs) -> Verdict:
         """See [`CandidateVerifier`]."""
         verdict, k = super().verify(candidates, outputs), candidates.ids.shape[1]
         if k:
-            scores = self.head(head_features(self.head, candidates, outputs)).sigmoid().float()
+            scores = self._scores.float()
             rescued = (verdict.codes[:, :k] == VerdictCode.RESCUED).to(scores.device)
             at = verdict.n_accepted.clamp(max=k - 1).unsqueeze(1).to(scores.device)
             first_rejected = scores.gather(1, at).squeeze(1)
             # a token that a constraint rejected in spite of its score depends on no threshold
             is_rejected = (verdict.codes == VerdictCode.CORRECTED).any(dim=1).to(scores.device)
             is_rejected &= first_rejected <= self.threshold
-            places = range(len(scores)) if candidates.places is None else candidates.places.tolist()
-            places = torch.tensor(list(places))
+            places = torch.arange(len(scores)) if candidates.places is None else candidates.places.cpu()
             lowest = first_rejected.masked_fill(~is_rejected, -math.inf).cpu()
             highest = scores.masked_fill(~rescued, math.inf).amin(dim=1).cpu()
             self._lowest[places] = torch.maximum(self._lowest[places], lowest)

@@ -130,6 +130,8 @@ def check_own_processors(
     Raises:
         ValueError: a processor gives other scores when it is called again, or when the other prompts are others.
     """
+    if all(map(is_upstreams_own, logits_processor)):
+        return
     scores, n_prompts = logits, input_ids.shape[0]
     for processor in logits_processor:
         before, scores = scores, processor(input_ids, scores.clone())
