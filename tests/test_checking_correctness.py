@@ -123,3 +123,26 @@ def test_calibrate_names_file_and_line_of_an_unreadable_reference(tmp_path):
         read_prompts(str(path), make_checker("numeric"))
     with pytest.raises(ValueError, match=r"tasks.jsonl, line 2: .*finds no answer"):
         load_task(str(path), 0, checker="numeric")
+
+
+def wants_nothing():
+    return 1
+
+
+@pytest.mark.parametrize("name", ["os:getcwd", "test_checking_correctness:wants_nothing"])
+def test_a_function_of_other_arguments_is_no_checker(name):
+    with pytest.raises(ValueError, match=rf"'{name}' must take \(response, task\), got"):
+        make_checker(name)
+
+
+def test_a_branch_without_the_group_is_no_answer():
+    checker = make_checker("numeric", pattern=r"is (\d+)|no (?:idea|way)")
+    assert checker("It is 5, no idea", {}) == 5
+    assert checker("no idea", {}) is None
+
+
+def test_a_number_that_json_cannot_hold(tmp_path):
+    path = tmp_path / "tasks.jsonl"
+    path.write_text('{"prompt": "Q", "answer": 1e999}\n')
+    with pytest.raises(ValueError, match="tasks.jsonl, line 1: the number 1e999 is too large"):
+        load_task(str(path), 0, checker="regex:(.*)")

@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 
 import pytest
 from test_labelling_mining import DRAFT, TARGET
@@ -32,8 +33,14 @@ def checker(response, task):
 
 def locate(response, task):
     if task.get("broken"):
-        return "here"
+        return task.get("span", "here")
     return (0, 1) if response else None
+
+
+def leaves(response, task):
+    if task.get("broken"):
+        sys.exit(0)
+    return len(response) % 2
 
 
 def never_says(response, task):
@@ -74,6 +81,27 @@ def test_mining_goes_on(pair, tmp_path, capsys, source):
     mine(pair, prompts, output, *source)
     assert "2 of 5 prompts refused:" in capsys.readouterr().out
     assert list(read_jsonl(output)) == mined
+
+
+@pytest.mark.parametrize("span", [[-3, 2], [5, 2], [1, 2, 3], [0.5, 2], 7])
+def test_a_span_that_is_none_refuses_its_prompt(pair, tmp_path, capsys, span):
+    rows = [{"prompt": "Tom"}, {"prompt": "Ana", "broken": True, "span": span}]
+    prompts, output = write(tmp_path / "p.jsonl", rows), tmp_path / "out.jsonl"
+    mine(pair, prompts, output, "--source", "draft", "--locate", "test_labelling_refused_rows:locate")
+    assert f"1 of 2 prompts refused:\n  {prompts}, line 2: " in capsys.readouterr().out
+    assert {row.prompt for row in read_jsonl(output)} == {"Tom"}
+
+
+def test_a_checker_that_calls_exit_is_no_success(pair, tmp_path, capsys):
+    prompts = write(
+        tmp_path / "p.jsonl", [{"prompt": "Tom", "answer": 1}, {"prompt": "Ana", "answer": 1, "broken": True}]
+    )
+    own = ("--checker", "test_labelling_refused_rows:leaves")
+    mine(pair, prompts, tmp_path / "out.jsonl", *own)
+    assert f"  {prompts}, line 2: the function called sys.exit(0)\n" in capsys.readouterr().out
+    command = ["evaluate", *pair, "--task", prompts, "--rules", "top-k=2", "--max-new-tokens", "4", *own]
+    assert main(command) == 2
+    assert "called sys.exit(0)" in capsys.readouterr().err
 
 
 def test_strict_mining_stops_there(pair, tmp_path, capsys):

@@ -306,3 +306,36 @@ class TestOwnProcessors:
         got = target.generate(ids, judge=StrictVerifier(), assistant_model=draft, **options)
         assert plain.shape[1] == 17
         assert torch.equal(got, plain)
+
+    def test_a_count_that_comes_later_is_seen(self):
+        class Later(_Counter):
+            def __call__(self, input_ids, scores):
+                self.n += 1
+                return scores if self.n < 8 else scores.roll(1, dims=-1)
+
+        stock = tiny_model()
+        with pytest.raises(ValueError, match="gives other scores when it is called again"):
+            judged(stock).generate(
+                prompt(0), assistant_model=noisy_copy(stock), logits_processor=[Later()], judge=StrictVerifier(),
+                max_new_tokens=4, do_sample=False, pad_token_id=0,
+            )  # fmt: skip
+
+    @pytest.mark.parametrize("counts", [False, True])
+    def test_criteria_of_a_batch_that_do_not_look_at_each_prompt_alone(self, counts):
+        class Together(StoppingCriteria):
+            n = 0
+
+            def __call__(self, input_ids, scores, **kwargs):
+                self.n += 1
+                first_ends = input_ids[:1, 15:].eq(answer).any(dim=1)
+                return torch.tensor([self.n >= 5]) if counts else first_ends.expand(len(input_ids))
+
+        stock = tiny_model()
+        target, draft = judged(stock), noisy_copy(stock)
+        ids = torch.cat([prompt(i) for i in range(3)])
+        options = {"max_new_tokens": 9, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+        plain = target.generate(ids, judge=False, **options)
+        answer = next(t for t in plain[0, 15:].tolist() if (plain[1:, 15:] == t).sum() == 0)
+        options |= {"judge": StrictVerifier(), "assistant_model": draft}
+        with pytest.raises(ValueError, match="Together.*ends an answer elsewhere when it sees all prompts in step"):
+            target.generate(ids, stopping_criteria=[Together()], **options)

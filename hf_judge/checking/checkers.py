@@ -40,7 +40,9 @@ class Checker(Protocol):
 
 
 class RegexChecker:
-    """Reads the last match of a pattern: its first group if it has one, without blanks around it.
+    """Reads the last match of a pattern, without blanks around it: its first group, if the pattern has groups.
+
+    A match of another branch, in which the first group has no part, is no answer.
 
     Args:
         pattern: a regular expression.
@@ -59,10 +61,11 @@ class RegexChecker:
         self.name = f"regex:{pattern}"
 
     def __call__(self, response: str, task: dict) -> str | None:
-        found = list(self._pattern.finditer(response))
+        group = 1 if self._pattern.groups else 0
+        found = [match[group] for match in self._pattern.finditer(response) if match[group] is not None]
         if not found:
             return None
-        answer = (found[-1][1] if self._pattern.groups else found[-1][0]) or ""
+        answer = found[-1]
         return answer.strip().lower() if self._ignore_case else answer.strip()
 
     def reference(self, written: object, task: dict) -> str:

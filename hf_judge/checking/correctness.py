@@ -7,6 +7,7 @@ A checker reads the final answer out of a response, and the reference by the sam
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from collections.abc import Callable
 from decimal import Decimal
@@ -77,6 +78,14 @@ def imported(name: str) -> Callable:
         raise ValueError(f"'{name}' cannot be imported: {error}") from None
     if not callable(found):
         raise ValueError(f"'{name}' is no function, got {type(found).__name__}")
+    try:
+        signature = inspect.signature(found)
+    except ValueError:  # some functions of C do not tell theirs
+        return found
+    try:
+        signature.bind("a response", {})
+    except TypeError as error:
+        raise ValueError(f"'{name}' must take (response, task), got {function}{signature}: {error}") from None
     return found
 
 

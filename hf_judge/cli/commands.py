@@ -166,6 +166,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, TypeError, OSError, ImportError, SafetensorError) as error:
         print_error(str(error) or type(error).__name__)
         return 2
+    except SystemExit as error:  # of a user's function: without this, half of the work would end with the exit code 0
+        print_error(f"a function of the task called sys.exit({error.code!r}): raise an error in its place")
+        return 2
     except (RuntimeError, AssertionError, OverflowError) as error:  # torch raises these for devices and numbers
         if "HF_JUDGE_TRACEBACK" in os.environ:
             raise

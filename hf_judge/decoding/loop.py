@@ -94,6 +94,10 @@ def judged_decoding(
                 backend.keep(kept)
         stats.seconds_rest += clock.lap()
 
+    if stop.own:
+        answers = [prompt.ids[0, call.input_ids.shape[1] :] for prompt in prompts]
+        step_scores = merged([prompt.record for prompt in prompts])["scores"]
+        stop.check_own(call.input_ids, answers, pad_token(call.generation_config), step_scores)
     if call.streamer is not None:
         call.streamer.end()
     with _stats_lock:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -138,7 +139,9 @@ def _object(line: bytes, holds: str, *, is_first: bool = False) -> dict:
     except UnicodeDecodeError as error:
         raise ValueError(_undecodable(error)) from None
     try:
-        value = json.loads(text, object_pairs_hook=_without_doubles, parse_constant=_refuse_constant)
+        value = json.loads(
+            text, object_pairs_hook=_without_doubles, parse_constant=_refuse_constant, parse_float=_finite
+        )
     except json.JSONDecodeError as error:
         raise ValueError(
             f"expected {holds}, got {text.strip():.60}, which is no JSON ({error.msg}, column {error.colno}): "
@@ -182,8 +185,17 @@ def _without_doubles(pairs: list[tuple[str, object]]) -> dict:
     return values
 
 
+def _finite(digits: str) -> float:
+    if math.isinf(value := float(digits)):
+        raise ValueError(f"the number {digits:.60} is too large for a JSON reader: write it as text")
+    return value
+
+
 def _refuse_constant(name: str) -> object:
     raise ValueError(f"{name} is no JSON: write a number, a text or null")
+
+
+_STRICTLY = {"object_pairs_hook": _without_doubles, "parse_constant": _refuse_constant, "parse_float": _finite}
 
 
 def listed(found: list[tuple[str, str]], most: int = 20) -> list[str]:

@@ -191,8 +191,7 @@ class _Answer:
             self.counts["skipped: tokens without text of their own"] += 1
             return
         try:
-            start, end = self._locate(text, self.task) or (len(text), len(text))
-            start, end = operator.index(start), min(operator.index(end), len(text))
+            start, end = _checked_span(self._locate(text, self.task), text)
         except TASK_ERRORS as error:
             self.done, self.refusal = True, refusal(error)
             return
@@ -219,6 +218,20 @@ class _Answer:
             self.done = True
         else:
             self.prefix = [*self.prefix, token]
+
+
+def _checked_span(found: tuple[int, int] | None, text: str) -> tuple[int, int]:
+    """Return the span of the first mistake, cut at the end of the text; where there is none, an empty one there.
+
+    Raises:
+        TypeError, ValueError: it is no pair of whole numbers in order.
+    """
+    if found is None:
+        return len(text), len(text)
+    start, end = map(operator.index, found)
+    if not 0 <= start < end:
+        raise ValueError(f"expected the span (start, end) of a mistake with 0 <= start < end, or None, got {found!r}")
+    return min(start, len(text)), min(end, len(text))
 
 
 def _new_piece(offsets: list[tuple[int, int]], n_before: int, text: str) -> tuple[tuple[int, int], ...] | None:

@@ -25,7 +25,7 @@ PATIENCE = timedelta(days=30)  # for processes that finish early; torch's own de
 # Up to this closeness, see `hf_judge.labelling.greedy.closeness`, another batch size may choose another token.
 NEAR_TIE = 1.0
 # What a user's function may raise about a task that differs from the others.
-TASK_ERRORS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+TASK_ERRORS = (ArithmeticError, AttributeError, LookupError, RecursionError, SystemExit, TypeError, ValueError)
 # Yields (key, record) for (key, task) pairs: {"rows": ..., "counts": ...}, or a `refusal`.
 Work = Callable[[list[tuple[str, dict]]], Iterator[tuple[str, dict]]]
 
@@ -172,9 +172,10 @@ def make_row(task: dict, text: str, ids: list[int], source: str, *, near_tie: bo
     )
 
 
-def refusal(error: Exception) -> dict:
+def refusal(error: BaseException) -> dict:
     """Return the record of a task that could not be done."""
-    return {"rows": [], "counts": {}, "refused": str(error) or type(error).__name__}
+    why = f"the function called sys.exit({error.code!r})" if isinstance(error, SystemExit) else str(error)
+    return {"rows": [], "counts": {}, "refused": why or type(error).__name__}
 
 
 def name_of(function: Callable) -> str:

@@ -4,8 +4,8 @@ Each check below returns the sentence that the user reads (what was expected, wh
 The tables at the end list the checks in the order in which they run. A few errors are raised where they are found: a
 head that does not fit the model (`head/compatibility.py`), a value that cannot be a drafting setting
 (`upstream/candidates.py`), an attention mask of another shape, a draft with another tokenizer, `stop_strings` without a
-tokenizer (`upstream/generation.py`), a caller's own processor that cannot follow drafts (`upstream/processors.py`), and
-a final norm that is not found (`upstream/states.py`).
+tokenizer (`upstream/generation.py`), a caller's own processor that cannot follow drafts (`upstream/processors.py`), a
+criterion that compares prompts (`decoding/stopping.py`), and a final norm that is not found (`upstream/states.py`).
 """
 
 from __future__ import annotations
