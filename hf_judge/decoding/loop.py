@@ -94,10 +94,7 @@ def judged_decoding(
                 backend.keep(kept)
         stats.seconds_rest += clock.lap()
 
-    if stop.own:
-        answers = [prompt.ids[0, call.input_ids.shape[1] :] for prompt in prompts]
-        step_scores = merged([prompt.record for prompt in prompts])["scores"]
-        stop.check_own(call.input_ids, answers, pad_token(call.generation_config), step_scores)
+    _check_own_criteria(call, prompts, stop)
     if call.streamer is not None:
         call.streamer.end()
     with _stats_lock:
@@ -210,6 +207,14 @@ def _commit(
         if call.streamer is not None:
             call.streamer.put(tokens.cpu())
     return growth
+
+
+def _check_own_criteria(call: PreparedCall, prompts: list[_Prompt], stop: StoppingRule) -> None:
+    """Refuse a batch's answers if a caller's own criteria would have ended them elsewhere in plain decoding."""
+    if stop.own:
+        answers = [prompt.ids[0, call.input_ids.shape[1] :] for prompt in prompts]
+        step_scores = merged([prompt.record for prompt in prompts])["scores"]
+        stop.check_own(call.input_ids, answers, pad_token(call.generation_config), step_scores)
 
 
 def _count(stats: JudgeStats, decisions: list[_Decision], growth: list[tuple[int, int]]) -> None:
