@@ -78,7 +78,7 @@ def fit(directory: str, optimizer: str, max_memory_gb: float) -> None:
     figures = {
         "seconds": round(time.perf_counter() - started, 1),
         "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
-        "auc": round(trained.metrics["auc"], 4),
+        "decided_auc": round(trained.metrics["decided"]["auc"], 4),
         "l2": trained.metrics["l2"],
     }
     print(json.dumps(figures))

@@ -208,10 +208,10 @@ class TestPipeline:
         store, labels = self.store(tmp_path / "f")
         plain = train_judge(store, JudgeTrainingArguments(str(tmp_path / "plain")))
         assert plain.head.weight.shape == (1, 5)
-        assert plain.metrics["auc"] < 0.7
+        assert plain.metrics["decided"]["auc"] < 0.7
         both = train_judge(store, JudgeTrainingArguments(str(tmp_path / "both"), extra_features=("margin",)))
         assert both.head.weight.shape == (1, 6)
-        assert both.metrics["auc"] > 0.95
+        assert both.metrics["decided"]["auc"] > 0.95
         loaded = JudgeHead.from_pretrained(tmp_path / "both")
         assert loaded.config.extra_features == ["margin"]
         assert loaded.config.hidden_size == 5

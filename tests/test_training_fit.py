@@ -34,7 +34,7 @@ def arguments(tmp_path, name="head", **fields):
 
 def test_the_saved_head_scores_raw_features(store, tmp_path):
     trained = train_judge(store, arguments(tmp_path))
-    assert trained.metrics["auc"] > 0.95
+    assert trained.metrics["all"]["auc"] > 0.95
     head = JudgeHead.from_pretrained(tmp_path / "head")
     assert torch.equal(head.weight, trained.head.weight)
     scores, labels = head_scores(head, store), store.column("labels")
@@ -42,7 +42,7 @@ def test_the_saved_head_scores_raw_features(store, tmp_path):
     # the validation figures are those of the saved head on its own, so the scaler was folded in rightly
     part = [part_of(row["prompt"], 0, 0.15, 0.25) for row in store.rows]
     held_out = torch.tensor([part[i] == "validation" for i in store.column("row").tolist()])
-    assert roc_auc(scores[held_out], labels[held_out]) == pytest.approx(trained.metrics["auc"], abs=1e-6)
+    assert roc_auc(scores[held_out], labels[held_out]) == pytest.approx(trained.metrics["all"]["auc"], abs=1e-6)
     assert json.loads((tmp_path / "head" / METRICS_NAME).read_text()) == trained.metrics
     assert head.config.base_model_name_or_path == "a/target"
     assert head.config.provenance["fit"]["l2"] == trained.metrics["l2"]
@@ -71,7 +71,7 @@ def test_lbfgs_ends_where_the_gradient_of_the_stated_loss_vanishes(store, tmp_pa
 def test_streamed_features_give_the_same_head(store, tmp_path):
     whole = train_judge(store, arguments(tmp_path, "whole", optimizer="lbfgs"))
     streamed = train_judge(store, arguments(tmp_path, "streamed", optimizer="lbfgs", max_memory_gb=0.0))
-    assert streamed.metrics["auc"] == pytest.approx(whole.metrics["auc"], abs=2e-3)
+    assert streamed.metrics["all"]["auc"] == pytest.approx(whole.metrics["all"]["auc"], abs=2e-3)
     a, b = (head_scores(t.head, store) for t in (whole, streamed))
     assert (a - b).abs().max() < 0.02
 
@@ -80,7 +80,7 @@ def test_adamw_comes_close_to_the_exact_fit_and_is_reproducible(store, tmp_path)
     exact = train_judge(store, arguments(tmp_path, "exact"))
     fields = {"optimizer": "adamw", "num_train_epochs": 40, "train_batch_size": 64, "max_memory_gb": 0.0}
     once, again = (train_judge(store, arguments(tmp_path, name, **fields)) for name in ("once", "again"))
-    assert once.metrics["auc"] > exact.metrics["auc"] - 0.01
+    assert once.metrics["all"]["auc"] > exact.metrics["all"]["auc"] - 0.01
     assert torch.equal(once.head.weight, again.head.weight)
     other = train_judge(store, arguments(tmp_path, "other", **fields, seed=1))
     assert not torch.equal(once.head.weight, other.head.weight)
@@ -105,7 +105,7 @@ def test_prompts_are_never_split(tmp_path):
     assert listed == sorted(prompt for prompt, part in parts.items() if part != "calibration")
     tokens_of = {name: sum(20 for prompt in prompts if parts[prompt] == name) for name in ("fit", "validation")}
     assert sum(trained.metrics["n_fit"].values()) == tokens_of["fit"]
-    assert trained.metrics["n_acceptable"] + trained.metrics["n_mistaken"] == tokens_of["validation"]
+    assert sum(trained.metrics["all"][name] for name in ("n_acceptable", "n_mistaken")) == tokens_of["validation"]
 
 
 def test_shares_of_the_parts():
@@ -125,8 +125,10 @@ def test_the_penalty_is_chosen_by_validation_auc(tmp_path):
     row = torch.arange(120).repeat_interleave(4)
     store = make_store(tmp_path / "f", features, labels, row, [f"{i:016x}" for i in range(120)])
     metrics = train_judge(store, arguments(tmp_path)).metrics
-    aucs = {float(l2): auc for l2, auc in metrics["auc_by_l2"].items()}
-    error = auc_standard_error(max(aucs.values()), metrics["n_acceptable"], metrics["n_mistaken"])
+    aucs = {float(l2): auc for l2, auc in metrics["decided_auc_by_l2"].items()}
+    error = auc_standard_error(
+        max(aucs.values()), *(metrics["decided"][name] for name in ("n_acceptable", "n_mistaken"))
+    )
     assert metrics["l2"] == max(l2 for l2, auc in aucs.items() if auc >= max(aucs.values()) - 1.96 * error)
     assert metrics["l2"] > 1e-5
 
@@ -232,14 +234,23 @@ def test_auc_and_average_precision_by_counting(pairs):
 
 def test_metrics_by_source_and_threshold():
     scores = torch.tensor([0.95, 0.6, 0.4, 0.05])
-    metrics = judge_metrics(scores, torch.tensor([1, 1, 0, 0]), ["a", "b", "b", "b"])
-    assert metrics["auc"] == 1.0
-    at_half = next(point for point in metrics["curve"] if point["threshold"] == 0.5)
+    decided = torch.tensor([False, True, True, True])
+    metrics = judge_metrics(scores, torch.tensor([1, 1, 0, 0]), decided, ["a", "b", "b", "b"])
+    assert metrics["all"]["auc"] == metrics["decided"]["auc"] == 1.0
+    assert (metrics["all"]["n_acceptable"], metrics["decided"]["n_acceptable"]) == (2, 1)
+    curve = metrics["all"]["curve"]
+    at_half = next(point for point in curve if point["threshold"] == 0.5)
     assert at_half == {"threshold": 0.5, "mistakes_caught": 1.0, "good_accepted": 1.0}
-    at_most = next(point for point in metrics["curve"] if point["threshold"] == 0.9)
+    at_most = next(point for point in curve if point["threshold"] == 0.9)
     assert at_most["good_accepted"] == 0.5
-    assert metrics["by_source"]["a"] == {"n_acceptable": 1, "n_mistaken": 0, "auc": None, "average_precision": None}
-    assert metrics["by_source"]["b"]["n_mistaken"] == 2
+    assert metrics["by_source"]["a"]["all"] == {
+        "n_acceptable": 1,
+        "n_mistaken": 0,
+        "auc": None,
+        "average_precision": None,
+    }
+    assert metrics["by_source"]["a"]["decided"]["n_acceptable"] == 0
+    assert metrics["by_source"]["b"]["decided"]["n_mistaken"] == 2
 
 
 def test_plot_is_a_png(store, tmp_path):

@@ -20,6 +20,7 @@ from train import draft_story, model_config, practice_story, target_story, train
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hf_judge import JudgeConfig, JudgeHead
+from hf_judge.head.fingerprint import fingerprint_of
 from hf_judge.tiny import load_pair
 from hf_judge.tiny.world import problems
 
@@ -107,6 +108,9 @@ def head_of(pair, weight: torch.Tensor, bias: torch.Tensor, provenance: dict, th
         JudgeConfig(
             task_type="CAUSAL_LM",
             base_model_name_or_path="hf_judge/tiny/target",
+            fingerprint=fingerprint_of(pair.target),
+            draft_name_or_path="hf_judge/tiny/draft",
+            draft_fingerprint=fingerprint_of(pair.draft),
             hidden_size=pair.target.config.hidden_size,
             threshold=threshold,
             provenance=provenance,

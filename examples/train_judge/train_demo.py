@@ -129,7 +129,7 @@ def make_judge(way: str, directory: Path, pair_directory: str | None, n_prompts:
         said["by_task"] = certificate.message()
     apply_certificate(trained.head, certificate)
     trained.head.save_pretrained(directory / "judge")
-    return said | {"threshold": certificate.threshold, "validation": trained.metrics["auc"]}
+    return said | {"threshold": certificate.threshold, "validation": trained.metrics["decided"]["auc"]}
 
 
 def by_task(pair, head: JudgeHead, tasks: list[dict]):

@@ -21,6 +21,7 @@ from hf_judge.labelling.responses import HOLDS, load_rows, marked, summarise
 from hf_judge.labelling.swaps import mine_swaps
 from hf_judge.labelling.tokens import label_rows
 from hf_judge.training.fit import METRICS_NAME
+from hf_judge.training.metrics import described
 from hf_judge.training.store import INDEX_NAME, FeatureStore
 
 # --- mine -----------------------------------------------------------------------------------------------------------
@@ -202,7 +203,19 @@ def _head_info(path: Path | str, revision: str | None = None) -> None:
     print(printable(json.dumps(config.provenance, indent=2)))
     metrics = Path(path) / METRICS_NAME
     if metrics.is_file():
-        auc = read_json_object(metrics).get("auc")
-        if not isinstance(auc, float | int):
-            raise ValueError(f"{metrics} has no number 'auc': it was not written by `hf-judge train`")
-        print(f"held-out AUC {auc:.4f} ({METRICS_NAME} has the curves)")
+        print(f"held-out prompts: {_held_out(metrics)} ({METRICS_NAME} has the curves)")
+
+
+def _held_out(path: Path) -> str:
+    """Describe the figures of `hf-judge train`.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    metrics = read_json_object(path)
+    if isinstance(metrics.get("auc"), float | int):  # written by releases up to 0.1, which gave one of the two
+        return f"AUC {metrics['auc']:.4f} over all labelled tokens"
+    try:
+        return described(metrics)
+    except (LookupError, TypeError, ValueError):
+        raise ValueError(f"{path} holds no AUC: it was not written by `hf-judge train`") from None

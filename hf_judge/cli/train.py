@@ -40,7 +40,7 @@ from hf_judge.training.calibration import (
 )
 from hf_judge.training.extraction import extract_features
 from hf_judge.training.fit import PROMPTS_NAME, train_judge
-from hf_judge.training.metrics import THRESHOLDS
+from hf_judge.training.metrics import THRESHOLDS, described
 from hf_judge.training.store import FeatureStore
 
 logger = logging.getLogger(__name__)
@@ -144,15 +144,11 @@ def run_train(args: argparse.Namespace) -> None:
     values = {field.name: getattr(args, field.name) for field in dataclasses.fields(JudgeTrainingArguments)}
     trained = train_judge(FeatureStore(args.features), JudgeTrainingArguments(**values))
     metrics = trained.metrics
-    print(
-        f"{args.output_dir}: AUC {metrics['auc']:.4f}, average precision {metrics['average_precision']:.4f} on "
-        f"{metrics['n_acceptable']} good and {metrics['n_mistaken']} mistaken held-out tokens (l2 {metrics['l2']:g})"
-    )
+    print(f"{args.output_dir}: held-out prompts, l2 {metrics['l2']:g}: {described(metrics)}")
     for source, figures in metrics["by_source"].items():
-        auc = "-" if figures["auc"] is None else f"{figures['auc']:.4f}"
-        print(f"  {source}: AUC {auc}, {figures['n_acceptable']} good, {figures['n_mistaken']} mistaken")
-    print("  threshold  mistakes caught  good tokens accepted")
-    for point in metrics["curve"]:
+        print(f"  {source}: {described(figures)}")
+    print("  over the tokens on which the judge decides:\n  threshold  mistakes caught  good tokens accepted")
+    for point in metrics["decided"]["curve"]:
         print(f"  {point['threshold']:9g}  {point['mistakes_caught']:15.1%}  {point['good_accepted']:20.1%}")
     state.wait_for_everyone()
 

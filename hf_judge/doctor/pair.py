@@ -129,8 +129,9 @@ def check_head(found: Diagnosis, models: Models) -> None:
     except (ValueError, TypeError) as error:
         found.problem("judge", str(error), "load the target that the head was trained for")
         return
-    for doubt in doubts(models.head, models.target):
-        found.warn("judge", doubt, "load that target, or measure accuracy with `hf-judge evaluate`")
+    draft = None if models.draft is models.target else models.draft
+    for doubt in doubts(models.head, models.target, draft):
+        found.warn("judge", doubt, "load that model, or measure accuracy with `hf-judge evaluate`")
     found.ok(
         "judge", f"reads {config.hidden_state} states of width {config.hidden_size}, threshold {config.threshold:g}"
     )

@@ -1,6 +1,7 @@
 """Check that a head belongs to a target, and that target and draft share their vocabulary.
 
-The head's width must fit; model, commit and quantisation should be those that it was trained on.
+The head's width must fit; weights and quantisation should be those that it was trained on. Weights are known by their
+fingerprint (`hf_judge.head.fingerprint`); where there is none, the target's name and commit stand for them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_judge.head.fingerprint import same_weights
 from hf_judge.head.judge_head import JudgeHead
 from hf_judge.upstream.forward import commit_of, vocabulary_rows
 from hf_judge.upstream.generation import disagreement
@@ -70,8 +72,13 @@ def check_fit(head: JudgeHead, model: PreTrainedModel) -> None:
     Raises:
         ValueError: the width differs, or `strict_base` and the target is not known to be the head's own.
     """
-    name, commit = model.config.name_or_path, commit_of(model.config)
-    check_target(head, model.config.get_text_config().hidden_size, name, commit)
+    name = model.config.name_or_path
+    same = same_weights(head.config.fingerprint, model)
+    if same is None:
+        check_target(head, model.config.get_text_config().hidden_size, name, commit_of(model.config))
+    else:
+        check_width(head, model.config.get_text_config().hidden_size)
+        _tell(head, None if same else _other_weights(head, name))
     _check_quantization(head, model)
 
 
@@ -87,12 +94,8 @@ def check_target(head: JudgeHead, hidden_size: int, name: str | None, commit: st
     Raises:
         ValueError: the cases of [`check_fit`].
     """
-    expected, base = head.config.hidden_size, head.config.base_model_name_or_path
-    if expected != hidden_size:
-        raise ValueError(
-            f"head expects hidden size {expected}, target has {hidden_size}: it was trained for "
-            f"'{base or 'an unnamed model'}'; load that target or train a head for this one"
-        )
+    check_width(head, hidden_size)
+    base = head.config.base_model_name_or_path
     name, commit = _identity(name, commit)
     if not base or not name:
         if head.strict_base:
@@ -101,19 +104,67 @@ def check_target(head: JudgeHead, hidden_size: int, name: str | None, commit: st
                 f"strict_base=True, but {unknown} which model it is: set strict_base=False, or load from the Hub"
             )
         return
-    problem = _other_target(head, name, commit)
+    _tell(head, _other_target(head, name, commit))
+
+
+def check_width(head: JudgeHead, hidden_size: int) -> None:
+    """Refuse a head that was made for states of another width.
+
+    Raises:
+        ValueError: the width differs.
+    """
+    expected, base = head.config.hidden_size, head.config.base_model_name_or_path
+    if expected != hidden_size:
+        raise ValueError(
+            f"head expects hidden size {expected}, target has {hidden_size}: it was trained for "
+            f"'{base or 'an unnamed model'}'; load that target or train a head for this one"
+        )
+
+
+def check_draft(head: JudgeHead, draft: PreTrainedModel) -> None:
+    """Warn, once, about a draft other than the one whose tokens the head learned to judge."""
+    problem = _other_draft(head, draft)
+    if problem:
+        _warn_once(
+            f"{problem}: the head has not seen this one's mistakes. Measure the accuracy, or label this draft's tokens"
+        )
+
+
+def _tell(head: JudgeHead, problem: str | None) -> None:
+    """Warn, once, about another target, or refuse it where the head demands its own."""
     if problem and head.strict_base:
         raise ValueError(f"{problem}: load that one, or set strict_base=False")
     if problem:
         _warn_once(f"{problem}: its verdicts may mean nothing there. Load that one or measure the accuracy")
 
 
-def doubts(head: JudgeHead, model: PreTrainedModel) -> list[str]:
-    """Return what [`check_fit`] warns about, one sentence each; empty where head and target belong together."""
+def doubts(head: JudgeHead, model: PreTrainedModel, draft: PreTrainedModel | None = None) -> list[str]:
+    """Return what [`check_fit`] and [`check_draft`] warn about, one sentence each; empty where all belong together."""
     name, commit = _identity(model.config.name_or_path, commit_of(model.config))
-    known = bool(head.config.base_model_name_or_path and name)
-    found = [_other_target(head, name, commit) if known else None, _other_quantization(head, model)]
+    same = same_weights(head.config.fingerprint, model)
+    if same is None:
+        known = bool(head.config.base_model_name_or_path and name)
+        other = _other_target(head, name, commit) if known else None
+    else:
+        other = None if same else _other_weights(head, name)
+    found = [other, _other_quantization(head, model), None if draft is None else _other_draft(head, draft)]
     return [problem for problem in found if problem is not None]
+
+
+def _other_weights(head: JudgeHead, name: str | None) -> str:
+    base = head.config.base_model_name_or_path or "an unnamed model"
+    return f"this judge head was trained for '{base}', and the weights of the target '{name or 'unnamed'}' are others"
+
+
+def _other_draft(head: JudgeHead, draft: PreTrainedModel) -> str | None:
+    """Return the difference between the draft that the head names and this one, or None."""
+    expected, name = head.config.draft_name_or_path, _identity(draft.config.name_or_path, None)[0]
+    same = same_weights(head.config.draft_fingerprint, draft)
+    if same is None:
+        same = not expected or not name or _same_name(expected, name)
+    if same:
+        return None
+    return f"this judge head was trained for the draft '{expected or 'unnamed'}', this draft is '{name or 'unnamed'}'"
 
 
 def _other_target(head: JudgeHead, name: str, commit: str | None) -> str | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 
 from hf_judge.head.distributions import EXTRA_FEATURES
 from hf_judge.head.files import CONFIG_NAME, PEFT_TYPE, WEIGHTS_NAME, read_values, read_weights
+from hf_judge.head.fingerprint import check_fingerprint
 from hf_judge.head.hub import locate
 
 try:
@@ -66,6 +67,10 @@ class JudgeConfig(PeftConfig):
         format_version (`int`): version of the two files; this package reads version 1.
         provenance (`dict`): data, figures and versions that the head was made with. Free form, JSON.
         base_model_name_or_path (`str`, *optional*): the target that the head was trained on; `revision` is its commit.
+        fingerprint (`dict`): hashes of a few of that target's weights, see `hf_judge.head.fingerprint`; empty: not
+            known, and the target's name decides.
+        draft_name_or_path (`str`, *optional*): the draft whose tokens the head learned to judge.
+        draft_fingerprint (`dict`): hashes of the draft's weights.
 
     Raises:
         ValueError: a field has a value outside its range.
@@ -80,6 +85,9 @@ class JudgeConfig(PeftConfig):
     quantization: str | None = None
     format_version: int = FORMAT_VERSION
     provenance: dict = field(default_factory=dict)
+    fingerprint: dict = field(default_factory=dict)
+    draft_name_or_path: str | None = None
+    draft_fingerprint: dict = field(default_factory=dict)
 
     def __post_init__(self):
         if self.task_type not in (None, "CAUSAL_LM"):
@@ -169,12 +177,15 @@ class JudgeConfig(PeftConfig):
                 "upgrade hf_judge to read this head"
             )
         _check_type("inference_mode", self.inference_mode, bool)
-        for name in ("label", "base_model_name_or_path", "revision", "peft_version", "quantization"):
+        texts = ("label", "base_model_name_or_path", "revision", "peft_version", "quantization", "draft_name_or_path")
+        for name in texts:
             value = getattr(self, name)
             if value is not None:
                 _check_type(name, value, str)
                 if len(value) > MAX_TEXT:
                     raise ValueError(f"{name} has {len(value)} characters, at most {MAX_TEXT} are allowed")
+        for name in ("fingerprint", "draft_fingerprint"):
+            check_fingerprint(name, getattr(self, name))
         _check_type("provenance", self.provenance, dict)
         try:
             size = len(json.dumps(self.provenance))

@@ -89,7 +89,7 @@ def label_drafts(
         for start in range(0, len(todo), n_prompts):
             yield from drafting.work(todo[start : start + n_prompts], locate)
 
-    return run_job(work, list(tasks), output, settings, draft, names=names, strict=strict)
+    return run_job(work, list(tasks), output, settings, draft, names=names, strict=strict, draft=draft)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 import torch
@@ -17,6 +17,7 @@ from transformers.utils.logging import tqdm
 
 from hf_judge.files.durable import Journal, check_writable
 from hf_judge.files.jsonl import listed
+from hf_judge.head.fingerprint import fingerprint_of
 from hf_judge.labelling.prompts import prompt_of
 from hf_judge.labelling.responses import LabelledResponse, row_from_dict, write_jsonl
 from hf_judge.upstream.devices import input_device
@@ -79,6 +80,7 @@ def run_job(
     *,
     names: Sequence[str] | None = None,
     strict: bool = False,
+    draft: PreTrainedModel | None = None,
 ) -> MiningReport:
     """Do this process's share of the tasks, and write the examples of all processes in the order of the tasks.
 
@@ -90,6 +92,7 @@ def run_job(
         model: the model that does the work.
         names: names of the tasks in reports, as "prompts.jsonl, line 3"; None: "task 3".
         strict: stop at the first task that is refused.
+        draft: the model whose tokens are labelled, which every example then names.
 
     Returns:
         Counts over all tasks.
@@ -113,7 +116,8 @@ def run_job(
     if tasks and len(report.refused) == len(tasks):
         raise RefusedTask(f"all {len(tasks)} prompts were refused; {': '.join(report.refused[0])}")
     if state.is_main_process:
-        write_jsonl(rows, output)
+        writer = None if draft is None else draft_of(draft)
+        write_jsonl((replace(row, draft=writer) for row in rows), output)
     state.wait_for_everyone()
     return report
 
@@ -170,6 +174,11 @@ def make_row(task: dict, text: str, ids: list[int], source: str, *, near_tie: bo
         chat_template_kwargs=asked.arguments,
         **labels,
     )
+
+
+def draft_of(model: PreTrainedModel) -> dict:
+    """Describe a draft as [`LabelledResponse`] does."""
+    return {"name": model.config.name_or_path or type(model).__name__, "fingerprint": fingerprint_of(model)}
 
 
 def refusal(error: BaseException) -> dict:

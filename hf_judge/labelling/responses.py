@@ -15,6 +15,7 @@ from pathlib import Path
 
 from hf_judge.files.durable import replacing
 from hf_judge.files.jsonl import BrokenLine, read_jsonl_lines, type_name
+from hf_judge.head.fingerprint import check_fingerprint
 from hf_judge.labelling.prompts import SYSTEM_KEYS, TEMPLATE_KEYS, Prompt, prompt_of
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,8 @@ class LabelledResponse:
             may give another example.
         chat_template_kwargs (`dict`, *optional*): arguments of the chat template (`tools`, `enable_thinking`, ...); in
             a file they may also stand beside it under their own names.
+        draft (`dict`, *optional*): the model whose tokens are labelled: its `name`, and its `fingerprint` (see
+            `hf_judge.head.fingerprint`).
 
     Raises:
         TypeError: a field has the wrong type.
@@ -56,6 +59,7 @@ class LabelledResponse:
     response_ids: tuple[int, ...] | None = None
     near_tie: bool | None = None
     chat_template_kwargs: dict | None = None
+    draft: dict | None = None
 
     def __post_init__(self):
         asked = Prompt(self.prompt, {} if self.chat_template_kwargs is None else self.chat_template_kwargs)
@@ -66,6 +70,10 @@ class LabelledResponse:
                 raise TypeError(f"{name} must be text, got {type(value).__name__}")
         if self.near_tie not in (None, True, False):
             raise TypeError(f"near_tie must be true or false, got {self.near_tie!r:.60}")
+        if self.draft is not None:
+            if not isinstance(self.draft, dict) or not isinstance(self.draft.get("name"), str):
+                raise TypeError(f"draft must be an object with the 'name' of a model, got {self.draft!r:.60}")
+            check_fingerprint("draft.fingerprint", self.draft.get("fingerprint") or {})
         object.__setattr__(self, "mistakes", _spans("mistakes", self.mistakes or (), len(self.response)))
         if self.scope is not None:
             object.__setattr__(self, "scope", _spans("scope", self.scope, len(self.response)))

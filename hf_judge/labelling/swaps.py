@@ -84,7 +84,7 @@ def mine_swaps(
     def work(todo: list[tuple[str, dict]]) -> Iterator[tuple[str, dict]]:
         return swapping.work(todo, batch_size)
 
-    return run_job(work, list(tasks), output, settings, target, names=names, strict=strict)
+    return run_job(work, list(tasks), output, settings, target, names=names, strict=strict, draft=draft)
 
 
 @dataclass(frozen=True)

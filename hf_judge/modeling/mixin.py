@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaForCausalLM, PreTrainedModel
 
-from hf_judge.head.compatibility import check_fit
+from hf_judge.head.compatibility import check_draft, check_fit
 from hf_judge.head.config import HUB_OPTIONS
 from hf_judge.head.files import LAYER_NAME
 from hf_judge.head.judge_head import JudgeHead, shared_head
@@ -84,6 +84,8 @@ class JudgeGenerationMixin:
         if judge is None and not call.drafts(settings):
             return super().generate(*args, **kwargs)  # the model's own judge has nothing to do
         refusals.check_call(call, settings)
+        if isinstance(verifier, JudgeCandidateVerifier) and isinstance(call.assistant_model, PreTrainedModel):
+            check_draft(verifier.head, call.assistant_model)
         warn_if_untested()
         options = DraftingOptions(**{name: call.given(name) for name in _DRAFTING_OPTIONS})
         return call.run(lambda prepared: decode(prepared, verifier, options, judge_engine), settings)

@@ -26,6 +26,7 @@ from hf_judge.files.durable import write_together
 from hf_judge.head.compatibility import quantization_of
 from hf_judge.head.config import HIDDEN_STATES, check_extra_features
 from hf_judge.head.distributions import DRAFT_FEATURES, extra_features
+from hf_judge.head.fingerprint import fingerprint_of
 from hf_judge.labelling.jobs import processes
 from hf_judge.labelling.responses import LabelledResponse, data_hash
 from hf_judge.labelling.tokens import IGNORED, LabelReport, TokenLabels, label_rows
@@ -188,11 +189,19 @@ def _models_and_data(model, draft_model, rows: list[LabelledResponse], encoded: 
         "model": _name(model),
         "draft_model": None if draft_model is None else _name(draft_model),
         "quantization": quantization_of(model),
+        "fingerprint": fingerprint_of(model),
+        "labelled_draft": _labelled_draft(rows),
         "hidden_size": model.config.get_text_config().hidden_size,
         "data_hash": data_hash(rows),
         "tokens_hash": hashlib.sha256(repr([(t.input_ids, t.labels) for t in encoded]).encode()).hexdigest(),
         "rows": [{"source": row.source, "prompt": row.prompt_hash, "task_id": row.task_id} for row in rows],
     }
+
+
+def _labelled_draft(rows: list[LabelledResponse]) -> dict | None:
+    """Return the draft whose tokens the examples label; None: they name none, or several."""
+    drafts = [row.draft for row in rows if row.draft is not None]
+    return drafts[0] if drafts and all(draft == drafts[0] for draft in drafts) else None
 
 
 def _columns(
@@ -254,7 +263,8 @@ def _is_complete(output_dir: Path, index: dict) -> bool:
     found = read_index(output_dir)
     if found is None:
         return False
-    changed = [key for key in index if found.get(key) != index[key]]
+    # features of earlier releases lack what was added since
+    changed = [key for key in index if key in found and found[key] != index[key]]
     if changed:
         raise ValueError(
             f"'{output_dir}' holds features of other data or settings ({', '.join(changed)} differ): "

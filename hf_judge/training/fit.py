@@ -30,7 +30,7 @@ class TrainedJudge:
     """Holds a fitted head and what is known about it."""
 
     head: JudgeHead
-    metrics: dict  # of the validation tokens: see `judge_metrics`; and "l2", "auc_by_l2", "n_fit"
+    metrics: dict  # of the validation tokens: see `judge_metrics`; and "l2", "decided_auc_by_l2", "n_fit"
     fit_prompts: list[str]  # hashes of the prompts that the fit or the choice of the penalty saw
 
 
@@ -57,14 +57,14 @@ def train_judge(store: FeatureStore, args: JudgeTrainingArguments) -> TrainedJud
     fit = Design(store, labels, is_fit, args, weights=token_weights)
     validation = Design(store, labels, is_validation, args, weights=token_weights, scaler=fit.scaler)
     weights, biases = solve(fit, args, validation)
-    aucs, n_chosen_by = _aucs(validation, weights, biases, decided[is_validation])
-    best = _strongest_of_the_best(aucs, *n_chosen_by)
+    on_validation = _with_both_classes(decided[is_validation], validation.labels)
+    aucs = _aucs(validation, weights, biases, on_validation)
+    best = _strongest_of_the_best(aucs, validation.labels[on_validation])
 
-    metrics = _metrics(store, validation, is_validation, weights[best], biases[best])
-    metrics["decided"] = {"auc": aucs[best], "tokens": sum(n_chosen_by)}
-    metrics |= {"l2": args.l2_grid[best], "auc_by_l2": dict(zip(map(str, args.l2_grid), aucs, strict=True))}
+    metrics = _metrics(store, validation, is_validation, on_validation, weights[best], biases[best])
+    metrics |= {"l2": args.l2_grid[best], "decided_auc_by_l2": dict(zip(map(str, args.l2_grid), aucs, strict=True))}
     metrics["n_fit"] = {"acceptable": int((fit.labels == 1).sum()), "mistaken": int((fit.labels == 0).sum())}
-    head = JudgeHead(_config(store, args, metrics, n_validation=int(is_validation.sum())))
+    head = JudgeHead(_config(store, args, metrics))
     weight, bias = fold_scaler(weights[best], biases[best], *fit.scaler)
     with torch.no_grad():
         head.weight.copy_(weight.view(1, -1))
@@ -105,32 +105,35 @@ def _decided(labels: torch.Tensor, matched: torch.Tensor) -> torch.Tensor:
     return decided if bool((decided & (labels > 0)).any()) else torch.ones_like(decided)
 
 
-def _aucs(
-    validation: Design, weights: list[torch.Tensor], biases: list[torch.Tensor], decided: torch.Tensor
-) -> tuple[list[float], tuple[int, int]]:
-    """Return the AUC of every penalty over the decided tokens, and the numbers of acceptable and mistaken ones.
+def _with_both_classes(decided: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the decided tokens; all of them where none of the decided ones is acceptable."""
+    return decided if bool((labels[decided] > 0).any()) else torch.ones_like(decided)
 
-    Where none of the decided tokens is acceptable, all tokens count.
-    """
-    if not bool((validation.labels[decided] > 0).any()):
-        decided = torch.ones_like(decided)
+
+def _aucs(validation: Design, weights: list[torch.Tensor], biases: list[torch.Tensor], decided: torch.Tensor) -> list:
+    """Return the AUC of every penalty over the decided tokens."""
     labels = validation.labels[decided]
-    aucs = [roc_auc(validation.logits(w, b)[decided], labels) for w, b in zip(weights, biases, strict=True)]
-    return aucs, (int((labels > 0).sum()), int((labels == 0).sum()))
+    return [roc_auc(validation.logits(w, b)[decided], labels) for w, b in zip(weights, biases, strict=True)]
 
 
-def _strongest_of_the_best(aucs: list[float], n_acceptable: int, n_mistaken: int) -> int:
+def _strongest_of_the_best(aucs: list[float], labels: torch.Tensor) -> int:
     """Return the index of the strongest penalty whose AUC is at most 1.96 standard errors below the best AUC."""
-    good_enough = max(aucs) - 1.96 * auc_standard_error(max(aucs), n_acceptable, n_mistaken)
+    counts = int((labels > 0).sum()), int((labels == 0).sum())
+    good_enough = max(aucs) - 1.96 * auc_standard_error(max(aucs), *counts)
     return next(i for i, auc in enumerate(aucs) if auc >= good_enough)
 
 
 def _metrics(
-    store: FeatureStore, validation: Design, chosen: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
+    store: FeatureStore,
+    validation: Design,
+    chosen: torch.Tensor,
+    decided: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
 ) -> dict:
     """Return the figures of a fit on the validation tokens, overall and by source."""
     sources = [store.rows[i]["source"] for i in store.column("row")[chosen].tolist()]
-    return judge_metrics(validation.logits(weight, bias).sigmoid(), validation.labels, sources)
+    return judge_metrics(validation.logits(weight, bias).sigmoid(), validation.labels, decided, sources)
 
 
 def part_of(prompt_hash: str, seed: int, validation_fraction: float, calibration_fraction: float) -> str:
@@ -150,9 +153,11 @@ def fold_scaler(
     return weight.float(), (bias.double().cpu() - (weight * mean.double().cpu()).sum()).float()
 
 
-def _config(store: FeatureStore, args: JudgeTrainingArguments, metrics: dict, *, n_validation: int) -> JudgeConfig:
+def _config(store: FeatureStore, args: JudgeTrainingArguments, metrics: dict) -> JudgeConfig:
     """Make the config of a head that has these metrics."""
     index, n_fit = store.index, metrics["n_fit"]
+    draft = index.get("labelled_draft") or {}
+    kept = ("auc", "n_acceptable", "n_mistaken")
     return JudgeConfig(
         hidden_size=index["hidden_size"],
         extra_features=list(args.extra_features),
@@ -160,6 +165,9 @@ def _config(store: FeatureStore, args: JudgeTrainingArguments, metrics: dict, *,
         quantization=index.get("quantization"),
         threshold=args.threshold,
         base_model_name_or_path=index["model"],
+        fingerprint=index.get("fingerprint") or {},
+        draft_name_or_path=draft.get("name"),
+        draft_fingerprint=draft.get("fingerprint") or {},
         provenance={
             "data_hash": index["data_hash"],
             "labels": index["options"],
@@ -169,7 +177,7 @@ def _config(store: FeatureStore, args: JudgeTrainingArguments, metrics: dict, *,
                 "l2": metrics["l2"],
                 "seed": args.seed,
             },
-            "validation": {"tokens": n_validation, "auc": metrics["decided"]["auc"]},
+            "validation": {kind: {name: metrics[kind][name] for name in kept} for kind in ("decided", "all")},
         },
     )
 

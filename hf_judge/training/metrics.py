@@ -87,29 +87,52 @@ def threshold_curve(
     ]
 
 
-def judge_metrics(scores: torch.Tensor, labels: torch.Tensor, sources: list[str]) -> dict:
-    """Return all figures of scored tokens, overall and by source.
+def judge_metrics(scores: torch.Tensor, labels: torch.Tensor, decided: torch.Tensor, sources: list[str]) -> dict:
+    """Return all figures of scored tokens, overall and by source, each over two sets of tokens.
+
+    "decided" are the tokens on which a judge decides: mistakes, and acceptable tokens that strict verification rejects.
+    "all" are all labelled tokens; most of those strict verification accepts anyway, and they are easy to score.
 
     Args:
         scores: (n,) probabilities of being acceptable.
         labels: (n,) 1 acceptable, 0 mistaken.
+        decided: (n,) bool, the tokens on which a judge decides.
         sources: n names, the source of each token.
 
     Returns:
-        JSON values: auc, average_precision (of mistakes), n_acceptable, n_mistaken, curve, by_source.
+        JSON values: decided and all (auc, average_precision of mistakes, n_acceptable, n_mistaken, curve), by_source
+        (decided and all of each, without curves).
     """
-    metrics = _figures(scores, labels) | {"curve": threshold_curve(scores, labels), "by_source": {}}
+    every = torch.ones_like(decided)
+    metrics = {
+        name: _figures(scores[chosen], labels[chosen]) | {"curve": threshold_curve(scores[chosen], labels[chosen])}
+        for name, chosen in (("decided", decided), ("all", every))
+    }
+    metrics["by_source"] = {}
     for name in sorted(set(sources)):
-        chosen = torch.tensor([source == name for source in sources])
-        metrics["by_source"][name or "(no source)"] = _figures(scores[chosen], labels[chosen])
+        own = torch.tensor([source == name for source in sources])
+        metrics["by_source"][name or "(no source)"] = {
+            kind: _figures(scores[chosen & own], labels[chosen & own])
+            for kind, chosen in (("decided", decided), ("all", every))
+        }
     return metrics
 
 
+def described(metrics: dict) -> str:
+    """Return both AUCs of `judge_metrics`, or of one of its sources, with what each is over."""
+    return "; ".join(
+        f"AUC {'-' if metrics[kind]['auc'] is None else format(metrics[kind]['auc'], '.4f')} over {tokens} "
+        f"({metrics[kind]['n_acceptable']} good, {metrics[kind]['n_mistaken']} mistaken)"
+        for kind, tokens in (("decided", "the tokens on which the judge decides"), ("all", "all labelled tokens"))
+    )
+
+
 def plot_curves(metrics: dict, path: str | os.PathLike) -> None:
-    """Draw both curves of `judge_metrics` as a PNG."""
+    """Draw both curves of `judge_metrics` as a PNG, over the tokens on which the judge decides."""
     from matplotlib.figure import Figure  # takes half a second, which no other command should wait for
 
-    curve = metrics["curve"]
+    decided = metrics["decided"]
+    curve = decided["curve"]
     x = range(len(curve))  # thresholds crowd near 1: equal steps keep them apart
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
@@ -118,7 +141,8 @@ def plot_curves(metrics: dict, path: str | os.PathLike) -> None:
     axes.set_xticks(list(x), [f"{point['threshold']:g}" for point in curve], rotation=60)
     axes.set(xlabel="threshold (lenient to strict)", ylabel="share of tokens", ylim=(-0.02, 1.02))
     axes.set_title(
-        f"AUC {metrics['auc']:.3f}, {metrics['n_acceptable']} good and {metrics['n_mistaken']} mistaken tokens"
+        f"tokens on which the judge decides: {decided['n_acceptable']} good and {decided['n_mistaken']} mistaken, "
+        f"AUC {decided['auc']:.3f}"
     )
     axes.grid(alpha=0.3)
     axes.legend()
