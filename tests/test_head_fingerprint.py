@@ -31,7 +31,7 @@ def pair():
 
 
 def head_of(target, draft=None, **config) -> JudgeHead:
-    own = {"fingerprint": fingerprint_of(target), "draft_fingerprint": fingerprint_of(draft) if draft else {}}
+    own = {"fingerprint": fingerprint_of(target), "draft_fingerprint": fingerprint_of(draft) if draft else None}
     return fx.random_head(**{"base_model_name_or_path": "user/base"} | own | config)
 
 

@@ -67,10 +67,10 @@ class JudgeConfig(PeftConfig):
         format_version (`int`): version of the two files; this package reads version 1.
         provenance (`dict`): data, figures and versions that the head was made with. Free form, JSON.
         base_model_name_or_path (`str`, *optional*): the target that the head was trained on; `revision` is its commit.
-        fingerprint (`dict`): hashes of a few of that target's weights, see `hf_judge.head.fingerprint`; empty: not
-            known, and the target's name decides.
+        fingerprint (`dict`, *optional*): hashes of a few of that target's weights, see `hf_judge.head.fingerprint`;
+            None: not known, and the target's name decides.
         draft_name_or_path (`str`, *optional*): the draft whose tokens the head learned to judge.
-        draft_fingerprint (`dict`): hashes of the draft's weights.
+        draft_fingerprint (`dict`, *optional*): hashes of the draft's weights.
 
     Raises:
         ValueError: a field has a value outside its range.
@@ -85,9 +85,9 @@ class JudgeConfig(PeftConfig):
     quantization: str | None = None
     format_version: int = FORMAT_VERSION
     provenance: dict = field(default_factory=dict)
-    fingerprint: dict = field(default_factory=dict)
+    fingerprint: dict | None = None
     draft_name_or_path: str | None = None
-    draft_fingerprint: dict = field(default_factory=dict)
+    draft_fingerprint: dict | None = None
 
     def __post_init__(self):
         if self.task_type not in (None, "CAUSAL_LM"):
@@ -185,7 +185,8 @@ class JudgeConfig(PeftConfig):
                 if len(value) > MAX_TEXT:
                     raise ValueError(f"{name} has {len(value)} characters, at most {MAX_TEXT} are allowed")
         for name in ("fingerprint", "draft_fingerprint"):
-            check_fingerprint(name, getattr(self, name))
+            if getattr(self, name) is not None:
+                check_fingerprint(name, getattr(self, name))
         _check_type("provenance", self.provenance, dict)
         try:
             size = len(json.dumps(self.provenance))

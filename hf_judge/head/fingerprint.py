@@ -17,6 +17,7 @@ import torch
 from torch.utils.weak import WeakIdKeyDictionary
 from transformers import PreTrainedModel
 
+from hf_judge.upstream.devices import version_of
 from hf_judge.upstream.forward import unwrapped
 
 Fingerprint = dict[str, str]  # name of a matrix in the decoder -> 16 hex digits
@@ -42,7 +43,7 @@ def fingerprint_of(model: PreTrainedModel, names: Iterable[str] | None = None) -
     model = unwrapped(model)
     found = _matrices(model) if names is None else _named(model, names)
     names = tuple(_chosen(found) if names is None else found)
-    state = [(id(found[name]), None if found[name].is_inference() else found[name]._version) for name in names]
+    state = [(id(found[name]), version_of(found[name])) for name in names]
     key = found.get(EMBEDDING)
     kept = _computed.get(key) if key is not None else None
     if kept is not None and kept[:2] == (names, state):
@@ -53,7 +54,7 @@ def fingerprint_of(model: PreTrainedModel, names: Iterable[str] | None = None) -
     return dict(fingerprint)
 
 
-def same_weights(recorded: Fingerprint, model: PreTrainedModel) -> bool | None:
+def same_weights(recorded: Fingerprint | None, model: PreTrainedModel) -> bool | None:
     """Tell whether a fingerprint is this model's; None: no matrix can be compared."""
     found = fingerprint_of(model, sorted(recorded)) if recorded else {}
     return all(recorded[name] == value for name, value in found.items()) if found else None

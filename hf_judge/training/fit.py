@@ -165,9 +165,9 @@ def _config(store: FeatureStore, args: JudgeTrainingArguments, metrics: dict) ->
         quantization=index.get("quantization"),
         threshold=args.threshold,
         base_model_name_or_path=index["model"],
-        fingerprint=index.get("fingerprint") or {},
+        fingerprint=index.get("fingerprint") or None,
         draft_name_or_path=draft.get("name"),
-        draft_fingerprint=draft.get("fingerprint") or {},
+        draft_fingerprint=draft.get("fingerprint") or None,
         provenance={
             "data_hash": index["data_hash"],
             "labels": index["options"],

@@ -36,3 +36,8 @@ class KeepsDtype(nn.Module):
             return tensor.to(found.device) if cast and found.device.type != "meta" else found.to(tensor.dtype)
 
         return super()._apply(moved, recurse)
+
+
+def version_of(tensor: torch.Tensor) -> int | None:
+    """Return how often a tensor was changed in place; None: torch does not count (tensors of inference mode)."""
+    return None if tensor.is_inference() else tensor._version
