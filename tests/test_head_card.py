@@ -86,6 +86,69 @@ def test_the_card_of_a_head_that_says_little():
         head_card(config(base_model_name_or_path=None), "x/y")
 
 
+def test_figures_of_any_form_make_a_card():
+    free = {"calibration": [{"threshold": 0.5, "right": 0.9}, {"threshold": 0.7}], "metrics": "good", "validation": 0.9}
+    text = head_card(config(provenance=free), "a/b").text
+    assert "| 2 / threshold | 0.7 |" in text
+    assert "| value | good |" in text
+
+
+def measured_row(accuracy: float, **more) -> dict:
+    return {
+        "accuracy": accuracy,
+        "accuracy_interval": [accuracy - 0.02, accuracy + 0.01],
+        "gained": 1,
+        "lost": 3,
+        "mcnemar_p": 0.625,
+        "speedup": 2.5,
+        "speedup_interval": [2.25, 2.75],
+        "tokens_per_second": 100.0,
+        "accepted_per_forward": 12.5,
+        "rescued_per_answer": 4.0,
+    } | more
+
+
+def test_a_card_shows_what_evaluate_and_bench_found_and_over_what():
+    kinds = {"decided": ("0.8940", 120, 30), "all": ("0.9990", 9000, 30)}
+    validation = {k: {"auc": float(a), "n_acceptable": n, "n_mistaken": m} for k, (a, n, m) in kinds.items()}
+    rows = [measured_row(0.99, name="plain", speedup=1.0), measured_row(0.983, name="judge at 0.7")]
+    setup = {"machine": "a CPU", "date": "2026-01-02"}
+    speed = {"name": "judged", "tokens_per_second": 250.4, "ratio_to_plain": 2.0, "accepted_per_forward": 12.5}
+    measured = {
+        "evaluate": {"held_out.jsonl": {"n": 300, "num_assistant_tokens": 16, "methods": rows, "setup": setup}},
+        "bench": {"world": {"n": 8, "methods": [speed], "recommendation": "Use 16.", "setup": setup}},
+    }
+    card = ModelCard(str(head_card(config(provenance={"validation": validation, "measured": measured}), "a/b")))
+    for said in (
+        "| AUC over the tokens on which the judge decides of held-out prompts (120 good, 30 mistaken) | 0.8940 |",
+        "| AUC over all labelled tokens of held-out prompts (9000 good, 30 mistaken) | 0.9990 |",
+        "### held_out.jsonl: 300 problems\n\n| ",
+        "| judge at 0.7 | 98.3% (96.3% to 99.3%) | 1 / 3 (p = 0.62) | 2.50x (2.25 to 2.75) | 12.5 | 4.0 |",
+        "Over whole answers; up to 16 drafted tokens per round. machine a CPU; date 2026-01-02",
+        "### world: speed on 8 prompts",
+        "| judged | 250 | 2.00x | 12.5 |",
+    ):
+        assert said in card.text, said
+    results = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    assert results["AUC over the tokens on which the judge decides"] == 0.894
+    assert results["held_out.jsonl, judge at 0.7: right answers"] == 0.983
+    assert "auc" not in results, "one name, one number"
+    assert "No figures were recorded" not in card.text
+    with pytest.raises(ValueError, match="was not written by `hf-judge evaluate`"):
+        head_card(config(provenance={"measured": {"evaluate": {"x": 3}}}), "a/b")
+
+
+def test_a_card_takes_the_draft_and_a_chat_prompt_from_the_head():
+    messages = [{"role": "user", "content": "How many `pens`?\n\\"}, {"role": "assistant", "content": None}]
+    card = head_card(config(draft_name_or_path="someone/small", provenance={"example_prompt": messages}), "a/b")
+    for block in blocks(card):
+        ast.parse(block)
+        assert 'from_pretrained("someone/small"' in block
+        assert "apply_chat_template(messages, add_generation_prompt=True" in block
+    local = head_card(config(draft_name_or_path="/home/x/draft", provenance={}), "a/b")
+    assert "assistant_model" not in blocks(local)[0]
+
+
 @pytest.mark.parametrize("draft", [None, "someone/small"])
 def test_usage_blocks_are_python_and_agree(draft):
     card = head_card(config(provenance={"draft": draft} if draft else {}), "someone/large-judge")

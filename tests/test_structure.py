@@ -28,6 +28,7 @@ ORDER = (
     "tiny",
     "integrations",
     "__init__",
+    "publishing",
     "evaluation",
     "bench",
     "doctor",

@@ -10,11 +10,12 @@ from tqdm import tqdm
 from transformers import CompileConfig
 
 from hf_judge.bench.run import BenchOptions, bench
-from hf_judge.cli.options import add_measured, command_line, load_work, write_json
+from hf_judge.cli.options import add_measured, command_line, load_work, note_on_card, write_json
 from hf_judge.cli.terminal import printable, table, warn
 from hf_judge.evaluation.compare import setup, usable_work
 from hf_judge.evaluation.loading import load_models
 from hf_judge.files.durable import check_writable
+from hf_judge.publishing.record import benched
 
 
 def add_bench(commands) -> None:
@@ -57,6 +58,9 @@ def run_bench(args: argparse.Namespace) -> None:
     print(bench_table(found["ways"]))
     print("\n".join(findings(found)))
     write_json(args.json, found)
+    if args.judge:  # bench measures the first one
+        args.judge = args.judge[:1]
+        note_on_card(args, "bench", work.task, lambda rule, threshold: benched(found))
 
 
 def can_compile() -> bool:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import io
 import os
 import sys
 import typing
+import webbrowser
 
 import torch
 from safetensors import SafetensorError
@@ -16,13 +18,18 @@ from hf_judge.cli.bench import add_bench
 from hf_judge.cli.demo import add_demo
 from hf_judge.cli.doctor import add_doctor
 from hf_judge.cli.evaluate import add_evaluate
+from hf_judge.cli.options import write_json
 from hf_judge.cli.terminal import positive, printable, warn
 from hf_judge.cli.train import add_training_commands
 from hf_judge.cli.verdicts import VerdictPrinter, describe, use_colour
 from hf_judge.evaluation.loading import load_draft_tokenizer, load_tokenizer, loading
+from hf_judge.files.durable import check_writable
 from hf_judge.files.jsonl import decode_text
+from hf_judge.head.adapter import Adapter
 from hf_judge.labelling.greedy import ANSWER_ALONE
 from hf_judge.labelling.prompts import encode_prompt
+from hf_judge.publishing.dry_run import dry_run
+from hf_judge.publishing.search import find_heads
 from hf_judge.upstream.devices import input_device
 from hf_judge.upstream.generation import tokenizer_arguments
 
@@ -51,6 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_bench(commands)
     add_generate(commands)
     add_push(commands)
+    add_search(commands)
     return parser
 
 
@@ -125,6 +133,15 @@ def add_push(commands) -> None:
     push.add_argument("--revision", metavar="BRANCH", help="branch to write to (default: main)")
     push.add_argument("--commit-message", metavar="TEXT", help="message of the commit (default: Publish a judge head)")
     push.add_argument("--create-pr", action="store_true", help="open a pull request instead of writing to the branch")
+    push.add_argument(
+        "--base-unknown",
+        action="store_true",
+        help="publish a head of a local or private target: the card says that its commit is unknown",
+    )
+    push.add_argument(
+        "--dry-run", action="store_true", help="send nothing: write the repository and the card's page to a folder"
+    )
+    push.add_argument("--output-dir", default="dry-run", metavar="DIR", help="folder of the dry run (default: dry-run)")
     push.set_defaults(run=run_push)
 
 
@@ -132,14 +149,51 @@ def run_push(args: argparse.Namespace) -> None:
     head = hf_judge.JudgeHead.from_pretrained(args.head)
     if args.base:
         head.config.base_model_name_or_path, head.config.revision = args.base, None
+    if args.dry_run:
+        adapter = Adapter(head.config, head.weight, head.bias)
+        written = dry_run(adapter, args.repo_id, args.output_dir, base_unknown=args.base_unknown)
+        print(f"nothing was sent; the repository would hold {written.repository}\nits card: {written.page}")
+        if sys.stdout.isatty():
+            webbrowser.open(written.page.resolve().as_uri())
+        return
     done = head.push_to_hub(
         args.repo_id,
         commit_message=args.commit_message,
         private=args.private,
         revision=args.revision,
         create_pr=args.create_pr,
+        base_unknown=args.base_unknown,
     )
     print(done.pr_url or done.commit_url)
+
+
+def add_search(commands) -> None:
+    search = commands.add_parser("search", help="list the published judge heads for a target")
+    search.add_argument("target", metavar="TARGET", help="the target's repository on the Hub, as user/repo")
+    search.add_argument("--limit", type=positive, default=20, metavar="N", help="most heads to list (default: 20)")
+    search.add_argument("--json", metavar="FILE", help="write the list to this file")
+    search.set_defaults(run=run_search)
+
+
+def run_search(args: argparse.Namespace) -> None:
+    if args.json:
+        check_writable(args.json)
+    heads = find_heads(args.target, limit=args.limit)
+    if not heads:
+        print(f"no published judge head for {args.target}: train one (docs/train-a-judge.md)")
+    for head in heads:
+        auc = "not stated"
+        if head.auc is not None:
+            tokens = f"{head.n_acceptable} good and {head.n_mistaken} mistaken tokens"
+            auc = f"{head.auc:.3f} over the {tokens} on which it decides"
+        lines = [
+            f"{head.repo_id}@{head.commit[:12]}  {head.changed}, {head.downloads} downloads",
+            f"  certificate: {head.certificate or 'none'}",
+            f"  threshold {head.threshold:g}; AUC {auc}",
+            f"  draft: {head.draft or 'not stated'}; quantisation of the target: {head.quantization or 'not stated'}",
+        ]
+        print(printable("\n".join(lines)))
+    write_json(args.json, {"target": args.target, "heads": [dataclasses.asdict(head) for head in heads]})
 
 
 def print_error(message: str) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
-from hf_judge.cli.options import add_measured, command_line, load_work, write_json
+from hf_judge.cli.options import add_measured, command_line, load_work, note_on_card, write_json
 from hf_judge.cli.terminal import printable, table, warn
 from hf_judge.evaluation.compare import compare, usable_work
 from hf_judge.evaluation.evaluate import Decoding
@@ -15,6 +16,7 @@ from hf_judge.evaluation.figures import label
 from hf_judge.evaluation.loading import load_models, load_texts
 from hf_judge.evaluation.report import write_report
 from hf_judge.files.durable import check_writable
+from hf_judge.publishing.record import evaluated
 from hf_judge.rules.by_name import parse_settings
 
 
@@ -79,6 +81,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     if found["text_rules"]:
         print("\nGiven text:\n\n" + texts_table(found["text_rules"]))
     write_json(args.json, found)
+    note_on_card(args, "evaluate", work.task, partial(evaluated, found))
     if args.report:
         files = write_report(found, args.report, plots=not args.no_plots)
         print("\nWrote " + ", ".join(str(file) for file in files))

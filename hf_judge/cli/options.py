@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 from collections.abc import Callable
+from pathlib import Path
 
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -14,7 +16,10 @@ from hf_judge.cli.terminal import DTYPES, positive
 from hf_judge.evaluation.loading import loading
 from hf_judge.evaluation.tasks import Task, load_task, read_prompts
 from hf_judge.files.durable import write_together
+from hf_judge.head.adapter import read_adapter
 from hf_judge.labelling.jobs import processes
+from hf_judge.labelling.prompts import Prompt
+from hf_judge.publishing.record import record
 
 
 def add_pair(
@@ -77,6 +82,25 @@ def write_json(path: str | None, found: dict) -> None:
     if path:
         write_together({path: json.dumps(found, indent=1) + "\n"})
         print(f"\nThe same figures are in {path}")
+
+
+def note_on_card(args: argparse.Namespace, kind: str, task: Task, figures_of: Callable[[str, float], dict]) -> None:
+    """Write what was measured into the config of every measured head that lies in a directory, for its card.
+
+    Args:
+        args: arguments of [`add_measured`].
+        kind: "evaluate" or "bench".
+        task: the work.
+        figures_of: returns the figures of a head from its name among the rules and its threshold.
+    """
+    for number, name in enumerate(args.judge or []):
+        if not os.path.isdir(name):
+            continue
+        rule = "judge" if number == 0 else f"judge:{Path(name).name}"
+        prompts = [e.prompt.content if isinstance(e.prompt, Prompt) else e.prompt for e in task.examples]
+        figures = figures_of(rule, read_adapter(name).config.threshold)
+        if record(name, kind, task.name, figures, draft=args.draft, prompts=prompts):
+            print(f"\nNoted for the card of {name} (hf-judge push {name} USER/REPO --dry-run shows it)")
 
 
 def load_work(args: argparse.Namespace, n: int) -> Task:

@@ -5,11 +5,13 @@
 | key | |
 |---|---|
 | `metrics` | figures by name, numbers or groups of numbers: the card's table and its model-index |
-| `validation` | figures that training measured on held-out prompts: counts, and floats that go to the model-index |
+| `validation` | figures of the fit's held-out prompts, over the tokens on which the judge decides and over all tokens |
+| `measured` | what `hf-judge evaluate` and `bench` found, see `hf_judge.publishing.record`: tables and model-index |
 | `calibration` | the certificate of the threshold, by name |
 | `data` | a name or Hub id of the training data, or statements about it, by name |
-| `draft` | Hub id of the draft model that the usage example loads |
-| `example_prompt`, `domain`, `license` | text |
+| `draft` | Hub id of the draft model that the usage example loads; default: the config's `draft_name_or_path` |
+| `example_prompt` | text or chat messages |
+| `domain`, `license` | text |
 
 Every other key is listed under "How it was trained".
 """
@@ -22,19 +24,22 @@ from importlib.resources import files
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from hf_judge.head.card_tables import MEASURED, Table, index_values, is_of_both, tables, validation_rows
 from hf_judge.head.config import JudgeConfig
+from hf_judge.head.hub import is_hub_id
 
-TAGS = ("judge", "judge-decoding", "speculative-decoding")
+TAGS = ("hf-judge", "judge", "judge-decoding", "speculative-decoding")
 EXAMPLE_PROMPT = "Question: Ana has 17 coins and finds 5 more. How many has she now?\nAnswer:"
-_NOT_TRAINING = ("metrics", "validation", "calibration", "draft", "example_prompt", "domain", "license")
+_NOT_TRAINING = ("metrics", "validation", MEASURED, "calibration", "draft", "example_prompt", "domain", "license")
 
 
-def head_card(config: JudgeConfig, repo_id: str) -> ModelCard:
+def head_card(config: JudgeConfig, repo_id: str, *, base_unknown: bool = False) -> ModelCard:
     """Make the card of a judge head.
 
     Args:
         config: config with `base_model_name_or_path`, its commit in `revision`, and the provenance.
         repo_id: repository where the head is published.
+        base_unknown: whether the base model is not to be found on the Hub; the card then says so, and names no commit.
 
     Raises:
         ValueError: the base model is not named.
@@ -45,16 +50,21 @@ def head_card(config: JudgeConfig, repo_id: str) -> ModelCard:
         )
     name = repo_id.rpartition("/")[2]
     return ModelCard.from_template(
-        _index_data(config, name), template_str=_template(), model_name=name, **_text_values(config, repo_id)
+        _index_data(config, name, base_unknown),
+        template_str=_template(),
+        model_name=name,
+        **_text_values(config, repo_id, base_unknown),
     )
 
 
-def _index_data(config: JudgeConfig, name: str) -> ModelCardData:
+def _index_data(config: JudgeConfig, name: str, base_unknown: bool) -> ModelCardData:
     """Return what the Hub reads about a head: its model, data, licence and figures."""
     base, provenance = config.base_model_name_or_path, config.provenance
-    measured = [row for row in _flat(provenance.get("metrics", {})) if _is_number(row[1])]
-    validation = _flat(provenance.get("validation", {}), "validation / ")
-    measured += [row for row in validation if isinstance(row[1], float)]
+    measured = [row for row in _flat(_group(provenance.get("metrics"))) if _is_number(row[1])]
+    validation = _group(provenance.get("validation"))
+    if not is_of_both(validation):
+        measured += [row for row in _flat(validation, "validation / ") if isinstance(row[1], float)]
+    measured += index_values(provenance)
     data = provenance.get("data")
     results = [
         EvalResult(
@@ -68,6 +78,8 @@ def _index_data(config: JudgeConfig, name: str) -> ModelCardData:
         for metric, value in measured
     ]
     fields = {
+        "base_model": None if base_unknown else base,
+        "base_model_relation": None if base_unknown else "adapter",
         "license": provenance.get("license"),
         "datasets": [data] if isinstance(data, str) and data.count("/") == 1 and " " not in data else None,
     }
@@ -75,21 +87,25 @@ def _index_data(config: JudgeConfig, name: str) -> ModelCardData:
         pipeline_tag="text-generation",
         model_name=name,
         library_name="peft",
-        base_model=base,
-        base_model_relation="adapter",
-        tags=[*TAGS, "custom_generate", f"base_model:adapter:{base}"],
+        tags=[*TAGS, "custom_generate", *([] if base_unknown else [f"base_model:adapter:{base}"])],
         eval_results=results or None,
         **{key: value for key, value in fields.items() if value is not None},
     )
 
 
-def _text_values(config: JudgeConfig, repo_id: str) -> dict:
+def _text_values(config: JudgeConfig, repo_id: str, base_unknown: bool) -> dict:
     """Return what the template of the card names."""
     base, provenance = config.base_model_name_or_path, config.provenance
-    measured = provenance.get("metrics", {}) | {"validation": provenance.get("validation", {})}
+    validation = _group(provenance.get("validation"))
+    both = is_of_both(validation)
+    measured = _cells(_group(provenance.get("metrics")) | ({} if both else {"validation": validation}))
+    measured += _cells(dict(validation_rows(validation)))
+    draft = draft_of(config)
+    prompt = provenance.get("example_prompt", EXAMPLE_PROMPT)
     return {
         "base_model": base,
-        "base_revision": config.revision or "main",
+        "base_unknown": base_unknown,
+        "base_revision": "unknown" if base_unknown else config.revision or "main",
         "hidden_size": config.hidden_size,
         "n_features": config.n_features,
         "extra_features": config.extra_features,
@@ -97,24 +113,49 @@ def _text_values(config: JudgeConfig, repo_id: str) -> dict:
         "quantization": _cell(config.quantization or ""),
         "threshold": config.threshold,
         "label": _cell(config.label),
-        "draft": provenance.get("draft"),
+        "draft": draft,
+        "chat": not isinstance(prompt, str),
         "domain": _cell(provenance.get("domain", "")),
         "training": _cells({key: value for key, value in provenance.items() if key not in _NOT_TRAINING}),
-        "metrics": _cells(measured),
-        "calibration": _cells(provenance.get("calibration") or {}),
+        "metrics": measured,
+        "tables": [_escaped(table) for table in tables(provenance)],
+        "calibration": _cells(_group(provenance.get("calibration"))),
         "code": _code(
             repo_id=repo_id,
-            base_model=base,
+            base_model=f"path/to/{base}" if base_unknown else base,
             base_revision=config.revision,
-            draft=provenance.get("draft"),
-            example_prompt=provenance.get("example_prompt", EXAMPLE_PROMPT),
+            draft=draft,
+            example_prompt=prompt,
         ),
     }
+
+
+def draft_of(config: JudgeConfig) -> str | None:
+    """Return the Hub id of the draft; None: it is not known, or a folder of somebody's machine."""
+    draft = config.provenance.get("draft")
+    if draft is None and config.draft_name_or_path and "/" in config.draft_name_or_path:
+        draft = config.draft_name_or_path if is_hub_id(config.draft_name_or_path) else None
+    return draft
+
+
+def _escaped(table: Table) -> Table:
+    """Return a table whose cells draw nothing but text."""
+    rows = [[_cell(cell) for cell in row] for row in table.rows]
+    return Table(_cell(table.title), table.header, rows, _cell(table.note))
 
 
 def _template() -> str:
     # not files("hf_judge") / "hub_cards": an editable install maps the folder elsewhere
     return files("hf_judge.hub_cards").joinpath("judge_head.md").read_text(encoding="utf-8")
+
+
+def _group(value: object) -> dict:
+    """Return figures by name, whatever form an author gave them: of a list by number, of a single value as "value"."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, list):
+        return {str(number): item for number, item in enumerate(value, 1)}
+    return {} if value is None else {"value": value}
 
 
 def _flat(values: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -136,11 +177,10 @@ def _cell(value: object) -> str:
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
-def _code(**values: str | None) -> dict[str, str]:
+def _code(**values: object) -> dict[str, str]:
     """Return literals for a Python block: JSON strings are valid Python, and a backtick could end the block."""
-    return {
-        name: "None" if value is None else json.dumps(value).replace("`", "\\u0060") for name, value in values.items()
-    }
+    literals = {name: json.dumps(value) if isinstance(value, str) else repr(value) for name, value in values.items()}
+    return {name: literal.replace("`", "\\u0060") for name, literal in literals.items()}
 
 
 def _is_number(value: object) -> bool:

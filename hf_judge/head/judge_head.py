@@ -141,6 +141,7 @@ class JudgeHead(KeepsDtype):
         token: str | bool | None = None,
         revision: str | None = None,
         create_pr: bool = False,
+        base_unknown: bool = False,
     ):
         """Publish the head: its two files, a card, and the code for use without this package, in one commit.
 
@@ -157,6 +158,7 @@ class JudgeHead(KeepsDtype):
             token=token,
             revision=revision,
             create_pr=create_pr,
+            base_unknown=base_unknown,
         )
 
     def extra_repr(self) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import logging
 import os
 import re
 import socket
@@ -22,6 +23,8 @@ from hf_judge.head.card import head_card
 from hf_judge.head.config import JudgeConfig
 from hf_judge.head.files import CONFIG_NAME, WEIGHTS_NAME
 from hf_judge.head.hub import explained, is_hub_id
+
+logger = logging.getLogger(__name__)
 
 # The requirements of custom_generate/, which holds no copy of this package: a copy would stop working with the next
 # release of transformers, while the package is kept up to date, and users would have far more code to read and trust.
@@ -47,6 +50,7 @@ def publish(
     token: str | bool | None = None,
     revision: str | None = None,
     create_pr: bool = False,
+    base_unknown: bool = False,
 ) -> CommitInfo:
     """Create the repository where needed and commit everything at once.
 
@@ -60,17 +64,17 @@ def publish(
         token: Hub token, as in `huggingface_hub.HfApi`.
         revision: branch, made when missing; default: main.
         create_pr: whether to open a pull request instead of writing to the branch.
+        base_unknown: whether the base model is local or private; the card then says that its commit is unknown.
 
     Raises:
         ValueError: the head would not pass strict loading, names no base model on the Hub, or holds something private.
         OSError: the Hub refused or could not be reached; the repository is then as it was.
     """
-    if not is_hub_id(repo_id) and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(repo_id)):
-        raise ValueError(f"repo_id must be user/repo, got {repo_id!r:.120}")
-    api = HfApi(token=token)
-    adapter = adapter._replace(config=with_base_commit(adapter.config, api, token=token))
+    repo_id, api = checked_repo_id(repo_id), HfApi(token=token)
+    own = adapter.config
+    config = without_base_commit(own) if base_unknown else with_base_commit(own, api, token=token)
     with tempfile.TemporaryDirectory() as folder:
-        write_repository(folder, adapter, repo_id)
+        write_repository(folder, adapter._replace(config=config), repo_id, base_unknown=base_unknown)
         try:
             full_name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
             if revision is not None and not create_pr:
@@ -87,6 +91,17 @@ def publish(
             raise explained(error, f"'{repo_id}'", token=token) from error
 
 
+def checked_repo_id(repo_id: str) -> str:
+    """Return the name of a repository.
+
+    Raises:
+        ValueError: the name is none.
+    """
+    if not is_hub_id(repo_id) and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(repo_id)):
+        raise ValueError(f"repo_id must be user/repo, got {repo_id!r:.120}")
+    return repo_id
+
+
 def with_base_commit(config: JudgeConfig, api: HfApi, *, token: str | bool | None = None) -> JudgeConfig:
     """Return the config with the base model's commit in `revision`.
 
@@ -98,7 +113,8 @@ def with_base_commit(config: JudgeConfig, api: HfApi, *, token: str | bool | Non
     if not base or not is_hub_id(base):
         raise ValueError(
             f"base_model_name_or_path must be the Hub id of the target the head was trained on, got {base!r:.200}: "
-            "set head.config.base_model_name_or_path (a path on this machine helps nobody else)"
+            "set head.config.base_model_name_or_path (--base; a path on this machine helps nobody else), or pass "
+            "base_unknown=True (--base-unknown) if the target is not on the Hub"
         )
     if config.revision is not None and re.fullmatch("[0-9a-f]{40}", config.revision):
         return config
@@ -108,27 +124,54 @@ def with_base_commit(config: JudgeConfig, api: HfApi, *, token: str | bool | Non
         why = explained(error, f"'{base}'", token=token)
         raise OSError(
             f"the commit of the base model could not be found: {why}. Or set head.config.revision to the commit that "
-            "the head was trained on"
+            "the head was trained on, or pass base_unknown=True (--base-unknown) if the target is private"
         ) from error
     return dataclasses.replace(config, revision=commit)
 
 
-def write_repository(folder: str | os.PathLike, adapter: Adapter, repo_id: str) -> None:
+def without_base_commit(config: JudgeConfig) -> JudgeConfig:
+    """Return the config of a head whose base model others cannot find: of a path, the folder's name alone.
+
+    Raises:
+        ValueError: the base model is not named at all.
+    """
+    base = config.base_model_name_or_path
+    if not base:
+        raise ValueError(
+            "base_model_name_or_path is not set: name the target that the head was trained on (--base NAME), also "
+            "where it is not on the Hub"
+        )
+    name = base if is_hub_id(base) else _folder_name(base)
+    logger.warning(
+        "the base model '%s' is published as unknown: nobody can check that a target is the head's own%s",
+        name,
+        ", but by its fingerprint" if config.fingerprint else ", and the head has no fingerprint of its weights",
+    )
+    return dataclasses.replace(config, base_model_name_or_path=name, revision=None)
+
+
+def write_repository(folder: str | os.PathLike, adapter: Adapter, repo_id: str, *, base_unknown: bool = False) -> None:
     """Write everything that a judge head's repository holds, and check it.
 
     Args:
         folder: the folder to fill.
         adapter: the head.
         repo_id: the name that the card's examples use.
+        base_unknown: argument of [`hf_judge.head.card.head_card`].
 
     Raises:
         ValueError: the files do not pass strict loading, or hold something private.
         TypeError: a field of the config has the wrong type.
     """
     folder = Path(folder)
+    draft = adapter.config.draft_name_or_path
+    if draft is not None and not is_hub_id(draft):  # a folder of this machine
+        config = dataclasses.replace(adapter.config, draft_name_or_path=_folder_name(draft))
+        adapter = adapter._replace(config=config)
     write_adapter(folder, *adapter)
     read_adapter(folder)
-    (folder / "README.md").write_text(str(head_card(adapter.config, repo_id)), encoding="utf-8")
+    card = head_card(adapter.config, repo_id, base_unknown=base_unknown)
+    (folder / "README.md").write_text(str(card), encoding="utf-8")
     for name in (CONFIG_NAME, "README.md"):
         refuse_private((folder / name).read_text(encoding="utf-8"), name)
     code = folder / "custom_generate"
@@ -143,6 +186,19 @@ def write_repository(folder: str | os.PathLike, adapter: Adapter, repo_id: str) 
         f"CONFIG = {ascii(text)}\nWEIGHTS = {data!r}\n",
         encoding="utf-8",
     )
+
+
+def _folder_name(path: str) -> str:
+    return path.replace("\\", "/").rstrip("/").rpartition("/")[2] or "model"
+
+
+def is_private(text: str) -> bool:
+    """Tell whether [`refuse_private`] refuses a text."""
+    try:
+        refuse_private(text, "")
+    except ValueError:
+        return True
+    return False
 
 
 def refuse_private(text: str, source: str) -> None:
