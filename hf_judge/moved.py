@@ -21,6 +21,12 @@ MOVED = {
     "hf_judge.metrics": "hf_judge.training.metrics",
     "hf_judge.mining": "hf_judge.labelling.swaps",
     "hf_judge.publish": "hf_judge.head.publish",
+    "hf_judge.rules.ensemble": "hf_judge.rules.both.ensemble",
+    "hf_judge.rules.fly": "hf_judge.rules.target.fly",
+    "hf_judge.rules.kl": "hf_judge.rules.both.kl",
+    "hf_judge.rules.thresholds": "hf_judge.rules.target.thresholds",
+    "hf_judge.rules.top_k": "hf_judge.rules.target.top_k",
+    "hf_judge.rules.typical": "hf_judge.rules.target.typical",
     "hf_judge.stats": "hf_judge.verify.stats",
 }
 

@@ -19,7 +19,7 @@ from hf_judge.labelling.greedy import closeness, greedy, greedy_choices
 from hf_judge.labelling.prompts import encode_prompt
 from hf_judge.labelling.responses import read_jsonl
 from hf_judge.labelling.swaps import mine_swaps
-from hf_judge.rules.kl import KLVerifier
+from hf_judge.rules.both.kl import KLVerifier
 from hf_judge.tiny import HOME
 from hf_judge.tiny.world import problems
 from hf_judge.upstream.forward import of_width

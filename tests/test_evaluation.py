@@ -58,9 +58,11 @@ class TestSettings:
         settings = parse_settings([], pair.heads)
         assert settings[0] == Setting("plain")
         assert {s.rule for s in settings} == {
-            "plain", "assisted", "strict", "judge", "kl", "typical", "top-k", "relaxed", "ensemble", "thresholds",
-            "fly", "random",
+            "plain", "assisted", "strict", "block", "judge", "kl", "typical", "top-k", "relaxed", "ensemble",
+            "thresholds", "fly", "vllm-fly", "mars", "fsd", "cactus", "mentored", "cascade-chow", "cascade-diff",
+            "cascade-opt", "cascade-token", "random",
         }  # fmt: skip
+        assert parse_settings(["all"], pair.heads) == settings
         assert len(parse_settings([], pair.heads, quick=True)) < len(settings)
         assert "autojudge" in {s.rule for s in parse_settings([], pair.heads | {"autojudge": measured_pair.head()})}
 
@@ -71,7 +73,7 @@ class TestSettings:
     @pytest.mark.parametrize(
         ("text", "match"),
         [
-            ("jugde", "no rule 'jugde': there are plain, assisted, strict, judge, autojudge, kl"),
+            ("jugde", "no rule 'jugde': there are plain, assisted, strict, block, judge, autojudge, kl"),
             ("judge=1.5", "judge=1.5: threshold must be between 0 and 1"),
             ("top-k=1.5", "top-k=1.5: k must be a whole number"),
             ("top-k=0", "top-k=0: k must be at least 1"),

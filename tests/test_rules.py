@@ -12,14 +12,22 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from hf_judge import JudgeConfig, JudgeHead, StrictVerifier, VerdictCode, judged
 from hf_judge.head.distributions import entropy, kl_divergence
 from hf_judge.rules import (
+    BlockVerifier,
+    CactusVerifier,
+    CascadeVerifier,
     EnsembleVerifier,
     FlyVerifier,
+    FuzzyVerifier,
     KLVerifier,
+    MarsVerifier,
+    MentoredVerifier,
     RandomVerifier,
     RelaxedVerifier,
     ThresholdsVerifier,
+    TokenCascadeVerifier,
     TopKVerifier,
     TypicalVerifier,
+    VllmFlyVerifier,
     ensemble_tokens,
     fly_accepts,
     kl_accepts,
@@ -350,7 +358,15 @@ RULES = [
     FlyVerifier(0.1, 3),
     RandomVerifier(0.4),
     autojudge(head(), 0.5),
+    MarsVerifier(0.5),
+    VllmFlyVerifier(0.3, 2),
+    FuzzyVerifier(0.1),
+    CascadeVerifier(0.3, "chow"),
+    CascadeVerifier(0.0, "diff"),
+    CascadeVerifier(0.2, "opt"),
+    TokenCascadeVerifier(0.7),
 ]
+SAMPLERS = [CactusVerifier(0.3), MentoredVerifier(0.2), BlockVerifier()]  # strict in greedy decoding
 
 
 def one_token_greedy(target, draft, rule, ids, n_new: int, n_drafted: int) -> list[int]:
@@ -392,7 +408,7 @@ class TestGenerate:
             n_rescued += output.judge_stats.rescued
         assert n_rescued > 0  # else nothing was compared
 
-    @pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
+    @pytest.mark.parametrize("rule", RULES + SAMPLERS, ids=lambda rule: type(rule).__name__)
     def test_sampling_runs_and_repeats_with_its_seed(self, pair, rule):
         outputs = []
         for _ in range(2):
@@ -415,7 +431,7 @@ class TestGenerate:
         "rule",
         [
             TopKVerifier(1), RelaxedVerifier(0.0), TypicalVerifier(1.0, 1e9), KLVerifier(0.0), EnsembleVerifier(1.0),
-            ThresholdsVerifier(1.0), FlyVerifier(1.0), RandomVerifier(0.0), autojudge(head(), 0.0),
+            ThresholdsVerifier(1.0), FlyVerifier(1.0), RandomVerifier(0.0), autojudge(head(), 0.0), *SAMPLERS,
         ],
         ids=lambda rule: type(rule).__name__,
     )  # fmt: skip

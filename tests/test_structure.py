@@ -155,7 +155,7 @@ def test_faces_are_short():
 def test_setup_lists_every_package():
     config = configparser.ConfigParser()
     config.read(PACKAGE.parent / "setup.cfg")
-    folders = {f"hf_judge.{path.parent.name}" for path in FILES if path.name == "__init__.py"} - {"hf_judge.hf_judge"}
+    folders = {f"hf_judge.{name_of(path)}" for path in FILES if path.name == "__init__.py"} - {"hf_judge.__init__"}
     assert set(config["options"]["packages"].split()) == folders | {"hf_judge", "hf_judge.hub_cards"}
 
 

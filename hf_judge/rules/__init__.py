@@ -5,30 +5,25 @@ formulas, p is the target's distribution, softmax(outputs.scores), q the draft's
 all of them: hard constraints, stop tokens, values that are not finite. AutoJudge's rule is `JudgeCandidateVerifier`.
 """
 
+from hf_judge.rules.both.block import BlockVerifier, block_accepts
+from hf_judge.rules.both.cactus import CactusVerifier, cactus_distribution
+from hf_judge.rules.both.cascades import CascadeVerifier, TokenCascadeVerifier
+from hf_judge.rules.both.ensemble import EnsembleVerifier, ensemble_accepts, ensemble_tokens
+from hf_judge.rules.both.fuzzy import FuzzyVerifier, fuzzy_accepts
+from hf_judge.rules.both.kl import KLVerifier, kl_accepts
+from hf_judge.rules.both.mentored import MentoredVerifier, mentored_distribution
 from hf_judge.rules.control import RandomVerifier, random_accepts
-from hf_judge.rules.ensemble import EnsembleVerifier, ensemble_accepts, ensemble_tokens
-from hf_judge.rules.fly import FlyVerifier, fly_accepts
-from hf_judge.rules.kl import KLVerifier, kl_accepts
-from hf_judge.rules.thresholds import ThresholdsVerifier, thresholds_accept
-from hf_judge.rules.top_k import RelaxedVerifier, TopKVerifier, relaxed_accepts, top_k_accepts
-from hf_judge.rules.typical import TypicalVerifier, typical_accepts
+from hf_judge.rules.target.fly import FlyVerifier, VllmFlyVerifier, fly_accepts, vllm_fly_accepts
+from hf_judge.rules.target.mars import MarsVerifier, mars_accepts
+from hf_judge.rules.target.thresholds import ThresholdsVerifier, thresholds_accept
+from hf_judge.rules.target.top_k import RelaxedVerifier, TopKVerifier, relaxed_accepts, top_k_accepts
+from hf_judge.rules.target.typical import TypicalVerifier, typical_accepts
 
 __all__ = [
-    "EnsembleVerifier",
-    "FlyVerifier",
-    "KLVerifier",
-    "RandomVerifier",
-    "RelaxedVerifier",
-    "ThresholdsVerifier",
-    "TopKVerifier",
-    "TypicalVerifier",
-    "ensemble_accepts",
-    "ensemble_tokens",
-    "fly_accepts",
-    "kl_accepts",
-    "random_accepts",
-    "relaxed_accepts",
-    "thresholds_accept",
-    "top_k_accepts",
-    "typical_accepts",
-]
+    "BlockVerifier", "CactusVerifier", "CascadeVerifier", "EnsembleVerifier", "FlyVerifier", "FuzzyVerifier",
+    "KLVerifier", "MarsVerifier", "MentoredVerifier", "RandomVerifier", "RelaxedVerifier", "ThresholdsVerifier",
+    "TokenCascadeVerifier", "TopKVerifier", "TypicalVerifier", "VllmFlyVerifier", "block_accepts",
+    "cactus_distribution", "ensemble_accepts", "ensemble_tokens", "fly_accepts", "fuzzy_accepts", "kl_accepts",
+    "mars_accepts", "mentored_distribution", "random_accepts", "relaxed_accepts", "thresholds_accept",
+    "top_k_accepts", "typical_accepts", "vllm_fly_accepts",
+]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Share what all rules need: adding to strict verification, scores of drafted tokens, checked settings."""
+"""Share what all rules need: adding to strict verification, sampling from another distribution, checked settings."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 
 import torch
 
+from hf_judge.head.distributions import at
 from hf_judge.verify.decide import decide
 from hf_judge.verify.round import Candidates, TargetOutputs, Verdict
 from hf_judge.verify.stats import JudgeStats
-from hf_judge.verify.strict import StrictChoice, strict_choice
+from hf_judge.verify.strict import StrictChoice, draft_lengths, strict_choice
 
 
 @dataclass(eq=False)
@@ -59,6 +60,65 @@ class AddingRule:
         )
 
 
+@dataclass(eq=False)
+class RelaxedSampler(AddingRule):
+    """Samples from a distribution of its own, pi, in place of the target's p; strict verification in greedy decoding.
+
+    Sampling accepts x where ``u <= pi(x) / q(x)`` and else draws from ``norm(max(pi - q, 0))``: algorithm 1 of
+    2211.17192 with pi for p, so that every token is a draw from pi. After a wholly accepted draft there is no q, and
+    the next token is drawn from p. pi may end the answer like any other token, so `rescue_stop_tokens` is on.
+    """
+
+    rescue_stop_tokens: bool = field(default=True, kw_only=True)
+
+    def relaxed(
+        self, candidates: Candidates, outputs: TargetOutputs, target: torch.Tensor, draft: torch.Tensor
+    ) -> torch.Tensor:
+        """Return pi at the positions of the drafted tokens, (batch, k, V); a rule needs only this method.
+
+        Args:
+            candidates, outputs: the round.
+            target: (batch, k, V) float, p.
+            draft: (batch, k, V) float, q.
+        """
+        raise NotImplementedError
+
+    def verify(self, candidates, outputs):
+        """See [`CandidateVerifier`]."""
+        choice, k = strict_choice(candidates, outputs), candidates.ids.shape[1]
+        draft = draft_scores_of(candidates, outputs, type(self).__name__).softmax(dim=-1)
+        if not outputs.do_sample or k == 0:
+            return self._decide(candidates, outputs, choice, None)
+        target = outputs.scores.softmax(dim=-1)
+        relaxed = self.relaxed(candidates, outputs, target[:, :k], draft)
+        wanted = at(relaxed, candidates.ids)
+        judged = (choice.draws * at(draft, candidates.ids) <= wanted) & (wanted > 0)
+        tokens = residual_tokens(candidates, target, relaxed, draft)
+        return self._decide(candidates, outputs, choice, judged, replaces_strict=True, tokens=tokens)
+
+
+def residual_tokens(
+    candidates: Candidates, target: torch.Tensor, wanted: torch.Tensor, draft: torch.Tensor
+) -> torch.Tensor:
+    """Draw the token that would replace each drafted one, from ``norm(max(wanted - q, 0))``.
+
+    Args:
+        candidates: the drafted tokens.
+        target: (batch, k+1, V) float, p: what is drawn from after a whole draft, and where the residual is empty, since
+            `wanted` and q are equal there up to rounding.
+        wanted: (batch, k, V) float, the distribution to sample from, or a multiple of it.
+        draft: (batch, k, V) float, q.
+
+    Returns:
+        (batch, k+1) long.
+    """
+    residual = (wanted - draft).clamp(min=0)
+    inside = torch.arange(residual.shape[1], device=residual.device) < draft_lengths(candidates).unsqueeze(1)
+    usable = (residual.sum(dim=-1) > 0) & inside
+    rows = torch.cat([torch.where(usable.unsqueeze(-1), residual, target[:, :-1]), target[:, -1:]], dim=1)
+    return torch.multinomial(rows.flatten(0, 1), num_samples=1).view(rows.shape[:2])
+
+
 def drafted(outputs: TargetOutputs) -> torch.Tensor:
     """Return the target's scores (batch, k, V) at the positions that predict the drafted tokens."""
     return outputs.scores[:, :-1]
@@ -85,6 +145,20 @@ def draft_scores_of(candidates: Candidates, outputs: TargetOutputs, rule: str) -
     return candidates.logits.to(outputs.scores.device, torch.float32)
 
 
+def raw_probabilities(candidates: Candidates, outputs: TargetOutputs, rule: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return both models' distributions (batch, k, V) before any processor: at temperature 1.
+
+    For rules that decide by how sure the models are. They set `reads_draft_logits`; a source of drafts that does not
+    tell the draft's unprocessed logits is read by its processed ones.
+
+    Raises:
+        ValueError: see [`draft_scores_of`].
+    """
+    scores = draft_scores_of(candidates, outputs, rule)
+    raw = scores if candidates.raw_logits is None else candidates.raw_logits.to(scores.device, torch.float32)
+    return outputs.logits[:, : candidates.ids.shape[1]].softmax(dim=-1), raw.softmax(dim=-1)
+
+
 def check(name: str, value: float, least: float = -math.inf, most: float = math.inf, kind: type = float) -> None:
     """Refuse a setting of another type or outside its range.
 
@@ -95,4 +169,5 @@ def check(name: str, value: float, least: float = -math.inf, most: float = math.
         raise TypeError(f"{name} must be {'a whole number' if kind is int else 'a number'}, got {value!r:.60}")
     if not math.isfinite(value) or not least <= value <= most:
         bounds = f"at least {least}" if most == math.inf else f"between {least} and {most}"
+        bounds = f"at most {most}" if least == -math.inf and most < math.inf else bounds
         raise ValueError(f"{name} must be {bounds}, got {value}")

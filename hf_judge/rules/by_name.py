@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from hf_judge.head.config import check_threshold
 from hf_judge.head.judge_head import JudgeHead
+from hf_judge.rules.both.block import BlockVerifier
+from hf_judge.rules.both.cactus import CactusVerifier
+from hf_judge.rules.both.cascades import CascadeVerifier, TokenCascadeVerifier
+from hf_judge.rules.both.ensemble import EnsembleVerifier
+from hf_judge.rules.both.fuzzy import FuzzyVerifier
+from hf_judge.rules.both.kl import KLVerifier
+from hf_judge.rules.both.mentored import MentoredVerifier
 from hf_judge.rules.control import RandomVerifier
-from hf_judge.rules.ensemble import EnsembleVerifier
-from hf_judge.rules.fly import FlyVerifier
-from hf_judge.rules.kl import KLVerifier
-from hf_judge.rules.thresholds import ThresholdsVerifier
-from hf_judge.rules.top_k import RelaxedVerifier, TopKVerifier
-from hf_judge.rules.typical import TypicalVerifier
+from hf_judge.rules.target.fly import FlyVerifier, VllmFlyVerifier
+from hf_judge.rules.target.mars import MarsVerifier
+from hf_judge.rules.target.thresholds import ThresholdsVerifier
+from hf_judge.rules.target.top_k import RelaxedVerifier, TopKVerifier
+from hf_judge.rules.target.typical import TypicalVerifier
 from hf_judge.verify.decide import StrictVerifier
 from hf_judge.verify.judge import JudgeCandidateVerifier
 from hf_judge.verify.round import CandidateVerifier
@@ -34,6 +41,7 @@ class RuleSpec:
 
 RULES = {
     "strict": RuleSpec("", (), (), lambda value, head: StrictVerifier()),
+    "block": RuleSpec("", (), (), lambda value, head: BlockVerifier()),
     "judge": RuleSpec(
         "threshold",
         (0.001, 0.01, 0.1, 0.3, 0.5, 0.7, 0.9, 0.98),
@@ -66,6 +74,29 @@ RULES = {
     "fly": RuleSpec(
         "threshold", (0.005, 0.02, 0.05, 0.1, 0.2, 0.3), (0.01, 0.1), lambda value, head: FlyVerifier(value)
     ),
+    "vllm-fly": RuleSpec(
+        "threshold", (0.01, 0.05, 0.1, 0.2, 0.3, 0.5), (0.05, 0.3), lambda value, head: VllmFlyVerifier(value)
+    ),
+    "mars": RuleSpec("ratio", (0.3, 0.5, 0.6, 0.7, 0.8, 0.9), (0.6, 0.9), lambda value, head: MarsVerifier(value)),
+    "fsd": RuleSpec(
+        "threshold", (0.69, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1), (0.5, 0.2), lambda value, head: FuzzyVerifier(value)
+    ),
+    "cactus": RuleSpec("delta", (4.0, 2.0, 1.0, 0.5, 0.25, 0.1), (1.0, 0.1), lambda value, head: CactusVerifier(value)),
+    "mentored": RuleSpec(
+        "divergence", (2.0, 1.0, 0.5, 0.2, 0.1, 0.05), (0.5, 0.1), lambda value, head: MentoredVerifier(value)
+    ),
+    "cascade-chow": RuleSpec(
+        "alpha", (0.8, 0.5, 0.3, 0.1, 0.03, 0.01), (0.5, 0.1), lambda value, head: CascadeVerifier(value, "chow")
+    ),
+    "cascade-diff": RuleSpec(
+        "alpha", (0.5, 0.3, 0.1, 0.0, -0.1, -0.3), (0.3, 0.0), lambda value, head: CascadeVerifier(value, "diff")
+    ),
+    "cascade-opt": RuleSpec(
+        "alpha", (0.5, 0.3, 0.1, 0.0, -0.3, -1.0), (0.3, 0.0), lambda value, head: CascadeVerifier(value, "opt")
+    ),
+    "cascade-token": RuleSpec(
+        "alpha", (0.999, 0.99, 0.97, 0.9, 0.7, 0.5), (0.99, 0.7), lambda value, head: TokenCascadeVerifier(value)
+    ),
     "random": RuleSpec("rate", (0.7, 0.5, 0.3, 0.1), (0.5, 0.1), lambda value, head: RandomVerifier(value)),
 }
 
@@ -92,7 +123,7 @@ def parse_settings(texts: Iterable[str], heads: dict[str, JudgeHead], *, quick: 
     """Read settings from words like ``judge=0.5,0.9`` or ``top-k``.
 
     Args:
-        texts: the words; none: every rule that the heads at hand allow.
+        texts: the words; none, or "all": every rule that the heads at hand allow.
         heads: head by the name of its rule ("judge", "judge:NAME", "autojudge").
         quick: take two values of each rule instead of all.
 
@@ -102,9 +133,9 @@ def parse_settings(texts: Iterable[str], heads: dict[str, JudgeHead], *, quick: 
     Raises:
         ValueError: a rule is unknown or lacks its head, or a value is out of the rule's range.
     """
-    texts = list(texts) or [*BASELINES, *(name for name, spec in RULES.items() if not spec.needs_head), *heads]
+    every = [*BASELINES, *(name for name, spec in RULES.items() if not spec.needs_head), *heads]
     settings = [Setting("plain")]
-    for text in texts:
+    for text in itertools.chain.from_iterable(every if text == "all" else [text] for text in list(texts) or every):
         name, _, values = text.partition("=")
         if name in BASELINES:
             if values:
