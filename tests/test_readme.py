@@ -21,6 +21,7 @@ EXAMPLES = {
     "batch_and_stream.py": ([], "pens left"),
     "own_rule.py": ([], "rescued"),
     "compare_rules.py": ([], "target forwards per answer"),
+    "imported_labels.py": (["80", "1"], "judge threshold 0.5"),
 }
 
 

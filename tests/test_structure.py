@@ -19,6 +19,7 @@ ORDER = (
     "head",
     "checking",
     "labelling",
+    "importing",
     "verify",
     "training",
     "rules",

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from hf_judge.checking.correctness import imported
-from hf_judge.cli.options import add_pair, add_tasks, checker_of, load_model, read_tasks
+from hf_judge.cli.options import add_pair, add_tasks, checker_of, load_model, read_tasks, write_json
 from hf_judge.cli.terminal import above_zero, natural, positive, printable
 from hf_judge.evaluation.loading import load_tokenizer, load_tokenizers
 from hf_judge.files.durable import check_writable
@@ -15,6 +15,8 @@ from hf_judge.files.jsonl import read_json_object
 from hf_judge.head.files import CONFIG_NAME
 from hf_judge.head.hub import is_hub_id
 from hf_judge.head.judge_head import JudgeHead
+from hf_judge.importing.formats import FORMATS
+from hf_judge.importing.run import import_labels
 from hf_judge.labelling.drafts import label_drafts
 from hf_judge.labelling.jobs import MiningReport, processes
 from hf_judge.labelling.responses import HOLDS, load_rows, marked, summarise
@@ -122,6 +124,51 @@ def _mine_swaps(args: argparse.Namespace, tasks: list[dict], names: list[str]) -
         names=names,
         strict=args.strict,
     )
+
+
+# --- import ---------------------------------------------------------------------------------------------------------
+
+
+def add_import(commands) -> None:
+    parser = commands.add_parser("import", help="make labelled responses of labels that exist")
+    parser.add_argument("format", choices=sorted(FORMATS), metavar="FORMAT", help=", ".join(FORMATS))
+    parser.add_argument(
+        "data",
+        nargs="*",
+        metavar="DATA",
+        help="files, saved datasets, or datasets on the Hub as user/name:split (default: the format's own on the Hub)",
+    )
+    parser.add_argument("--output", required=True, metavar="PATH", help="JSONL file of labelled responses")
+    parser.add_argument("--tokenizer", metavar="ID", help="tokenizer of the labelled tokens, for tokenhd and autojudge")
+    parser.add_argument(
+        "--step-separator", metavar="TEXT", help="what stands between two steps (default: as in the dataset)"
+    )
+    parser.add_argument("--max-rows", type=positive, metavar="N", help="write at most N examples (default: all)")
+    parser.add_argument(
+        "--balanced", action="store_true", help="of each source as many examples with a mistake as without"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="selects the examples (default: 0)")
+    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of the dataset on the Hub")
+    parser.add_argument("--json", metavar="FILE", help="write all counts, and what could not be lined up, to this file")
+    parser.set_defaults(run=run_import)
+
+
+def run_import(args: argparse.Namespace) -> None:
+    if args.json:
+        check_writable(args.json)
+    report = import_labels(
+        args.format,
+        args.data,
+        args.output,
+        tokenizer=load_tokenizer(args.tokenizer) if args.tokenizer else None,
+        max_rows=args.max_rows,
+        balanced=args.balanced,
+        seed=args.seed,
+        revision=args.revision,
+        step_separator=args.step_separator,
+    )
+    print(printable(f"{args.output}: {report}"))
+    write_json(args.json, report.to_dict())
 
 
 # --- info -----------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import logging
 import typing
 from pathlib import Path
 
-from hf_judge.cli.label import add_info, add_mine, widths
+from hf_judge.cli.label import add_import, add_info, add_mine, widths
 from hf_judge.cli.options import add_pair, add_tasks, checker_of, load_model
 from hf_judge.cli.terminal import positive, share, warn
 from hf_judge.evaluation.evaluate import Decoding, JudgedAnswers, Pair, right_answers
@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 def add_training_commands(commands) -> None:
     """Add the subcommands that make a judge to the parser, in the order of their use."""
-    for add in (add_mine, add_features, add_train, add_calibrate, add_info):
+    for add in (add_mine, add_import, add_features, add_train, add_calibrate, add_info):
         add(commands)
 
 

@@ -1,0 +1,1 @@
+"""Labels that exist: public datasets of marked mistakes, as labelled responses."""
