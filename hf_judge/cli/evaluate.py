@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
-from hf_judge.cli.options import add_measured, command_line, load_work, note_on_card, write_json
+from hf_judge.cli.options import add_measured, command_line, load_work, write_json
 from hf_judge.cli.terminal import printable, table, warn
-from hf_judge.evaluation.compare import compare, usable_work
+from hf_judge.evaluation.calibrated.findings import calibration_sentences
+from hf_judge.evaluation.calibrated.values import choose
+from hf_judge.evaluation.compare import Work, compare, usable_work
 from hf_judge.evaluation.evaluate import Decoding
 from hf_judge.evaluation.figures import label
 from hf_judge.evaluation.loading import load_models, load_texts
 from hf_judge.evaluation.report import write_report
 from hf_judge.files.durable import check_writable
-from hf_judge.publishing.record import evaluated
-from hf_judge.rules.by_name import parse_settings
+from hf_judge.rules.by_name import Setting, parse_settings
 
 
 def add_evaluate(commands) -> None:
@@ -26,13 +26,28 @@ def add_evaluate(commands) -> None:
     evaluate.add_argument(
         "--rules", nargs="+", default=[], metavar="RULE[=V,V]", help="e.g. judge=0.5,0.9 top-k=2 (default: all)"
     )
+    evaluate.add_argument(
+        "--calibrate-to-loss",
+        type=float,
+        metavar="POINTS",
+        help="choose each rule's value on other problems: the most lenient that loses at most POINTS of accuracy",
+    )
+    evaluate.add_argument(
+        "--calibration-problems", type=int, metavar="N", help="problems to choose with (default: as many as --problems)"
+    )
     evaluate.add_argument("--autojudge", metavar="DIR", help="the head of the rule autojudge")
     evaluate.add_argument("--texts", metavar="FILE", help="JSONL of prompt and response: verified under every rule")
     evaluate.add_argument(
         "--num-assistant-tokens", type=int, default=16, metavar="M", help="drafted tokens per round (default: 16)"
     )
     evaluate.add_argument("--batch-size", type=int, default=1, metavar="N", help="answers at once (default: 1)")
-    evaluate.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default)")
+    evaluate.add_argument(
+        "--temperature",
+        type=float,
+        nargs="+",
+        metavar="T",
+        help="0 is greedy (default; with --calibrate-to-loss: 0 and 1, each with a report of its own)",
+    )
     evaluate.add_argument("--report", metavar="DIR", help="write page, JSON, CSV and plots to this directory")
     evaluate.add_argument("--strict", action="store_true", help="stop at a problem or text that the models refuse")
     evaluate.add_argument("--no-plots", action="store_true", help="write no PNG files")
@@ -47,8 +62,11 @@ def run_evaluate(args: argparse.Namespace) -> None:
         check_writable(args.json)
     if args.report:
         check_writable(Path(args.report) / "report.html")
+    calibrated = _calibration(args)
     n = args.problems if args.problems is not None else 6 if args.quick else 200
-    task = load_work(args, n)
+    if args.calibration_problems is None:
+        args.calibration_problems = n
+    task = load_work(args, n + args.calibration_problems if calibrated else n)
     texts = load_texts(args.texts) if args.texts else []
     pair = load_models(
         args.target,
@@ -60,10 +78,46 @@ def run_evaluate(args: argparse.Namespace) -> None:
         depth=args.depth,
     )
     settings = parse_settings(args.rules, pair.heads, quick=args.quick)
-    decoding = Decoding(args.num_assistant_tokens, args.max_new_tokens, args.temperature, args.seed, args.batch_size)
-    if args.batch_size > 1 and not args.rules:
+    if args.batch_size > 1 and set(args.rules) <= {"all"}:
         settings = [setting for setting in settings if setting.rule != "assisted"]  # serves one prompt at a time
     work = usable_work(pair, task, texts, strict=args.strict)
+    temperatures = args.temperature or ([0.0, 1.0] if calibrated else [0.0])
+    runs = []
+    for temperature in temperatures:
+        # with several temperatures, a batch size is of greedy decoding: sampling serves one problem at a time
+        batch_size = 1 if temperature > 0 and len(temperatures) > 1 else args.batch_size
+        decoding = Decoding(args.num_assistant_tokens, args.max_new_tokens, temperature, args.seed, batch_size)
+        folder = f"temperature-{temperature:g}" if len(temperatures) > 1 else ""
+        runs.append(_measure(args, pair, work, settings, decoding, folder))
+    write_json(args.json, runs[0] if len(runs) == 1 else {"runs": runs})
+
+
+def _calibration(args: argparse.Namespace) -> bool:
+    """Tell whether values are to be chosen.
+
+    Raises:
+        ValueError: the options of the choice do not fit together.
+    """
+    if args.calibrate_to_loss is None:
+        if args.calibration_problems is not None:
+            raise ValueError("--calibration-problems needs --calibrate-to-loss POINTS")
+        return False
+    if not 0 <= args.calibrate_to_loss <= 100:
+        raise ValueError(f"--calibrate-to-loss must be between 0 and 100 points, got {args.calibrate_to_loss}")
+    if args.problems == 0:
+        raise ValueError("--calibrate-to-loss needs to know how many problems measure: pass --problems N, at least 1")
+    return True
+
+
+def _measure(args: argparse.Namespace, pair, work: Work, settings: list[Setting], decoding: Decoding, folder: str):
+    """Run and show one comparison, and write its report; return its figures."""
+    report = Path(args.report) / folder if args.report else None
+    journal_dir = Path(args.resume) / folder if args.resume else report / "answers" if report else None
+    calibration = None
+    if args.calibrate_to_loss is not None:
+        work, settings, calibration = choose(
+            pair, work, settings, decoding, args.calibrate_to_loss, args.calibration_problems, journal_dir=journal_dir
+        )
     with tqdm(total=len(settings) * len(work.task.examples), desc="Answering", unit="answer", leave=False) as bar:
         found = compare(
             pair,
@@ -71,25 +125,31 @@ def run_evaluate(args: argparse.Namespace) -> None:
             settings,
             decoding,
             command=command_line(args),
-            journal_dir=args.resume or (Path(args.report) / "answers" if args.report else None),
+            journal_dir=journal_dir,
             n_curve_examples=8 if args.quick else 30,
             on_answer=bar.update,
         )
+    if calibration is not None:
+        found["calibration"] = calibration
+        found["summary"] += calibration_sentences(calibration, found["rules"])
     warn(found["warnings"])
+    if folder:
+        print(f"\nTemperature {decoding.temperature:g}\n")
     print(evaluation_table(found["rules"]))
     print("\n" + "\n".join(printable(line) for line in found["summary"]))
     if found["text_rules"]:
         print("\nGiven text:\n\n" + texts_table(found["text_rules"]))
-    write_json(args.json, found)
-    note_on_card(args, "evaluate", work.task, partial(evaluated, found))
-    if args.report:
-        files = write_report(found, args.report, plots=not args.no_plots)
+    if report:
+        files = write_report(found, report, plots=not args.no_plots)
         print("\nWrote " + ", ".join(str(file) for file in files))
+    return found
 
 
 def evaluation_table(rules: list[dict]) -> str:
     """Return a table with one line per setting."""
-    rows = [["", "accuracy", "95% interval", "gained/lost", "speed-up", "tokens/s", "tokens/answer", "forwards/answer"]]
+    rows = [
+        ["", "accuracy", "95% interval", "gained/lost", "p", "speed-up", "tokens/s", "tokens/answer", "forwards/answer"]
+    ]
     rows[0] += ["tokens/forward", "rescued"]
     for row in rules:
         low, high = row["accuracy_interval"]
@@ -100,6 +160,7 @@ def evaluation_table(rules: list[dict]) -> str:
                 f"{row['accuracy']:.1%}",
                 f"{low:.1%}-{high:.1%}",
                 f"{row['gained']}/{row['lost']}",
+                f"{row['mcnemar_p']:.2g}",
                 f"{row['speedup']:.2f}x",
                 f"{row['tokens_per_second']:.0f}",
                 f"{row['answer_tokens']:.1f}",

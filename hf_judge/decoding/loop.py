@@ -151,6 +151,7 @@ def _candidates(
         n_rescued=sent([prompt.n_rescued for prompt in prompts], device),
         raw_logits=draft.raw_logits,
         places=sent([prompt.place for prompt in prompts], device),
+        texts=tuple(prompt.ids for prompt in prompts),
     )
 
 

@@ -241,7 +241,7 @@ def evaluate(
     if not settings or settings[0].rule != "plain":
         raise ValueError("the first setting must be 'plain', which the others are compared with")
     methods = {setting: Method(pair, setting, decoding) for setting in settings}
-    record = {"pair": pair.name, "task": task.name, "decoding": asdict(decoding)}
+    record = journal_record(pair, task, decoding)
     with contextlib.ExitStack() as stack:
         journal = None if journal_dir is None else stack.enter_context(Journal(journal_dir, record))
         answers = {setting: {} for setting in settings}
@@ -275,14 +275,13 @@ def _plan(
         Each batch as a setting, and its examples with their keys in the journal.
     """
     settings, todo = list(answers), []
-    # a journal must not mix answers of two heads, even of heads loaded from one directory
-    prints = {rule: f" ({_fingerprint(head)})" for rule, head in pair.heads.items()}
+    prints = head_prints(pair)
     for number, start in enumerate(range(0, len(task.examples), batch_size)):
         turn = number % len(settings)  # the first setting of a turn pays for cold caches: rotate
         for setting in settings[turn:] + settings[:turn]:
             batch = []
             for example in task.examples[start : start + batch_size]:
-                key = f"{setting.name}{prints.get(setting.rule, '')} | {example.name}"
+                key = journal_key(prints, setting, example)
                 if key in done:
                     answers[setting][example.name] = Answer(**done[key])
                 else:
@@ -290,6 +289,21 @@ def _plan(
             if batch:
                 todo.append((setting, batch))
     return todo
+
+
+def journal_record(pair: Pair, task: Task, decoding: Decoding) -> dict:
+    """Return what every answer in a journal depends on."""
+    return {"pair": pair.name, "task": task.name, "decoding": asdict(decoding)}
+
+
+def head_prints(pair: Pair) -> dict[str, str]:
+    """Return a fingerprint of each head: a journal must not mix heads, even of one directory."""
+    return {rule: f" ({_fingerprint(head)})" for rule, head in pair.heads.items()}
+
+
+def journal_key(prints: dict[str, str], setting: Setting, example: Example) -> str:
+    """Return the key of an answer in a journal; `prints` are of [`head_prints`]."""
+    return f"{setting.name}{''.join(prints[name] for name in setting.heads if name in prints)} | {example.name}"
 
 
 def right_answers(pair: Pair, task: Task, setting: Setting, decoding: Decoding, *, desc: str) -> list[bool]:

@@ -12,18 +12,20 @@ from hf_judge.rules.both.ensemble import EnsembleVerifier, ensemble_accepts, ens
 from hf_judge.rules.both.fuzzy import FuzzyVerifier, fuzzy_accepts
 from hf_judge.rules.both.kl import KLVerifier, kl_accepts
 from hf_judge.rules.both.mentored import MentoredVerifier, mentored_distribution
+from hf_judge.rules.combine import CombinedVerifier
 from hf_judge.rules.control import RandomVerifier, random_accepts
 from hf_judge.rules.target.fly import FlyVerifier, VllmFlyVerifier, fly_accepts, vllm_fly_accepts
 from hf_judge.rules.target.mars import MarsVerifier, mars_accepts
 from hf_judge.rules.target.thresholds import ThresholdsVerifier, thresholds_accept
 from hf_judge.rules.target.top_k import RelaxedVerifier, TopKVerifier, relaxed_accepts, top_k_accepts
 from hf_judge.rules.target.typical import TypicalVerifier, typical_accepts
+from hf_judge.rules.thinking import ThinkingVerifier
 
 __all__ = [
-    "BlockVerifier", "CactusVerifier", "CascadeVerifier", "EnsembleVerifier", "FlyVerifier", "FuzzyVerifier",
-    "KLVerifier", "MarsVerifier", "MentoredVerifier", "RandomVerifier", "RelaxedVerifier", "ThresholdsVerifier",
-    "TokenCascadeVerifier", "TopKVerifier", "TypicalVerifier", "VllmFlyVerifier", "block_accepts",
-    "cactus_distribution", "ensemble_accepts", "ensemble_tokens", "fly_accepts", "fuzzy_accepts", "kl_accepts",
-    "mars_accepts", "mentored_distribution", "random_accepts", "relaxed_accepts", "thresholds_accept",
-    "top_k_accepts", "typical_accepts", "vllm_fly_accepts",
+    "BlockVerifier", "CactusVerifier", "CascadeVerifier", "CombinedVerifier", "EnsembleVerifier", "FlyVerifier",
+    "FuzzyVerifier", "KLVerifier", "MarsVerifier", "MentoredVerifier", "RandomVerifier", "RelaxedVerifier",
+    "ThinkingVerifier", "ThresholdsVerifier", "TokenCascadeVerifier", "TopKVerifier", "TypicalVerifier",
+    "VllmFlyVerifier", "block_accepts", "cactus_distribution", "ensemble_accepts", "ensemble_tokens", "fly_accepts",
+    "fuzzy_accepts", "kl_accepts", "mars_accepts", "mentored_distribution", "random_accepts", "relaxed_accepts",
+    "thresholds_accept", "top_k_accepts", "typical_accepts", "vllm_fly_accepts",
 ]  # fmt: skip

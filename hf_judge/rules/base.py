@@ -91,10 +91,23 @@ class RelaxedSampler(AddingRule):
             return self._decide(candidates, outputs, choice, None)
         target = outputs.scores.softmax(dim=-1)
         relaxed = self.relaxed(candidates, outputs, target[:, :k], draft)
-        wanted = at(relaxed, candidates.ids)
-        judged = (choice.draws * at(draft, candidates.ids) <= wanted) & (wanted > 0)
+        judged = _accepted_from(relaxed, draft, candidates, choice)
         tokens = residual_tokens(candidates, target, relaxed, draft)
         return self._decide(candidates, outputs, choice, judged, replaces_strict=True, tokens=tokens)
+
+    def judged(self, candidates, outputs, choice):
+        if not outputs.do_sample:
+            return torch.zeros_like(choice.accepted)
+        draft = draft_scores_of(candidates, outputs, type(self).__name__).softmax(dim=-1)
+        relaxed = self.relaxed(candidates, outputs, drafted(outputs).softmax(dim=-1), draft)
+        return _accepted_from(relaxed, draft, candidates, choice)
+
+
+def _accepted_from(
+    relaxed: torch.Tensor, draft: torch.Tensor, candidates: Candidates, choice: StrictChoice
+) -> torch.Tensor:
+    wanted = at(relaxed, candidates.ids)
+    return (choice.draws * at(draft, candidates.ids) <= wanted) & (wanted > 0)
 
 
 def residual_tokens(

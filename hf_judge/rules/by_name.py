@@ -1,112 +1,34 @@
-"""Name the acceptance rules for the command line, with the number that each is swept over."""
+"""Read rules from the words of a command line, and make their verifiers."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from hf_judge.head.config import check_threshold
 from hf_judge.head.judge_head import JudgeHead
-from hf_judge.rules.both.block import BlockVerifier
-from hf_judge.rules.both.cactus import CactusVerifier
-from hf_judge.rules.both.cascades import CascadeVerifier, TokenCascadeVerifier
-from hf_judge.rules.both.ensemble import EnsembleVerifier
-from hf_judge.rules.both.fuzzy import FuzzyVerifier
-from hf_judge.rules.both.kl import KLVerifier
-from hf_judge.rules.both.mentored import MentoredVerifier
-from hf_judge.rules.control import RandomVerifier
-from hf_judge.rules.target.fly import FlyVerifier, VllmFlyVerifier
-from hf_judge.rules.target.mars import MarsVerifier
-from hf_judge.rules.target.thresholds import ThresholdsVerifier
-from hf_judge.rules.target.top_k import RelaxedVerifier, TopKVerifier
-from hf_judge.rules.target.typical import TypicalVerifier
-from hf_judge.verify.decide import StrictVerifier
-from hf_judge.verify.judge import JudgeCandidateVerifier
+from hf_judge.rules.combine import CombinedVerifier
+from hf_judge.rules.table import RULES, RuleSpec
+from hf_judge.rules.thinking import ThinkingVerifier
 from hf_judge.verify.round import CandidateVerifier
 
 BASELINES = ("plain", "assisted")  # plain decoding, and transformers' own assisted generation
-
-
-@dataclass(frozen=True)
-class RuleSpec:
-    """Describes a rule on the command line."""
-
-    number: str  # name of the number that is swept; "" for none
-    sweep: tuple[float, ...]  # values from lenient to strict
-    quick: tuple[float, ...]  # values of a short sweep
-    make: Callable[[float, JudgeHead | None], CandidateVerifier]
-    needs_head: bool = False
-
-
-RULES = {
-    "strict": RuleSpec("", (), (), lambda value, head: StrictVerifier()),
-    "block": RuleSpec("", (), (), lambda value, head: BlockVerifier()),
-    "judge": RuleSpec(
-        "threshold",
-        (0.001, 0.01, 0.1, 0.3, 0.5, 0.7, 0.9, 0.98),
-        (0.5, 0.9),
-        lambda value, head: JudgeCandidateVerifier(head, value),
-        needs_head=True,
-    ),
-    "autojudge": RuleSpec(
-        "threshold",
-        (0.99, 0.9, 0.7, 0.5, 0.3, 0.1, 0.02),
-        (0.5, 0.1),
-        # it accepts where P(important) = 1 - sigmoid(logit) is below the threshold (2504.20039)
-        lambda value, head: JudgeCandidateVerifier(head, 1 - check_threshold(value)),
-        needs_head=True,
-    ),
-    "kl": RuleSpec("threshold", (8.0, 4.0, 3.0, 2.0, 1.5, 1.0), (4.0, 1.5), lambda value, head: KLVerifier(value)),
-    "typical": RuleSpec(
-        "epsilon", (0.0003, 0.001, 0.003, 0.01, 0.03, 0.09), (0.001, 0.01), lambda value, head: TypicalVerifier(value)
-    ),
-    "top-k": RuleSpec("k", (5, 3, 2), (3, 2), lambda value, head: TopKVerifier(_whole(value))),
-    "relaxed": RuleSpec(
-        "delta", (0.999, 0.99, 0.95, 0.9, 0.7, 0.5), (0.99, 0.5), lambda value, head: RelaxedVerifier(value)
-    ),
-    "ensemble": RuleSpec(
-        "weight", (0.1, 0.2, 0.3, 0.4, 0.5, 0.6), (0.3, 0.5), lambda value, head: EnsembleVerifier(value)
-    ),
-    "thresholds": RuleSpec(
-        "single", (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1), (0.001, 0.01), lambda value, head: ThresholdsVerifier(value)
-    ),
-    "fly": RuleSpec(
-        "threshold", (0.005, 0.02, 0.05, 0.1, 0.2, 0.3), (0.01, 0.1), lambda value, head: FlyVerifier(value)
-    ),
-    "vllm-fly": RuleSpec(
-        "threshold", (0.01, 0.05, 0.1, 0.2, 0.3, 0.5), (0.05, 0.3), lambda value, head: VllmFlyVerifier(value)
-    ),
-    "mars": RuleSpec("ratio", (0.3, 0.5, 0.6, 0.7, 0.8, 0.9), (0.6, 0.9), lambda value, head: MarsVerifier(value)),
-    "fsd": RuleSpec(
-        "threshold", (0.69, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1), (0.5, 0.2), lambda value, head: FuzzyVerifier(value)
-    ),
-    "cactus": RuleSpec("delta", (4.0, 2.0, 1.0, 0.5, 0.25, 0.1), (1.0, 0.1), lambda value, head: CactusVerifier(value)),
-    "mentored": RuleSpec(
-        "divergence", (2.0, 1.0, 0.5, 0.2, 0.1, 0.05), (0.5, 0.1), lambda value, head: MentoredVerifier(value)
-    ),
-    "cascade-chow": RuleSpec(
-        "alpha", (0.8, 0.5, 0.3, 0.1, 0.03, 0.01), (0.5, 0.1), lambda value, head: CascadeVerifier(value, "chow")
-    ),
-    "cascade-diff": RuleSpec(
-        "alpha", (0.5, 0.3, 0.1, 0.0, -0.1, -0.3), (0.3, 0.0), lambda value, head: CascadeVerifier(value, "diff")
-    ),
-    "cascade-opt": RuleSpec(
-        "alpha", (0.5, 0.3, 0.1, 0.0, -0.3, -1.0), (0.3, 0.0), lambda value, head: CascadeVerifier(value, "opt")
-    ),
-    "cascade-token": RuleSpec(
-        "alpha", (0.999, 0.99, 0.97, 0.9, 0.7, 0.5), (0.99, 0.7), lambda value, head: TokenCascadeVerifier(value)
-    ),
-    "random": RuleSpec("rate", (0.7, 0.5, 0.3, 0.1), (0.5, 0.1), lambda value, head: RandomVerifier(value)),
-}
+PHASE = re.compile(r"(thinking|answer)/(\d+)/(\d+)/")  # of the answer, with the ids of the tokens around thoughts
+JOINTS = {"&": "all", "|": "any"}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Names a rule at one value of its number."""
+    """Names a rule at one value of its number.
 
-    rule: str  # a name in `BASELINES` or `RULES`; a further judge is "judge:NAME"
-    value: float | None = None  # None: the rule has no number, or for a judge the head's own threshold
+    `rule` is a name in `BASELINES` or `RULES`; a further judge is "judge:NAME". Rules are joined by "&" (all accept)
+    and "|" (any accepts), read from the left, each but the last with its value: "judge=0.5&fly". In front,
+    "thinking/7/8/" limits them to thoughts between the tokens 7 and 8, and "answer/7/8/" to the rest.
+    """
+
+    rule: str
+    value: float | None = None  # of the last rule; None: it has no number, or for a judge the head's own threshold
 
     @property
     def name(self) -> str:
@@ -116,11 +38,39 @@ class Setting:
     @property
     def number(self) -> str:
         """Name of the number: "threshold", "k", ..."""
-        return "" if self.rule in BASELINES else RULES[self.rule.partition(":")[0]].number
+        return "" if self.rule in BASELINES else spec_of(self.heads[-1]).number
+
+    @property
+    def heads(self) -> list[str]:
+        """Names of the rules in it, which are the names of their heads where they need one."""
+        return [term.partition("=")[0] for term in re.split("[&|]", PHASE.sub("", self.rule, count=1))]
+
+
+def spec_of(name: str) -> RuleSpec:
+    """Return the description of a rule.
+
+    Raises:
+        ValueError: no such rule.
+    """
+    spec = RULES.get(name.partition(":")[0])
+    if spec is None or (":" in name and not spec.needs_head):
+        raise ValueError(f"no rule {name!r}: there are {', '.join([*BASELINES, *RULES])}")
+    return spec
+
+
+def needs_head(rule: str) -> bool:
+    """Tell whether a rule of a setting reads a trained head."""
+    return any(spec_of(name).needs_head for name in Setting(rule).heads)
+
+
+def lenient_first(settings: list[Setting]) -> list[Setting]:
+    """Order the settings of one rule from the most lenient value to the strictest."""
+    lenient, *_, strict = spec_of(settings[0].heads[-1]).sweep
+    return sorted(settings, key=lambda setting: setting.value, reverse=lenient > strict)
 
 
 def parse_settings(texts: Iterable[str], heads: dict[str, JudgeHead], *, quick: bool = False) -> list[Setting]:
-    """Read settings from words like ``judge=0.5,0.9`` or ``top-k``.
+    """Read settings from words like ``judge=0.5,0.9``, ``top-k`` or ``judge=0.5&fly=0.1,0.2``.
 
     Args:
         texts: the words; none, or "all": every rule that the heads at hand allow.
@@ -136,38 +86,65 @@ def parse_settings(texts: Iterable[str], heads: dict[str, JudgeHead], *, quick: 
     every = [*BASELINES, *(name for name, spec in RULES.items() if not spec.needs_head), *heads]
     settings = [Setting("plain")]
     for text in itertools.chain.from_iterable(every if text == "all" else [text] for text in list(texts) or every):
-        name, _, values = text.partition("=")
-        if name in BASELINES:
-            if values:
-                raise ValueError(f"{name} has no number to set, got {text!r}")
-            settings.append(Setting(name))
-            continue
-        spec = RULES.get(name.partition(":")[0])
-        if spec is None or (":" in name and not spec.needs_head):
-            raise ValueError(f"no rule {name!r}: there are {', '.join([*BASELINES, *RULES])}")
-        if spec.needs_head and name not in heads:
-            raise ValueError(f"rule {name!r} needs its head: pass --{name.partition(':')[0]} DIRECTORY")
-        if values and not spec.number:
-            raise ValueError(f"{name} has no number to set, got {text!r}")
-        chosen = _numbers(text, values) if values else (spec.quick if quick else spec.sweep)
-        settings += [Setting(name, value) for value in chosen] or [Setting(name)]
+        settings += _parse(text, heads, quick)
     for setting in settings:
         make_verifier(setting, heads)  # a value out of range is an error before any work is done
     return list(dict.fromkeys(settings))
+
+
+def _parse(text: str, heads: dict[str, JudgeHead], quick: bool) -> list[Setting]:
+    """Read one word, whose last rule may have several values."""
+    joint = max(text.rfind(joint) for joint in JOINTS) + 1
+    last, _, values = text[joint:].partition("=")
+    rule = text[:joint] + last
+    if rule in BASELINES:
+        if values:
+            raise ValueError(f"{rule} has no number to set, got {text!r}")
+        return [Setting(rule)]
+    names = Setting(rule).heads
+    for name in names:
+        if spec_of(name).needs_head and name not in heads:
+            raise ValueError(f"rule {name!r} needs its head: pass --{name.partition(':')[0]} DIRECTORY")
+    spec = spec_of(names[-1])
+    if values and not spec.number:
+        raise ValueError(f"{names[-1]} has no number to set, got {text!r}")
+    chosen = _numbers(text, values) if values else (spec.quick if quick else spec.sweep)
+    return [Setting(rule, value) for value in chosen] or [Setting(rule)]
 
 
 def make_verifier(setting: Setting, heads: dict[str, JudgeHead]) -> CandidateVerifier | None:
     """Make the verifier of a setting, with stats of its own; None for the baselines.
 
     Raises:
-        ValueError: the value is out of the rule's range; the message names the rule.
+        ValueError: the value is out of the rule's range, or the rules cannot be combined; the message names the rule.
     """
     if setting.rule in BASELINES:
         return None
+    phase = PHASE.match(setting.rule)
+    first, *rest = re.split("([&|])", setting.rule[phase.end() if phase else 0 :])
+    terms = [first, *rest[1::2]]
     try:
-        return RULES[setting.rule.partition(":")[0]].make(setting.value, heads.get(setting.rule))
+        values = [None] * (len(terms) - 1) + [setting.value]
+        verifiers = [_make(term, value, heads) for term, value in zip(terms, values, strict=True)]
+        verifier = verifiers[0]
+        for joint, other in zip(rest[::2], verifiers[1:], strict=True):
+            verifier = CombinedVerifier((verifier, other), JOINTS[joint])
+        if phase:
+            verifier = ThinkingVerifier(verifier, int(phase[2]), int(phase[3]), inside=phase[1] == "thinking")
+        return verifier
     except (ValueError, TypeError) as error:
         raise ValueError(f"{setting.name}: {error}") from None
+
+
+def _make(term: str, value: float | None, heads: dict[str, JudgeHead]) -> CandidateVerifier:
+    """Make the verifier of one rule; a value in the term itself counts, else `value`."""
+    name, _, own = term.partition("=")
+    spec = spec_of(name)
+    if own:
+        (value,) = _numbers(term, own)
+    elif value is None and spec.number and not spec.needs_head:
+        raise ValueError(f"{name} needs a value here, as in '{name}={spec.quick[0]:g}'")
+    return spec.make(value, heads.get(name))
 
 
 def _numbers(text: str, values: str) -> list[float]:
@@ -175,7 +152,3 @@ def _numbers(text: str, values: str) -> list[float]:
         return [float(value) for value in values.split(",")]
     except ValueError:
         raise ValueError(f"expected numbers after '=', separated by commas, got {text!r}") from None
-
-
-def _whole(value: float) -> int | float:
-    return int(value) if value == int(value) else value

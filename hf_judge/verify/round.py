@@ -31,6 +31,7 @@ class Candidates(NamedTuple):
     n_rescued: torch.Tensor | None = None  # (batch,) long, rescued tokens among those; None: 0
     raw_logits: torch.Tensor | None = None  # (batch, k, V) float, the draft's before its processors; None: unknown
     places: torch.Tensor | None = None  # (batch,) long, place of each prompt in the call's batch; None: 0, 1, ...
+    texts: tuple[torch.Tensor, ...] | None = None  # (1, n) long each, prompt and answer before the round; None: unknown
 
 
 class TargetOutputs(NamedTuple):

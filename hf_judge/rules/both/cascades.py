@@ -113,8 +113,13 @@ class TokenCascadeVerifier(RelaxedSampler):
         """See [`CandidateVerifier`]."""
         if outputs.do_sample:
             return super().verify(candidates, outputs)
-        judged = at(self._trusted(candidates, outputs), candidates.ids)
-        return self._decide(candidates, outputs, strict_choice(candidates, outputs), judged)
+        choice = strict_choice(candidates, outputs)
+        return self._decide(candidates, outputs, choice, self.judged(candidates, outputs, choice))
+
+    def judged(self, candidates, outputs, choice):
+        if outputs.do_sample:
+            return super().judged(candidates, outputs, choice)
+        return at(self._trusted(candidates, outputs), candidates.ids)
 
     def relaxed(self, candidates, outputs, target, draft):
         followed = draft * self._trusted(candidates, outputs)

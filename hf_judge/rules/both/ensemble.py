@@ -74,9 +74,7 @@ class EnsembleVerifier(AddingRule):
         ids, k = candidates.ids, candidates.ids.shape[1]
         draft_scores = draft_scores_of(candidates, outputs, "EnsembleVerifier")
         if outputs.do_sample:
-            if k == 0:
-                return self._decide(candidates, outputs, choice, None)
-            judged = ensemble_accepts(drafted(outputs), draft_scores, ids, choice.draws, self.weight)
+            judged = self.judged(candidates, outputs, choice) if k else None
             return self._decide(candidates, outputs, choice, judged)
         tokens = choice.tokens.clone()
         tokens[:, :k] = ensemble_tokens(drafted(outputs), draft_scores, self.weight)
@@ -84,3 +82,9 @@ class EnsembleVerifier(AddingRule):
             whole = torch.arange(k + 1, device=ids.device) >= candidates.lengths.unsqueeze(1)
             tokens = torch.where(whole, choice.tokens, tokens)
         return self._decide(candidates, outputs, choice, tokens[:, :k] == ids, replaces_strict=True, tokens=tokens)
+
+    def judged(self, candidates, outputs, choice):
+        draft_scores = draft_scores_of(candidates, outputs, "EnsembleVerifier")
+        if outputs.do_sample:
+            return ensemble_accepts(drafted(outputs), draft_scores, candidates.ids, choice.draws, self.weight)
+        return ensemble_tokens(drafted(outputs), draft_scores, self.weight) == candidates.ids

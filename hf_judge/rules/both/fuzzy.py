@@ -77,10 +77,13 @@ class FuzzyVerifier(AddingRule):
 
     def verify(self, candidates, outputs):
         """See [`CandidateVerifier`]."""
+        # without draft logits, strict verification draws its token from p, and that is what replaces a rejected one
+        choice = strict_choice(candidates if self.reduced else candidates._replace(logits=None), outputs)
+        judged = self.judged(candidates, outputs, choice)
+        return self._decide(candidates, outputs, choice, judged, replaces_strict=not self.reduced)
+
+    def judged(self, candidates, outputs, choice):
         draft_scores = draft_scores_of(candidates, outputs, "FuzzyVerifier")
         raw = draft_scores if candidates.raw_logits is None else candidates.raw_logits.to(draft_scores)
         logits, raw = over_shared_tokens(outputs.logits[:, : candidates.ids.shape[1]], raw)
-        judged = fuzzy_accepts(logits, raw, self.threshold, self.divergence)
-        # without draft logits, strict verification draws its token from p, and that is what replaces a rejected one
-        choice = strict_choice(candidates if self.reduced else candidates._replace(logits=None), outputs)
-        return self._decide(candidates, outputs, choice, judged, replaces_strict=not self.reduced)
+        return fuzzy_accepts(logits, raw, self.threshold, self.divergence)

@@ -70,3 +70,8 @@ class ThresholdsVerifier(AddingRule):
             draws = torch.where(wanted > target, draws, math.inf)
         judged = thresholds_accept(drafted(outputs), candidates.ids, draws, single, self.accumulated)
         return self._decide(candidates, outputs, choice, judged)
+
+    def judged(self, candidates, outputs, choice):
+        """Return where `single` accepts, for combinations: `accumulated` needs a random draw of its own."""
+        single = self.single if self.single < 1 else math.inf
+        return thresholds_accept(drafted(outputs), candidates.ids, None, single, self.accumulated)

@@ -57,5 +57,8 @@ class TypicalVerifier(AddingRule):
         """See [`CandidateVerifier`]."""
         candidates = candidates._replace(logits=None)  # q plays no part, not even in the next token
         choice = strict_choice(candidates, outputs)
-        judged = typical_accepts(drafted(outputs), candidates.ids, self.epsilon, self.delta)
+        judged = self.judged(candidates, outputs, choice)
         return self._decide(candidates, outputs, choice, judged, replaces_strict=outputs.do_sample)
+
+    def judged(self, candidates, outputs, choice):
+        return typical_accepts(drafted(outputs), candidates.ids, self.epsilon, self.delta)
