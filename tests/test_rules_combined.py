@@ -100,13 +100,22 @@ class TestCombined:
         with pytest.raises(error, match=match):
             make()
 
+    def test_generate_checks_every_head(self, pair):  # noqa: F811
+        """A head of another width is refused wherever it stands."""
+        judge = judge_of_first_dimension()
+        for rule in (CombinedVerifier((judge, TopKVerifier(2))), ThinkingVerifier(judge, OPEN, CLOSE)):
+            with pytest.raises(ValueError, match="head expects hidden size 4, target has 32"):
+                generate(pair, judge=rule)
+
     def test_two_hidden_states(self):
         other = JudgeHead(JudgeConfig(hidden_size=4, hidden_state="pre_norm")).requires_grad_(False)
         with pytest.raises(ValueError, match="different hidden states, post_norm and pre_norm"):
             CombinedVerifier((judge_of_first_dimension(), JudgeCandidateVerifier(other, 0.5)))
 
     @pytest.mark.parametrize("do_sample", [False, True])
-    @pytest.mark.parametrize("name", [name for name in RULES if name not in ("strict", "block", "judge", "autojudge")])
+    @pytest.mark.parametrize(
+        "name", [name for name in RULES if name not in ("strict", "block") and not RULES[name].needs_head]
+    )
     def test_every_rule_combines(self, name, do_sample):
         """With a rule that accepts all, AND is the rule; with one that accepts nothing, OR is."""
         rule = make_verifier(Setting(name, RULES[name].quick[0]), {})

@@ -13,12 +13,13 @@ import torch
 from scipy import stats
 from test_rules import B, C, M, P, R, logs
 
-from hf_judge import StrictVerifier
+from hf_judge import JudgeConfig, JudgeHead, StrictVerifier
 from hf_judge.head.distributions import kl_divergence
 from hf_judge.rules import (
     BlockVerifier,
     CactusVerifier,
     CascadeVerifier,
+    DiversedVerifier,
     FuzzyVerifier,
     MarsVerifier,
     MentoredVerifier,
@@ -33,7 +34,8 @@ from hf_judge.rules import (
 )
 from hf_judge.rules.both.cascades import cascade_follows, trusted_tokens
 from hf_judge.rules.both.fuzzy import DIVERGENCES
-from hf_judge.rules.by_name import RULES, Setting, make_verifier
+from hf_judge.rules.by_name import RULES, Setting, make_verifier, parse_settings
+from hf_judge.verify.judge import JudgeCandidateVerifier
 from hf_judge.verify.round import Candidates, TargetOutputs
 
 N = 40_000
@@ -388,6 +390,62 @@ class TestBlock:
         assert greedy(BlockVerifier(), [0, 1], target, draft) == (1, 0, [M, C, P])
 
 
+def diversed_head(**more) -> JudgeHead:
+    """A head whose logit is the first number of the state."""
+    made = JudgeHead(JudgeConfig(hidden_size=4, provenance={"labels": {"state_of": "before"}} | more))
+    with torch.no_grad():
+        made.weight.copy_(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
+        made.bias.zero_()
+    return made.requires_grad_(False)
+
+
+class TestDiversed:
+    def verify(self, rule, first: float, *, do_sample=False, n=1, ids=None):
+        """One drafted token; the state before it starts with `first`, the state at it with the opposite."""
+        hidden = torch.zeros(n, 2, 4)
+        hidden[:, 0, 0], hidden[:, 1, 0] = first, -first
+        scores = logs(TARGET, TARGET).expand(n, -1, -1)
+        ids = torch.tensor([[1]]) if ids is None else ids
+        candidates = Candidates(ids, logits=logs(DRAFT).expand(n, -1, -1))
+        return rule.verify(candidates, TargetOutputs(scores, scores, hidden, do_sample))
+
+    def test_the_state_before_the_token_chooses_the_weight(self):
+        """p = (0.5, 0.3, ...), q = (0.1, 0.5, ...): the mixture's best is 1 where w < 2/3, that is sigmoid(x) > 1/3."""
+        border = -math.log(2)
+        assert self.verify(DiversedVerifier(head=diversed_head()), border + 0.01).n_accepted.item() == 1
+        assert self.verify(DiversedVerifier(head=diversed_head()), border - 0.01).n_accepted.item() == 0
+        assert self.verify(DiversedVerifier(head=diversed_head(), bias=0.1), border - 0.01).n_accepted.item() == 1
+
+    @pytest.mark.parametrize("logit", [-30.0, -0.7, 0.9, 30.0])
+    def test_it_samples_the_mixture(self, logit):
+        torch.manual_seed(0)
+        ids = torch.multinomial(torch.tensor(DRAFT), N, replacement=True).unsqueeze(1)
+        verdict = self.verify(DiversedVerifier(head=diversed_head()), logit, do_sample=True, n=N, ids=ids)
+        first = torch.where(verdict.n_accepted > 0, ids[:, 0], verdict.next_token)
+        follow = 1 / (1 + math.exp(-logit))
+        mixture = [follow * q + (1 - follow) * p for p, q in zip(TARGET, DRAFT, strict=True)]
+        assert agrees(torch.bincount(first, minlength=4).tolist(), mixture)
+
+    def test_a_state_that_is_not_finite_is_strict(self):
+        assert self.verify(DiversedVerifier(head=diversed_head(), bias=9.0), math.nan).n_accepted.item() == 0
+
+    def test_other_heads_are_refused(self):
+        with pytest.raises(ValueError, match="trained on the state at the token"):
+            DiversedVerifier(head=diversed_head(labels={"after_mistake": "ignore"}))
+        with pytest.raises(TypeError, match="expects a JudgeHead, got NoneType"):
+            DiversedVerifier()
+        with pytest.raises(ValueError, match="reads the state alone"):
+            DiversedVerifier(head=JudgeHead(JudgeConfig(hidden_size=4, extra_features=["margin"])))
+        with pytest.raises(ValueError, match="pass it to DiversedVerifier"):
+            JudgeCandidateVerifier(diversed_head())
+
+    def test_on_the_command_line(self):
+        heads = {"diversed": diversed_head()}
+        assert make_verifier(Setting("diversed", -2.0), heads).bias == -2.0
+        with pytest.raises(ValueError, match="needs its head: pass --diversed"):
+            parse_settings(["diversed"], {})
+
+
 STRICTEST = {
     "mars": 1.0, "vllm-fly": 9.0, "fsd": 0.0, "cactus": 0.0, "mentored": 0.0, "cascade-chow": -1.0,
     "cascade-diff": -1.1, "cascade-opt": -1e4, "cascade-token": -0.1, "block": None,
@@ -422,7 +480,7 @@ class TestLimits:
             candidates = Candidates(torch.randint(0, 12, (50, 8)), logits=torch.randn(50, 8, 12))
             assert (rule.verify(candidates, TargetOutputs(scores, scores)).n_accepted == 8).all()
 
-    @pytest.mark.parametrize("name", [name for name in RULES if name not in ("judge", "autojudge")])
+    @pytest.mark.parametrize("name", [name for name in RULES if not RULES[name].needs_head])
     def test_constraints_hold(self, name):
         """What the target rules out appears nowhere, at the most lenient value of every rule."""
         rule = make_verifier(Setting(name, RULES[name].sweep[0] if RULES[name].sweep else None), {})

@@ -9,10 +9,13 @@ from test_labelling_responses import TOKENIZER
 from tiny_models import WHOLLY_OFFLOADED
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from hf_judge.head.judge_head import JudgeHead
 from hf_judge.labelling.greedy import greedy
 from hf_judge.labelling.jobs import decode_exactly
 from hf_judge.labelling.responses import LabelledResponse
 from hf_judge.labelling.tokens import label_rows
+from hf_judge.rules import DiversedVerifier
+from hf_judge.training import JudgeTrainingArguments, train_judge
 from hf_judge.training import extraction as features_module
 from hf_judge.training.extraction import INDEX_NAME, FeatureStore, extract_features
 from hf_judge.upstream.states import StateReader
@@ -96,6 +99,27 @@ def test_a_feature_is_what_the_judge_reads_at_that_token():
         outputs = MODEL(**reader.request({"input_ids": ids}, {}))
         state = reader.read(outputs, 1)[0, -1]
     assert torch.allclose(MODEL.lm_head(state), outputs.logits[0, -1], atol=1e-6)
+
+
+def test_features_of_the_states_before_the_tokens(tmp_path):
+    """Each is the state of the position before, and a head that is fitted to them says so."""
+    made = rows()
+    at, _ = extract_features(MODEL, TOKENIZER, made, tmp_path / "at")
+    before, _ = extract_features(MODEL, TOKENIZER, made, tmp_path / "before", state_of="before", batch_size=3)
+    assert before.column("position").equal(at.column("position"))
+    row, position = at.column("row"), at.column("position")
+    follows = (row[1:] == row[:-1]) & (position[1:] == position[:-1] + 1)
+    assert follows.sum() > 20
+    torch.testing.assert_close(all_features(before)[1:][follows], all_features(at)[:-1][follows])
+    assert "state_of" not in at.index["options"]  # features of earlier releases go on
+    with pytest.raises(ValueError, match="other data or settings"):
+        extract_features(MODEL, TOKENIZER, made, tmp_path / "at", state_of="before")
+    with pytest.raises(ValueError, match="state_of must be one of"):
+        extract_features(MODEL, TOKENIZER, made, tmp_path / "x", state_of="after")
+    fitted = train_judge(before, JudgeTrainingArguments(output_dir=str(tmp_path / "head"), validation_fraction=0.3))
+    assert fitted.head.config.state_of == "before"
+    assert JudgeHead.from_pretrained(tmp_path / "head").config.state_of == "before"
+    DiversedVerifier(head=fitted.head)
 
 
 def test_states_read_at_the_lm_head_are_complete(tmp_path, monkeypatch):

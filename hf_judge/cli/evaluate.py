@@ -36,6 +36,7 @@ def add_evaluate(commands) -> None:
         "--calibration-problems", type=int, metavar="N", help="problems to choose with (default: as many as --problems)"
     )
     evaluate.add_argument("--autojudge", metavar="DIR", help="the head of the rule autojudge")
+    evaluate.add_argument("--diversed", metavar="DIR", help="the head of the rule diversed")
     evaluate.add_argument("--texts", metavar="FILE", help="JSONL of prompt and response: verified under every rule")
     evaluate.add_argument(
         "--num-assistant-tokens", type=int, default=16, metavar="M", help="drafted tokens per round (default: 16)"
@@ -73,6 +74,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
         args.draft,
         judges=args.judge,
         autojudge=args.autojudge,
+        diversed=args.diversed,
         dtype=args.dtype,
         device_map=args.device_map,
         depth=args.depth,

@@ -38,7 +38,7 @@ from hf_judge.training.calibration import (
     check_tells_apart,
     check_thresholds,
 )
-from hf_judge.training.extraction import extract_features
+from hf_judge.training.extraction import STATES_OF, extract_features
 from hf_judge.training.fit import PROMPTS_NAME, train_judge
 from hf_judge.training.metrics import THRESHOLDS, described
 from hf_judge.training.store import FeatureStore
@@ -63,6 +63,12 @@ def add_features(commands) -> None:
     features.add_argument("--output", required=True, metavar="DIR", help="directory of shards; rerun to resume")
     features.add_argument(
         "--hidden-state", choices=HIDDEN_STATES, default="post_norm", help="state to keep (default: post_norm)"
+    )
+    features.add_argument(
+        "--state",
+        choices=STATES_OF,
+        default="token",
+        help="state at the token itself, for a judge (default), or before it, for the rule diversed",
     )
     features.add_argument(
         "--extra-features",
@@ -100,6 +106,7 @@ def run_features(args: argparse.Namespace) -> None:
         rows,
         args.output,
         hidden_state=args.hidden_state,
+        state_of=args.state,
         after_mistake=args.after_mistake,
         on_cut_token=args.on_cut_token,
         max_length=args.max_length,

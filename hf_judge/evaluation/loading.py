@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from hf_judge.evaluation.evaluate import Pair
-from hf_judge.head.compatibility import check_pair, draft_tokenizer_of
+from hf_judge.head.compatibility import check_fit, check_pair, draft_tokenizer_of
 from hf_judge.head.judge_head import JudgeHead
 from hf_judge.labelling.responses import LabelledResponse, read_named
 from hf_judge.modeling.classes import AutoJudgeModelForCausalLM
@@ -80,6 +80,7 @@ def load_models(
     *,
     judges: list[str] | None = None,
     autojudge: str | None = None,
+    diversed: str | None = None,
     dtype: str = "auto",
     device_map: str | None = None,
     depth: int | None = None,
@@ -89,7 +90,7 @@ def load_models(
     Args:
         target, draft: Hub ids or directories.
         judges: directories or Hub ids of heads; the first is the rule "judge", further ones "judge:NAME".
-        autojudge: directory or Hub id of the head of the rule "autojudge".
+        autojudge, diversed: directory or Hub id of the head of the rule of this name.
         dtype, device_map: arguments of `from_pretrained`, for both models.
         depth: layers of the embedded target, which change its speed, not its answers.
 
@@ -118,10 +119,11 @@ def load_models(
         if name in pair.heads:
             raise ValueError(f"two judges are called {Path(directory).name!r}: rename the directory of one")
         pair.heads[name] = JudgeHead.from_pretrained(directory)
-    if autojudge is not None:
-        pair.heads["autojudge"] = JudgeHead.from_pretrained(autojudge)
+    for name, directory in (("autojudge", autojudge), ("diversed", diversed)):
+        if directory is not None:
+            pair.heads[name] = JudgeHead.from_pretrained(directory)
     for head in pair.heads.values():
-        pair.target.resolve_judge(head)  # refuses a head that does not fit
+        check_fit(head, pair.target)
     return pair
 
 

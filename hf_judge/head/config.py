@@ -104,6 +104,12 @@ class JudgeConfig(PeftConfig):
         self._check_fields()
 
     @property
+    def state_of(self) -> str | None:
+        """Which state the head was trained on: "token", the labelled token's own, or "before"; None: not known."""
+        labels = self.provenance.get("labels") if isinstance(self.provenance, dict) else None
+        return labels.get("state_of", "token") if isinstance(labels, dict) else None
+
+    @property
     def n_features(self) -> int | None:
         """Number of values that the head reads for a token: `hidden_size` and the extra features."""
         return None if self.hidden_size is None else self.hidden_size + len(self.extra_features)

@@ -20,6 +20,7 @@ from hf_judge.head.judge_head import JudgeHead, shared_head
 from hf_judge.modeling import refusals
 from hf_judge.modeling.default_judge import checked_adapter, save_judge, set_default_judge
 from hf_judge.modeling.engines import decode
+from hf_judge.rules.combine import heads_of
 from hf_judge.upstream.candidates import DraftingOptions
 from hf_judge.upstream.generation import Call
 from hf_judge.upstream.private_names import causal_lm_class, let_pipelines_take
@@ -110,8 +111,8 @@ class JudgeGenerationMixin:
             judge = JudgeCandidateVerifier(judge, threshold)
         elif threshold is not None:
             judge = judge.with_threshold(threshold)
-        if isinstance(judge, JudgeCandidateVerifier):
-            check_fit(judge.head, self)
+        for head in heads_of(judge):
+            check_fit(head, self)
         return judge
 
     def active_judge_head(self) -> JudgeHead | None:

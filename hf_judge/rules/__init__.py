@@ -8,6 +8,7 @@ all of them: hard constraints, stop tokens, values that are not finite. AutoJudg
 from hf_judge.rules.both.block import BlockVerifier, block_accepts
 from hf_judge.rules.both.cactus import CactusVerifier, cactus_distribution
 from hf_judge.rules.both.cascades import CascadeVerifier, TokenCascadeVerifier
+from hf_judge.rules.both.diversed import DiversedVerifier, diversed_weights
 from hf_judge.rules.both.ensemble import EnsembleVerifier, ensemble_accepts, ensemble_tokens
 from hf_judge.rules.both.fuzzy import FuzzyVerifier, fuzzy_accepts
 from hf_judge.rules.both.kl import KLVerifier, kl_accepts
@@ -22,10 +23,11 @@ from hf_judge.rules.target.typical import TypicalVerifier, typical_accepts
 from hf_judge.rules.thinking import ThinkingVerifier
 
 __all__ = [
-    "BlockVerifier", "CactusVerifier", "CascadeVerifier", "CombinedVerifier", "EnsembleVerifier", "FlyVerifier",
-    "FuzzyVerifier", "KLVerifier", "MarsVerifier", "MentoredVerifier", "RandomVerifier", "RelaxedVerifier",
-    "ThinkingVerifier", "ThresholdsVerifier", "TokenCascadeVerifier", "TopKVerifier", "TypicalVerifier",
-    "VllmFlyVerifier", "block_accepts", "cactus_distribution", "ensemble_accepts", "ensemble_tokens", "fly_accepts",
-    "fuzzy_accepts", "kl_accepts", "mars_accepts", "mentored_distribution", "random_accepts", "relaxed_accepts",
-    "thresholds_accept", "top_k_accepts", "typical_accepts", "vllm_fly_accepts",
+    "BlockVerifier", "CactusVerifier", "CascadeVerifier", "CombinedVerifier", "DiversedVerifier", "EnsembleVerifier",
+    "FlyVerifier", "FuzzyVerifier", "KLVerifier", "MarsVerifier", "MentoredVerifier", "RandomVerifier",
+    "RelaxedVerifier", "ThinkingVerifier", "ThresholdsVerifier", "TokenCascadeVerifier", "TopKVerifier",
+    "TypicalVerifier", "VllmFlyVerifier", "block_accepts", "cactus_distribution", "diversed_weights",
+    "ensemble_accepts", "ensemble_tokens", "fly_accepts", "fuzzy_accepts", "kl_accepts", "mars_accepts",
+    "mentored_distribution", "random_accepts", "relaxed_accepts", "thresholds_accept", "top_k_accepts",
+    "typical_accepts", "vllm_fly_accepts",
 ]  # fmt: skip

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
+from hf_judge.head.judge_head import JudgeHead
 from hf_judge.rules.base import AddingRule
+from hf_judge.rules.both.diversed import DiversedVerifier
+from hf_judge.rules.thinking import ThinkingVerifier
 from hf_judge.verify.judge import JudgeCandidateVerifier, head_features
 from hf_judge.verify.round import Candidates, CandidateVerifier, TargetOutputs
 from hf_judge.verify.strict import StrictChoice
@@ -76,3 +79,13 @@ def _judged(
     if isinstance(rule, JudgeCandidateVerifier):
         return rule.judged(head_features(rule.head, candidates, outputs)).to(choice.accepted.device)
     return rule.judged(candidates, outputs, choice)
+
+
+def heads_of(verifier: CandidateVerifier) -> list[JudgeHead]:
+    """Return the heads that a verifier reads, those of the rules inside it included."""
+    if isinstance(verifier, (JudgeCandidateVerifier, DiversedVerifier)):
+        return [verifier.head]
+    if isinstance(verifier, ThinkingVerifier):
+        return heads_of(verifier.rule)
+    rules = verifier.rules if isinstance(verifier, CombinedVerifier) else ()
+    return [head for rule in rules for head in heads_of(rule)]

@@ -10,6 +10,7 @@ from hf_judge.head.judge_head import JudgeHead
 from hf_judge.rules.both.block import BlockVerifier
 from hf_judge.rules.both.cactus import CactusVerifier
 from hf_judge.rules.both.cascades import CascadeVerifier, TokenCascadeVerifier
+from hf_judge.rules.both.diversed import DiversedVerifier
 from hf_judge.rules.both.ensemble import EnsembleVerifier
 from hf_judge.rules.both.fuzzy import FuzzyVerifier
 from hf_judge.rules.both.kl import KLVerifier
@@ -70,6 +71,13 @@ RULES = {
     ),
     "fly": RuleSpec(
         "threshold", (0.005, 0.02, 0.05, 0.1, 0.2, 0.3), (0.01, 0.1), lambda value, head: FlyVerifier(value)
+    ),
+    "diversed": RuleSpec(
+        "bias",
+        (4.0, 2.0, 1.0, 0.0, -1.0, -2.0, -4.0),
+        (0.0, -2.0),
+        lambda value, head: DiversedVerifier(head=head, bias=value or 0.0),
+        needs_head=True,
     ),
     "vllm-fly": RuleSpec(
         "threshold", (0.01, 0.05, 0.1, 0.2, 0.3, 0.5), (0.05, 0.3), lambda value, head: VllmFlyVerifier(value)

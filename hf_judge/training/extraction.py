@@ -36,6 +36,7 @@ from hf_judge.upstream.forward import of_width, readable, vocabulary_rows
 from hf_judge.upstream.states import StateReader
 
 SHARD_BYTES = 1 << 28
+STATES_OF = ("token", "before")
 
 
 class Shard(NamedTuple):
@@ -57,6 +58,7 @@ def extract_features(
     output_dir: str | os.PathLike,
     *,
     hidden_state: str = "post_norm",
+    state_of: str = "token",
     after_mistake: str = "ignore",
     on_cut_token: str = "mistaken",
     max_length: int | None = None,
@@ -76,6 +78,8 @@ def extract_features(
         output_dir: the folder of the shards; a run that was interrupted goes on there. The processes of `accelerate
             launch` share the shards, which do not depend on how many processes there are.
         hidden_state: "post_norm" or "pre_norm", as in [`JudgeConfig`].
+        state_of: "token": the state at the labelled token itself, which a judge reads; "before": the state that
+            predicts it, which [`hf_judge.rules.DiversedVerifier`] reads.
         after_mistake, on_cut_token, max_length: options of [`label_rows`].
         batch_size: responses per forward; the logits of a whole batch are in memory at once.
         draft_model: the draft, which reads the same ids; only the extra features "draft_log_prob" and "kl" need it.
@@ -91,18 +95,24 @@ def extract_features(
     """
     if hidden_state not in HIDDEN_STATES:
         raise ValueError(f"hidden_state must be one of {HIDDEN_STATES}, got {hidden_state!r}")
+    if state_of not in STATES_OF:
+        raise ValueError(f"state_of must be one of {STATES_OF}, got {state_of!r}")
     extra, rows, output_dir = check_extra_features(extra), list(rows), Path(output_dir)
     draft_model = _needed_draft(draft_model, extra)
     options = {"after_mistake": after_mistake, "on_cut_token": on_cut_token, "max_length": max_length}
     encoded, report = label_rows(rows, tokenizer, names=names, strict=strict, **options)
     if not encoded:
         raise ValueError(f"no labelled tokens: {report}")
+    if state_of != "token":  # written for the others alone, so that features of earlier releases stay as they are
+        options["state_of"] = state_of
     made_by = {"hidden_state": hidden_state, "extra_features": extra or None, "options": options}
     index = _models_and_data(model, draft_model, rows, encoded) | made_by | {"shard_bytes": shard_bytes}
     if not _is_complete(output_dir, index):
         shards = plan_shards(encoded, index["hidden_size"] + len(extra), shard_bytes)
         with torch.no_grad(), StateReader(model, hidden_state) as reader:
-            columns_of = functools.partial(_columns, model=model, reader=reader, draft_model=draft_model, extra=extra)
+            columns_of = functools.partial(
+                _columns, model=model, reader=reader, draft_model=draft_model, extra=extra, before=state_of == "before"
+            )
             write_shards(shards, output_dir, index, model, columns_of, batch_size=batch_size)
     return FeatureStore(output_dir), report
 
@@ -205,7 +215,7 @@ def _labelled_draft(rows: list[LabelledResponse]) -> dict | None:
 
 
 def _columns(
-    batch: list[TokenLabels], *, model, reader: StateReader, draft_model, extra: list[str]
+    batch: list[TokenLabels], *, model, reader: StateReader, draft_model, extra: list[str], before: bool
 ) -> dict[str, torch.Tensor]:
     """Run the models over a batch of responses and return the columns of its n labelled tokens, (n, ...)."""
     labels = _padded([t.labels for t in batch], IGNORED)
@@ -216,9 +226,11 @@ def _columns(
     # a token is predicted by the position before it; the first token of a sequence is the prompt's and never labelled
     best = outputs.logits[:, :-1].argmax(dim=-1)
     matched = (best == inputs["input_ids"][:, 1:].to(best.device)).cpu()
+    states = reader.read(outputs, ids.shape[1])
+    states = states[:, :-1][kept[:, 1:]] if before else states[kept]
     of_response, position = kept.nonzero(as_tuple=True)
     columns = {
-        "features": reader.read(outputs, ids.shape[1])[kept].cpu(),
+        "features": states.cpu(),
         "labels": labels[kept].to(torch.int8),
         "matched": matched[kept[:, 1:]],
         "row": torch.tensor([t.row for t in batch])[of_response],

@@ -46,6 +46,11 @@ class JudgeCandidateVerifier:
                 f"JudgeCandidateVerifier expects a JudgeHead, got {type(head).__name__}: "
                 "load one with JudgeHead.from_pretrained(...)"
             )
+        if head.config.state_of == "before":
+            raise ValueError(
+                "a judge reads the state at a token, and this head was trained on the states before the tokens: pass "
+                "it to DiversedVerifier, or make the features without --state before"
+            )
         self.head = head
         self.threshold = check_threshold(head.config.threshold if threshold is None else threshold)
         self.rescue_stop_tokens = rescue_stop_tokens

@@ -8,10 +8,11 @@ import torch
 
 from hf_judge.head.distributions import at
 from hf_judge.rules.base import AddingRule, check, draft_scores_of, drafted
+from hf_judge.verify.round import Candidates, TargetOutputs
 from hf_judge.verify.strict import strict_choice
 
 
-def ensemble_tokens(scores: torch.Tensor, draft_scores: torch.Tensor, weight: float) -> torch.Tensor:
+def ensemble_tokens(scores: torch.Tensor, draft_scores: torch.Tensor, weight: float | torch.Tensor) -> torch.Tensor:
     """Choose the best token of the mixture: ``argmax(w p + (1 - w) q)``.
 
     Greedy static ensemble of DIVERSE (2604.07622); tokens that the target rules out (-inf) stay out.
@@ -19,17 +20,22 @@ def ensemble_tokens(scores: torch.Tensor, draft_scores: torch.Tensor, weight: fl
     Args:
         scores: (batch, n, V) float, the target's scores.
         draft_scores: (batch, n, V) float, the draft's scores.
-        weight: w, 0 to 1.
+        weight: w, 0 to 1; or (batch, n) float, one for each token.
 
     Returns:
         (batch, n) long.
     """
+    weight = weight.unsqueeze(-1) if isinstance(weight, torch.Tensor) else weight
     mixture = weight * scores.softmax(dim=-1) + (1.0 - weight) * draft_scores.softmax(dim=-1)
     return mixture.masked_fill(scores <= torch.finfo(scores.dtype).min, -1.0).argmax(dim=-1)
 
 
 def ensemble_accepts(
-    scores: torch.Tensor, draft_scores: torch.Tensor, ids: torch.Tensor, draws: torch.Tensor, weight: float
+    scores: torch.Tensor,
+    draft_scores: torch.Tensor,
+    ids: torch.Tensor,
+    draws: torch.Tensor,
+    weight: float | torch.Tensor,
 ) -> torch.Tensor:
     """Accept x where ``u <= 1 - w + w p(x) / q(x)``.
 
@@ -41,7 +47,7 @@ def ensemble_accepts(
         draft_scores: (batch, n, V) float, the draft's scores.
         ids: (batch, n) long, the drafted tokens.
         draws: (batch, n) float in [0, 1), u.
-        weight: w, 0 to 1.
+        weight: w, 0 to 1; or (batch, n) float, one for each token.
 
     Returns:
         (batch, n) bool.
@@ -68,23 +74,28 @@ class EnsembleVerifier(AddingRule):
         super().__post_init__()
         check("weight", self.weight, 0, 1)
 
+    def weights(self, candidates: Candidates, outputs: TargetOutputs) -> float | torch.Tensor:
+        """Return w, for all drafted tokens or, (batch, k) float, for each."""
+        return self.weight
+
     def verify(self, candidates, outputs):
         """See [`CandidateVerifier`]."""
         choice = strict_choice(candidates, outputs)
         ids, k = candidates.ids, candidates.ids.shape[1]
-        draft_scores = draft_scores_of(candidates, outputs, "EnsembleVerifier")
+        draft_scores = draft_scores_of(candidates, outputs, type(self).__name__)
         if outputs.do_sample:
             judged = self.judged(candidates, outputs, choice) if k else None
             return self._decide(candidates, outputs, choice, judged)
         tokens = choice.tokens.clone()
-        tokens[:, :k] = ensemble_tokens(drafted(outputs), draft_scores, self.weight)
+        tokens[:, :k] = ensemble_tokens(drafted(outputs), draft_scores, self.weights(candidates, outputs))
         if candidates.lengths is not None:  # after a whole draft there is no q: the target's own token
             whole = torch.arange(k + 1, device=ids.device) >= candidates.lengths.unsqueeze(1)
             tokens = torch.where(whole, choice.tokens, tokens)
         return self._decide(candidates, outputs, choice, tokens[:, :k] == ids, replaces_strict=True, tokens=tokens)
 
     def judged(self, candidates, outputs, choice):
-        draft_scores = draft_scores_of(candidates, outputs, "EnsembleVerifier")
+        draft_scores = draft_scores_of(candidates, outputs, type(self).__name__)
+        weight = self.weights(candidates, outputs)
         if outputs.do_sample:
-            return ensemble_accepts(drafted(outputs), draft_scores, candidates.ids, choice.draws, self.weight)
-        return ensemble_tokens(drafted(outputs), draft_scores, self.weight) == candidates.ids
+            return ensemble_accepts(drafted(outputs), draft_scores, candidates.ids, choice.draws, weight)
+        return ensemble_tokens(drafted(outputs), draft_scores, weight) == candidates.ids
