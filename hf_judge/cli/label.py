@@ -245,6 +245,8 @@ def _head_info(path: Path | str, revision: str | None = None) -> None:
         f"{''.join(f' + {name}' for name in config.extra_features)}, threshold {config.threshold:g}, quantisation of "
         f"the target: {printable(config.quantization or 'not known')}"
     )
+    known = f"known by {len(config.fingerprint)} matrices" if config.fingerprint else "known by its name alone"
+    print(f"target {known}; draft: {printable(config.draft_name_or_path or 'not known')}")
     if head.source:
         print(head.source)
     print(printable(json.dumps(config.provenance, indent=2)))

@@ -12,6 +12,7 @@ import os
 import re
 import socket
 import tempfile
+from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
 
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 # The requirements of custom_generate/, which holds no copy of this package: a copy would stop working with the next
 # release of transformers, while the package is kept up to date, and users would have far more code to read and trust.
 REQUIREMENTS = "hf-judge\n"
+MAX_EXAMPLE = 2000  # characters of an example prompt
 _PRIVATE = {
     "a token": re.compile(
         r"\b(?:hf_[A-Za-z0-9]{16,}|gh[opsu]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}|sk-[\w-]{16,}"
@@ -199,6 +201,15 @@ def is_private(text: str) -> bool:
     except ValueError:
         return True
     return False
+
+
+def example_of(prompts: Iterable[str | list[dict]]) -> str | list[dict] | None:
+    """Return the first prompt that is short and names no token, path or machine; None: there is none."""
+    for prompt in prompts:
+        texts = [prompt] if isinstance(prompt, str) else [str(message.get("content")) for message in prompt]
+        if sum(map(len, texts)) <= MAX_EXAMPLE and not any(map(is_private, texts)):
+            return prompt
+    return None
 
 
 def refuse_private(text: str, source: str) -> None:

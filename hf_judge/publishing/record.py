@@ -13,7 +13,7 @@ from hf_judge.files.jsonl import type_name
 from hf_judge.head.adapter import read_adapter, write_adapter
 from hf_judge.head.card_tables import MEASURED
 from hf_judge.head.hub import is_hub_id
-from hf_judge.head.publish import is_private
+from hf_judge.head.publish import example_of
 
 # rules that are compared for reference and are no rules to use, and heads
 _NOT_TRAINING_FREE = ("plain", "strict", "assisted", "random", "judge", "autojudge")
@@ -21,7 +21,6 @@ _ACCURACY = ("accuracy", "accuracy_interval", "gained", "lost", "mcnemar_p")
 _SPEED = ("speedup", "speedup_interval", "tokens_per_second", "accepted_per_forward", "rescued_per_answer")
 _BENCH = ("tokens_per_second", "tokens_per_second_spread", "ratio_to_plain", "accepted_per_forward")
 _SETUP = ("machine", "dtype", "decoding", "hf_judge", "transformers", "torch", "date")
-MAX_PROMPT = 2000  # characters of an example prompt
 
 
 def evaluated(found: dict, rule: str, threshold: float) -> dict:
@@ -106,7 +105,7 @@ def record(
     provenance[MEASURED] = measured | {kind: of_kind | {task: figures}}
     if draft is not None and is_hub_id(draft) and "/" in draft:
         provenance.setdefault("draft", draft)
-    example = next((prompt for prompt in prompts if _is_public(prompt)), None)
+    example = example_of(prompts)
     if example is not None:
         provenance.setdefault("example_prompt", example)
     head.config.provenance = provenance
@@ -125,8 +124,3 @@ def _groups(value: object) -> dict:
             f"provenance['{MEASURED}'] must be an object, got {type_name(value)}: rename that key of the head's config"
         )
     return value or {}
-
-
-def _is_public(prompt: str | list[dict]) -> bool:
-    text = prompt if isinstance(prompt, str) else "\n".join(str(message.get("content")) for message in prompt)
-    return len(text) <= MAX_PROMPT and not is_private(text)

@@ -27,6 +27,7 @@ from hf_judge.head.compatibility import quantization_of
 from hf_judge.head.config import HIDDEN_STATES, check_extra_features
 from hf_judge.head.distributions import DRAFT_FEATURES, extra_features
 from hf_judge.head.fingerprint import fingerprint_of
+from hf_judge.head.publish import example_of
 from hf_judge.labelling.jobs import processes
 from hf_judge.labelling.responses import LabelledResponse, data_hash
 from hf_judge.labelling.tokens import IGNORED, LabelReport, TokenLabels, label_rows
@@ -201,6 +202,7 @@ def _models_and_data(model, draft_model, rows: list[LabelledResponse], encoded: 
         "quantization": quantization_of(model),
         "fingerprint": fingerprint_of(model),
         "labelled_draft": _labelled_draft(rows),
+        "example_prompt": example_of(row.prompt for row in rows[:100]),
         "hidden_size": model.config.get_text_config().hidden_size,
         "data_hash": data_hash(rows),
         "tokens_hash": hashlib.sha256(repr([(t.input_ids, t.labels) for t in encoded]).encode()).hexdigest(),

@@ -158,6 +158,7 @@ def _config(store: FeatureStore, args: JudgeTrainingArguments, metrics: dict) ->
     index, n_fit = store.index, metrics["n_fit"]
     draft = index.get("labelled_draft") or {}
     kept = ("auc", "n_acceptable", "n_mistaken")
+    example = index.get("example_prompt")
     return JudgeConfig(
         hidden_size=index["hidden_size"],
         extra_features=list(args.extra_features),
@@ -178,7 +179,8 @@ def _config(store: FeatureStore, args: JudgeTrainingArguments, metrics: dict) ->
                 "seed": args.seed,
             },
             "validation": {kind: {name: metrics[kind][name] for name in kept} for kind in ("decided", "all")},
-        },
+        }
+        | ({} if example is None else {"example_prompt": example}),
     )
 
 
