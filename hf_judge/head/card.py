@@ -110,6 +110,8 @@ def _text_values(config: JudgeConfig, repo_id: str, base_unknown: bool) -> dict:
         "n_features": config.n_features,
         "extra_features": config.extra_features,
         "hidden_state": config.hidden_state,
+        "n_matrices": len(config.fingerprint or {}),
+        "labelled_draft": _cell(config.draft_name_or_path or ""),
         "quantization": _cell(config.quantization or ""),
         "threshold": config.threshold,
         "label": _cell(config.label),
@@ -122,7 +124,7 @@ def _text_values(config: JudgeConfig, repo_id: str, base_unknown: bool) -> dict:
         "calibration": _cells(_group(provenance.get("calibration"))),
         "code": _code(
             repo_id=repo_id,
-            base_model=f"path/to/{base}" if base_unknown else base,
+            base_model=f"path/to/{base}" if base_unknown and "/" not in base else base,
             base_revision=config.revision,
             draft=draft,
             example_prompt=prompt,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from huggingface_hub import HfApi, ModelCard
 from markdown_it import MarkdownIt
 
-from hf_judge.files.durable import write_together
+from hf_judge.files.durable import check_writable, write_together
 from hf_judge.head.adapter import Adapter
 from hf_judge.head.publish import checked_repo_id, with_base_commit, without_base_commit, write_repository
 
@@ -53,8 +53,10 @@ def dry_run(
 
     Raises:
         ValueError, TypeError: a push would refuse the head, for the same reasons.
+        OSError: the folder cannot be written to.
     """
     repo_id = checked_repo_id(repo_id)
+    check_writable(Path(output_dir) / "card.html")
     if base_unknown:
         config = without_base_commit(adapter.config)
     else:
