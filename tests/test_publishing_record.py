@@ -11,7 +11,7 @@ import pytest
 from hf_judge import JudgeHead
 from hf_judge.cli.commands import main
 from hf_judge.head.card import head_card
-from hf_judge.publishing.record import record
+from hf_judge.publishing.record import evaluated, record
 from hf_judge.tiny.pair import HOME
 
 
@@ -55,6 +55,19 @@ def test_a_config_with_something_else_there_is_refused(folder):
     path.write_text(json.dumps(values | {"provenance": {"measured": "much"}}))
     with pytest.raises(ValueError, match="must be an object, got text: rename"):
         record(folder, "bench", "t", {"n": 1})
+
+
+def test_the_best_rule_without_training_has_no_head():
+    def row(rule: str, threshold: float | None, speedup: float) -> dict:
+        names = ("accuracy_interval", "gained", "lost", "mcnemar_p", "speedup_interval", "tokens_per_second")
+        rest = dict.fromkeys((*names, "accepted_per_forward", "rescued_per_answer"))
+        return {"rule": rule, "threshold": threshold, "accuracy": 0.5, "speedup": speedup} | rest
+
+    rows = [row("plain", None, 1), row("strict", None, 1), row("judge", None, 5), row("judge=0.5&fly", 3, 9)]
+    rows += [row("judge:other", 0.7, 8), row("random", 0.5, 7), row("fly", 0.1, 2), row("autojudge", 0.5, 6)]
+    found = evaluated({"rules": rows, "setup": {"n": 3, "num_assistant_tokens": 4}}, "judge", 0.7)
+    names = [method["name"] for method in found["methods"]]
+    assert names == ["plain", "strict", "judge at 0.7", "fly 0.1 (best rule without training)"]
 
 
 def test_evaluate_fills_the_card(tmp_path, capsys):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
-from hf_judge.cli.options import add_measured, command_line, load_work, write_json
+from hf_judge.cli.options import add_measured, command_line, load_work, note_on_card, write_json
 from hf_judge.cli.terminal import printable, table, warn
 from hf_judge.evaluation.calibrated.findings import calibration_sentences
 from hf_judge.evaluation.calibrated.values import choose
@@ -17,6 +18,7 @@ from hf_judge.evaluation.figures import label
 from hf_judge.evaluation.loading import load_models, load_texts
 from hf_judge.evaluation.report import write_report
 from hf_judge.files.durable import check_writable
+from hf_judge.publishing.record import evaluated
 from hf_judge.rules.by_name import Setting, parse_settings
 
 
@@ -144,6 +146,8 @@ def _measure(args: argparse.Namespace, pair, work: Work, settings: list[Setting]
     if report:
         files = write_report(found, report, plots=not args.no_plots)
         print("\nWrote " + ", ".join(str(file) for file in files))
+    if not folder or decoding.temperature == 0:
+        note_on_card(args, "evaluate", work.task, partial(evaluated, found))
     return found
 
 

@@ -14,9 +14,8 @@ from hf_judge.head.adapter import read_adapter, write_adapter
 from hf_judge.head.card_tables import MEASURED
 from hf_judge.head.hub import is_hub_id
 from hf_judge.head.publish import example_of
+from hf_judge.rules.by_name import BASELINES, needs_head
 
-# rules that are compared for reference and are no rules to use, and heads
-_NOT_TRAINING_FREE = ("plain", "strict", "assisted", "random", "judge", "autojudge")
 _ACCURACY = ("accuracy", "accuracy_interval", "gained", "lost", "mcnemar_p")
 _SPEED = ("speedup", "speedup_interval", "tokens_per_second", "accepted_per_forward", "rescued_per_answer")
 _BENCH = ("tokens_per_second", "tokens_per_second_spread", "ratio_to_plain", "accepted_per_forward")
@@ -32,15 +31,16 @@ def evaluated(found: dict, rule: str, threshold: float) -> dict:
         threshold: the head's own; without a row of it, all rows of the head are kept.
     """
     rows = found["rules"]
-    own = [row for row in rows if row["rule"] == rule]
-    chosen = [row for row in own if row["threshold"] == threshold] or own
     shown = {row["rule"]: row for row in rows if row["rule"] in ("plain", "strict")}
-    shown |= {f"judge at {row['threshold']:g}": row for row in chosen}
+    own = [(threshold if row["threshold"] is None else row["threshold"], row) for row in rows if row["rule"] == rule]
+    own = [(value, row) for value, row in own if value == threshold] or own
+    shown |= {f"judge at {value:g}": row for value, row in own}
     floor = rows[0]["accuracy"] - 0.01 - 1e-9
-    free = [r for r in rows if r["rule"].partition(":")[0] not in _NOT_TRAINING_FREE and r["accuracy"] >= floor]
+    free = [row for row in rows if _is_training_free(row["rule"]) and row["accuracy"] >= floor]
     best = max(free, key=lambda row: row["speedup"], default=None)
     if best is not None:
-        shown[f"{best['rule']} {best['threshold']:g} (best rule without training)"] = best
+        value = "" if best["threshold"] is None else f" {best['threshold']:g}"
+        shown[f"{best['rule']}{value} (best rule without training)"] = best
     setup = found["setup"]
     return {
         "n": setup["n"],
@@ -111,6 +111,11 @@ def record(
     head.config.provenance = provenance
     write_adapter(directory, *head)
     return True
+
+
+def _is_training_free(rule: str) -> bool:
+    """Tell whether a rule is one to use that needs no head: no baseline, and no random control."""
+    return rule not in (*BASELINES, "strict", "random") and not needs_head(rule)
 
 
 def _groups(value: object) -> dict:
