@@ -12,6 +12,7 @@ import torch
 from hf_judge.files.jsonl import decode_text, read_jsonl_lines
 from hf_judge.head.hub import is_hub_id
 
+SUFFIXES = (".jsonl", ".json", ".parquet", ".pt", ".pth", ".pkl")
 HOLDS = "an object, one record of the dataset"
 
 
@@ -29,6 +30,8 @@ def read_records(source: str, *, revision: str | None = None) -> Iterator[tuple[
         ImportError: the source needs the `datasets` package.
     """
     path, suffix = Path(source), Path(source).suffix.lower()
+    if suffix in SUFFIXES and not path.exists():
+        raise FileNotFoundError(f"no file at '{source}'")
     if path.is_dir():
         yield from _rows(source, _datasets().load_from_disk(source))
     elif suffix == ".parquet" and path.is_file():
@@ -37,7 +40,7 @@ def read_records(source: str, *, revision: str | None = None) -> Iterator[tuple[
         yield from _torch_entries(source)
     elif suffix == ".json" and path.is_file() and path.read_bytes().lstrip()[:1] == b"[":
         yield from _json_list(source)
-    elif path.is_file() or suffix in (".jsonl", ".json") or not is_hub_id(source.partition(":")[0]):
+    elif path.is_file() or not is_hub_id(source.partition(":")[0]):
         lines = read_jsonl_lines(source, lambda values: values, holds=HOLDS)
         yield from ((f"{source}, line {number}", record) for number, record in lines)
     else:
