@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 
+import measured_pair
 import pytest
 import torch
 from test_rules import B, C, M, P, R, autojudge, generate, head, logs, pair, prompt  # noqa: F401
 
 from hf_judge import JudgeConfig, JudgeHead, StrictVerifier
+from hf_judge.evaluation.given_text import read_text, walk
 from hf_judge.rules import (
     BlockVerifier,
     CombinedVerifier,
@@ -210,6 +212,23 @@ class TestThinking:
         for row, text in zip(together, texts, strict=True):
             alone = target.generate(text, **options)[0]
             assert row[: len(alone)].equal(alone)
+
+
+def test_given_text_is_walked_in_phases():
+    """A text that the target did not write: strict up to the marker, which is the text's own, lenient after it."""
+    measured = measured_pair.pair()
+    prompt_ids = measured.encode("Hello")
+    written = measured.target.generate(prompt_ids, judge=False, max_new_tokens=6, do_sample=False)[
+        0, prompt_ids.shape[1] :
+    ]
+    written = torch.cat([written, torch.tensor([5, 60, 5, 60])]).unsqueeze(0)
+    marker = int(written[0, 3])
+    assert written[0].tolist().count(marker) == 1
+    text = read_text(measured, prompt_ids, written)
+    codes = walk(ThinkingVerifier(RandomVerifier(1.0), marker, 3), text)
+    assert codes[:6] == [M] * 6  # the marker is the target's own, so it is no rejection
+    assert C not in codes[6:]
+    assert C in walk(ThinkingVerifier(RandomVerifier(1.0), 61, 3), text)[6:]
 
 
 class TestNames:

@@ -36,6 +36,7 @@ class ReadText:
     logits: torch.Tensor  # (1, n+1, V) float32, the target's; position j predicts token j
     hidden: dict[str | None, torch.Tensor | None]  # hidden_state of a verifier -> (1, n+1, D)
     draft_logits: torch.Tensor  # (1, n, V) float32
+    prompt_ids: torch.Tensor  # (1, m) long
 
 
 @torch.no_grad()
@@ -57,7 +58,7 @@ def read_text(pair: Pair, prompt_ids: torch.LongTensor, ids: torch.LongTensor) -
             logits = outputs.logits[:, -n - 1 :].float()
     known = readable(pair.draft, sequence).to(pair.draft.device)
     draft_logits = of_width(pair.draft(input_ids=known, use_cache=False).logits, logits.shape[-1])
-    return ReadText(ids, logits, hidden, draft_logits[:, -n - 1 : -1].float().to(logits.device))
+    return ReadText(ids, logits, hidden, draft_logits[:, -n - 1 : -1].float().to(logits.device), prompt_ids)
 
 
 def walk(verifier: CandidateVerifier, text: ReadText, stop_tokens: torch.Tensor | None = None) -> list[int]:
@@ -83,6 +84,7 @@ def walk(verifier: CandidateVerifier, text: ReadText, stop_tokens: torch.Tensor 
             n_generated=ids.new_full((1,), start),
             n_rescued=ids.new_full((1,), codes.count(VerdictCode.RESCUED)),
             raw_logits=text.draft_logits[:, start:end],
+            texts=(torch.cat([text.prompt_ids, text.ids[:, :start]], dim=1),),
         )
         hidden = text.hidden[state]
         logits = text.logits[:, start : end + 1]
@@ -92,7 +94,9 @@ def walk(verifier: CandidateVerifier, text: ReadText, stop_tokens: torch.Tensor 
         n_accepted = int(verdict.n_accepted)
         codes += verdict.codes[0, :n_accepted].tolist()
         if start + n_accepted < end:
-            codes.append(int(VerdictCode.CORRECTED))
+            # a rule may leave a token to the target without rejecting it: it is then the target's own, or another
+            left = verdict.codes[0, n_accepted] == VerdictCode.BONUS and verdict.next_token == ids[:, n_accepted]
+            codes.append(int(VerdictCode.MATCHED if left else VerdictCode.CORRECTED))
     return codes
 
 
@@ -125,7 +129,7 @@ def token_details(pair: Pair, text: ReadText) -> list[dict]:
         "entropy": entropy(target).tolist(),
     }
     best = target.argmax(-1).tolist()
-    for name, head in pair.heads.items():
+    for name, head in _judges(pair).items():
         columns[name] = judge_scores(head, text)
     texts = pieces(pair.tokenizer, ids.tolist())
     return [
@@ -206,8 +210,9 @@ def score_curves(pair: Pair, task: Task, n_examples: int, decoding: Decoding) ->
         "thresholds"}}
     """
     thresholds = [i / 50 for i in range(51)]
-    scores = {name: {} for name in pair.heads}
-    for example in task.examples[:n_examples] if pair.heads else []:
+    judges = _judges(pair)
+    scores = {name: {} for name in judges}
+    for example in task.examples[:n_examples] if judges else []:
         prompt_ids = pair.encode(example.prompt)
         output = pair.draft.generate(
             prompt_ids.to(pair.draft.device),
@@ -222,7 +227,7 @@ def score_curves(pair: Pair, task: Task, n_examples: int, decoding: Decoding) ->
             continue
         text = read_text(pair, prompt_ids, ids)
         groups = _groups(pair, text, example.first_mistake)
-        for name, head in pair.heads.items():
+        for name, head in judges.items():
             for value, group in zip(judge_scores(head, text), groups, strict=False):
                 scores[name].setdefault(group, []).append(value)
     return {
@@ -264,3 +269,8 @@ def _stop_tokens(pair: Pair) -> torch.Tensor:
 
 def _short(value: float | int) -> float | int:
     return value if isinstance(value, int) else float(f"{value:.4g}")
+
+
+def _judges(pair: Pair) -> dict[str, JudgeHead]:
+    """Return the heads that score a token by the state at the token itself."""
+    return {name: head for name, head in pair.heads.items() if head.config.state_of != "before"}
