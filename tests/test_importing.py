@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import hub_fixtures as fx
+import numpy
 import pytest
 import torch
 
@@ -202,8 +203,8 @@ def test_autojudge(tmp_path):
     entry = {
         "changed_token_indices": [(n + 1, False, 40, 31), (n + 2, True, 32, 41)],
         "current_response": torch.tensor([ids]),
-        "hiddens": [torch.zeros(4), torch.zeros(4)],
-        "target_answer": [4.0],
+        "hiddens": [torch.zeros(4), numpy.zeros(4, dtype=numpy.float16)],
+        "target_answer": [numpy.float64(4.0)],
         "id": 3,
     }
     older = entry | {"changed_token_indices": [(n + 1, False, 31, 40)]}  # where the kept token was not put in

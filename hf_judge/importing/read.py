@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy
 import torch
 
 from hf_judge.files.jsonl import decode_text, read_jsonl_lines
@@ -78,17 +79,26 @@ def _json_list(source: str) -> Iterator[tuple[str, dict]]:
 
 
 def _torch_entries(source: str) -> Iterator[tuple[str, dict]]:
-    """Read a list that `torch.save` wrote: tensors, numbers and texts only, nothing that could run code."""
+    """Read a list that `torch.save` wrote: tensors, arrays, numbers and texts only, nothing that could run code."""
     try:
-        values = torch.load(source, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_numbers()):
+            values = torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - whatever a damaged or hostile file makes the reader raise
         raise ValueError(
-            f"{source} is no list that torch.save wrote of tensors, numbers and texts ({type(error).__name__}: "
-            f"{' '.join(str(error).split())[:160]}); files that hold other objects can run code and are not read"
+            f"{source} is no list that torch.save wrote of tensors, numbers and texts ({type(error).__name__}); files "
+            "that hold other objects can run code and are not read"
         ) from None
     if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
         raise ValueError(f"{source} must hold a list of dicts, got {type(values).__name__}")
     yield from ((f"{source}, entry {number}", value) for number, value in enumerate(values, 1))
+
+
+def _numbers() -> list:
+    """Return what numpy's arrays and numbers in a file are made of, under the names before and after numpy 2."""
+    made_by = (numpy.array(0.0).__reduce__()[0], numpy.float64(0).__reduce__()[0])
+    named = [(f, f"numpy.{core}.multiarray.{f.__name__}") for f in made_by for core in ("core", "_core")]
+    kinds = [numpy.dtype(kind) for kind in ("bool", "int32", "int64", "float16", "float32", "float64")]
+    return [*named, numpy.ndarray, numpy.dtype, *map(type, kinds)]
 
 
 def _datasets():

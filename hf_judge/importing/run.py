@@ -125,7 +125,10 @@ def import_labels(
             report.n_doubles += key in examples
             examples[key] = example
     if not examples:
-        raise ValueError(f"nothing to import: {report}")
+        reasons = "; ".join(f"{n} x {why}" for why, n in report.skipped.most_common(3))
+        raise ValueError(
+            f"nothing to import: none of {report.n_records} records could be lined up ({reasons or 'there are none'})"
+        )
     chosen = _draw(examples, max_rows, balanced, seed)
     write_jsonl(chosen, output)
     report.sources, report.data_hash = summarise(chosen), data_hash(chosen)
