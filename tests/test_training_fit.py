@@ -17,7 +17,7 @@ from hf_judge import JudgeHead
 from hf_judge.integrations.autojudge import import_autojudge_head
 from hf_judge.training.calibration import head_scores
 from hf_judge.training.fit import METRICS_NAME, PROMPTS_NAME, JudgeTrainingArguments, part_of, train_judge
-from hf_judge.training.metrics import auc_standard_error, average_precision, judge_metrics, roc_auc
+from hf_judge.training.metrics import auc_standard_error, average_precision, described, judge_metrics, roc_auc
 
 
 @pytest.fixture
@@ -251,6 +251,16 @@ def test_metrics_by_source_and_threshold():
     }
     assert metrics["by_source"]["a"]["decided"]["n_acceptable"] == 0
     assert metrics["by_source"]["b"]["decided"]["n_mistaken"] == 2
+
+
+def test_one_name_stands_for_one_number(store, tmp_path):
+    trained = train_judge(store, arguments(tmp_path))
+    said, in_config = trained.metrics, trained.head.config.provenance["validation"]
+    for kind in ("decided", "all"):
+        assert in_config[kind] == {name: said[kind][name] for name in ("auc", "n_acceptable", "n_mistaken")}
+        assert f"AUC {said[kind]['auc']:.4f} over " in described(said)
+        assert f"({said[kind]['n_acceptable']} good, {said[kind]['n_mistaken']} mistaken)" in described(said)
+    assert "auc" not in said
 
 
 def test_plot_is_a_png(store, tmp_path):
