@@ -33,6 +33,7 @@ ORDER = (
     "evaluation",
     "bench",
     "doctor",
+    "making",
     "cli",
 )
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "hub_cards" not in path.parts)

@@ -10,7 +10,7 @@ from tiny_models import noisy_copy, prompt, random_head, tiny_model
 from hf_judge import JudgeCandidateVerifier, judged
 from hf_judge.evaluation.evaluate import Decoding, JudgedAnswers, right_answers
 from hf_judge.rules.by_name import Setting
-from hf_judge.training.threshold_range import ThresholdRangeVerifier
+from hf_judge.training.threshold_range import ThresholdRangeVerifier, holds_at
 
 THRESHOLDS = [0.02 * i for i in range(51)]
 
@@ -36,9 +36,9 @@ def test_the_range_is_exactly_that_of_the_same_decisions(seed, batch):
         verifier = ThresholdRangeVerifier(head, threshold, batch)
         assert torch.equal(generate(verifier, ids, mask, seed), answers[threshold])
         for place in range(batch):
-            assert verifier.holds_at(place, threshold)
+            assert holds_at(threshold, *verifier.range_of(place))
             for other in THRESHOLDS:
-                if verifier.holds_at(place, other):
+                if holds_at(other, *verifier.range_of(place)):
                     n_shared += other != threshold
                     n = min(answers[other].shape[1], answers[threshold].shape[1])
                     assert torch.equal(answers[other][place, :n], answers[threshold][place, :n])

@@ -18,6 +18,7 @@ from hf_judge.cli.bench import add_bench
 from hf_judge.cli.demo import add_demo
 from hf_judge.cli.doctor import add_doctor
 from hf_judge.cli.evaluate import add_evaluate
+from hf_judge.cli.make import add_make
 from hf_judge.cli.options import write_json
 from hf_judge.cli.terminal import positive, printable, warn
 from hf_judge.cli.train import add_training_commands
@@ -53,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="command")
     add_demo(commands)
     add_doctor(commands)
+    add_make(commands)
     add_training_commands(commands)
     add_evaluate(commands)
     add_bench(commands)

@@ -18,6 +18,7 @@ from hf_judge.evaluation.tasks import file_task
 from hf_judge.files.jsonl import listed
 from hf_judge.head.config import HIDDEN_STATES
 from hf_judge.head.distributions import DRAFT_FEATURES, EXTRA_FEATURES
+from hf_judge.head.fingerprint import fingerprint_of
 from hf_judge.head.judge_head import JudgeHead
 from hf_judge.labelling.jobs import processes
 from hf_judge.labelling.responses import HOLDS, load_named
@@ -245,15 +246,19 @@ def _calibrate_by_task(head: JudgeHead, args: argparse.Namespace) -> AccuracyCer
             f"{len(task.examples)}; nothing was chosen. Pass more prompts, fewer --thresholds, or a greater --margin"
         )
     target, draft = load_model(args.target, args), load_model(args.draft, args)
-    pair = Pair(target, draft, tokenizer, {"judge": head}, draft_tokenizer=draft_tokenizer)
+    names = f"target {args.target} {fingerprint_of(target)}, draft {args.draft} {fingerprint_of(draft)}"
+    pair = Pair(target, draft, tokenizer, {"judge": head}, names, draft_tokenizer)
     batched = Decoding(args.num_assistant_tokens, args.max_new_tokens, batch_size=args.batch_size)
+    journal = Path(args.head) / "calibration.journal"  # a run that was interrupted goes on there
+    answers = JudgedAnswers(pair, task, batched, journal_dir=journal)
     return calibrate_by_accuracy(
-        right_answers(pair, task, Setting("plain"), batched, desc="Target's answers"),
-        JudgedAnswers(pair, task, batched),
+        right_answers(pair, task, Setting("plain"), batched, desc="Target's answers", journal_dir=journal),
+        answers,
         margin=args.margin,
         thresholds=thresholds,
         confidence=args.confidence,
         certify=args.certify,
+        accepted_per_forward=answers.accepted_per_forward,
     )
 
 

@@ -23,6 +23,7 @@ def check_costs(found: Diagnosis, models: Models) -> None:
     longest = max(best, key=best.get)
     found.costs = {
         "c": c,
+        "target_seconds": costs["target_seconds"],
         "v": {str(m): cost for m, cost in v.items()},
         "break_even_acceptance": {str(m): rate for m, rate in rates.items()},
         "speedup_at_most": {str(m): speedup for m, speedup in best.items()},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hf_judge.doctor.costs import check_costs
 from hf_judge.doctor.environment import check_devices, check_versions
 from hf_judge.doctor.findings import Diagnosis
-from hf_judge.doctor.pair import check_head, check_tokenizers, load_models
+from hf_judge.doctor.pair import Models, check_head, check_tokenizers, load_models
 from hf_judge.doctor.self_check import check_engines
 
 
@@ -32,6 +32,19 @@ def diagnose(
         return found
     check_tokenizers(found, models)
     check_head(found, models)
+    return _check_running(found, models)
+
+
+def diagnose_pair(models: Models) -> Diagnosis:
+    """Check this environment, and loaded models that have no judge yet."""
+    found = Diagnosis()
+    check_versions(found)
+    check_devices(found)
+    check_tokenizers(found, models)
+    return _check_running(found, models)
+
+
+def _check_running(found: Diagnosis, models: Models) -> Diagnosis:
     if found.usable:
         check_engines(found, models)
     if found.usable and models.draft is not models.target:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -28,7 +30,7 @@ from hf_judge.labelling.prompts import Prompt, encode_prompt
 from hf_judge.modeling.classes import judged
 from hf_judge.modeling.keywords import constant_drafts
 from hf_judge.rules.by_name import Setting, make_verifier
-from hf_judge.training.threshold_range import ThresholdRangeVerifier
+from hf_judge.training.threshold_range import ThresholdRangeVerifier, holds_at
 from hf_judge.upstream.devices import input_device
 from hf_judge.upstream.generation import tokenizer_arguments
 from hf_judge.verify.stats import VerdictCode
@@ -306,7 +308,15 @@ def journal_key(prints: dict[str, str], setting: Setting, example: Example) -> s
     return f"{setting.name}{''.join(prints[name] for name in setting.heads if name in prints)} | {example.name}"
 
 
-def right_answers(pair: Pair, task: Task, setting: Setting, decoding: Decoding, *, desc: str) -> list[bool]:
+def right_answers(
+    pair: Pair,
+    task: Task,
+    setting: Setting,
+    decoding: Decoding,
+    *,
+    desc: str,
+    journal_dir: str | os.PathLike | None = None,
+) -> list[bool]:
     """Answer every example under one setting and say which answers are right.
 
     Args:
@@ -315,14 +325,47 @@ def right_answers(pair: Pair, task: Task, setting: Setting, decoding: Decoding, 
         setting: a baseline, or a rule at one value.
         decoding: draft length, answer length, batch size.
         desc: label of the progress bar.
+        journal_dir: folder that keeps every finished answer of every call with these models, work and decoding; a call
+            that was interrupted goes on there. None: nothing is kept.
     """
-    method, right = Method(pair, setting, decoding), []
-    with tqdm(total=len(task.examples), desc=desc, unit="answer") as bar:
-        for start in range(0, len(task.examples), decoding.batch_size):
-            found = method.answer(task.examples[start : start + decoding.batch_size])
-            right += [answer.right for answer in found]
-            bar.update(len(found))
-    return right
+    method = Method(pair, setting, decoding)
+    with _opened(journal_dir, pair, task, decoding) as journal:
+        key_of = {example.name: f"{setting.name} | {example.name}" for example in task.examples}
+        done = {} if journal is None else journal.finished()
+        right = {name: done[key]["right"] for name, key in key_of.items() if key in done}
+        todo = [example for example in task.examples if example.name not in right]
+        with tqdm(total=len(task.examples), initial=len(right), desc=desc, unit="answer") as bar:
+            for start in range(0, len(todo), decoding.batch_size):
+                batch = todo[start : start + decoding.batch_size]
+                for example, answer in zip(batch, method.answer(batch), strict=True):
+                    right[example.name] = answer.right
+                    if journal is not None:
+                        journal.append(key_of[example.name], {"right": answer.right})
+                bar.update(len(batch))
+    return [right[example.name] for example in task.examples]
+
+
+@contextlib.contextmanager
+def _opened(journal_dir: str | os.PathLike | None, pair: Pair, task: Task, decoding: Decoding, **more):
+    """Open the journal of answers to a task, one for each work and models; None where no folder is given."""
+    if journal_dir is None:
+        yield None
+        return
+    # neither the order nor the number of prompts at once changes an answer
+    settings = {"pair": pair.name, "task": task.name, "decoding": asdict(replace(decoding, batch_size=1))} | more
+    name = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    with Journal(os.path.join(journal_dir, name), settings) as journal:
+        yield journal
+
+
+class _Judged(NamedTuple):
+    """Holds one judged answer, and the thresholds at which it stays the same."""
+
+    lowest: float
+    highest: float
+    right: bool
+    n_accepted: int
+    n_forwards: int
 
 
 class JudgedAnswers:
@@ -334,34 +377,55 @@ class JudgedAnswers:
         pair: the models; its head "judge" judges.
         task: the work.
         decoding: draft length, answer length, batch size.
+        journal_dir: argument of [`right_answers`].
     """
 
-    def __init__(self, pair: Pair, task: Task, decoding: Decoding):
+    def __init__(self, pair: Pair, task: Task, decoding: Decoding, *, journal_dir: str | os.PathLike | None = None):
         if decoding.temperature > 0:
             raise ValueError(f"sampled answers differ at every threshold: temperature must be 0, got {decoding}")
-        self._pair, self._task, self._decoding = pair, task, decoding
-        # for each example: the verifiers that judged it, its place in their batches, and whether it was right
-        self._decoded: list[list[tuple[ThresholdRangeVerifier, int, bool]]] = [[] for _ in task.examples]
+        self._pair, self._task, self._decoding, self._journal_dir = pair, task, decoding, journal_dir
+        self._decoded: dict[str, list[_Judged]] = {example.name: [] for example in task.examples}
         self.n_decoded = 0  # answers, for all thresholds together
+        with self._journal() as journal:
+            for key, value in ({} if journal is None else journal.finished()).items():
+                self._decoded.get(key.partition(" | ")[2], []).append(_Judged(**value))
+
+    def _journal(self):
+        head = _fingerprint(self._pair.heads["judge"])
+        return _opened(self._journal_dir, self._pair, self._task, self._decoding, head=head)
 
     def __call__(self, threshold: float) -> list[bool]:
-        right = [self._known(i, threshold) for i in range(len(self._decoded))]
-        todo = [i for i, known in enumerate(right) if known is None]
+        todo = [example for example in self._task.examples if self._known(example.name, threshold) is None]
         method = Method(self._pair, Setting("judge", threshold), self._decoding)
-        with tqdm(total=len(todo), desc=f"Judged at {threshold:g}", unit="answer", disable=not todo) as bar:
+        hidden = not todo
+        with (
+            self._journal() as journal,
+            tqdm(total=len(todo), desc=f"Judged at {threshold:g}", unit="answer", disable=hidden) as bar,
+        ):
             for start in range(0, len(todo), self._decoding.batch_size):
                 batch = todo[start : start + self._decoding.batch_size]
                 verifier = ThresholdRangeVerifier(self._pair.heads["judge"], threshold, len(batch))
-                found = method.answer([self._task.examples[i] for i in batch], judge=verifier)
-                for place, (i, answer) in enumerate(zip(batch, found, strict=True)):
-                    self._decoded[i].append((verifier, place, answer.right))
-                    right[i] = answer.right
+                for place, (example, answer) in enumerate(
+                    zip(batch, method.answer(batch, judge=verifier), strict=True)
+                ):
+                    accepted = sum(answer.accepted_lengths)
+                    judged = _Judged(*verifier.range_of(place), answer.right, accepted, answer.forwards)
+                    self._decoded[example.name].append(judged)
+                    if journal is not None:
+                        journal.append(f"{threshold!r} | {example.name}", judged._asdict())
                 bar.update(len(batch))
         self.n_decoded += len(todo)
-        return right
+        return [self._known(example.name, threshold).right for example in self._task.examples]
 
-    def _known(self, example: int, threshold: float) -> bool | None:
-        found = (right for verifier, place, right in self._decoded[example] if verifier.holds_at(place, threshold))
+    def accepted_per_forward(self, threshold: float) -> float | None:
+        """Return the accepted drafted tokens per forward of the target at a threshold that was called before."""
+        known = [self._known(name, threshold) for name in self._decoded]
+        if not known or None in known:
+            return None
+        return sum(answer.n_accepted for answer in known) / sum(answer.n_forwards for answer in known)
+
+    def _known(self, name: str, threshold: float) -> _Judged | None:
+        found = (answer for answer in self._decoded[name] if holds_at(threshold, answer.lowest, answer.highest))
         return next(found, None)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import torch
 
@@ -213,6 +213,7 @@ class AccuracyCertificate:
     lost_bound: dict  # exact upper bound on the share of answers lost
     n_needed: int  # answers without a loss that would bound it by the margin
     falls: list  # (lenient, stricter) thresholds between which accuracy falls by more than chance
+    accepted_per_forward: dict = field(default_factory=dict)  # drafted tokens; empty: not counted
 
     def message(self) -> str:
         """Say the result in a few sentences."""
@@ -239,12 +240,14 @@ class AccuracyCertificate:
 
     def table(self) -> list[str]:
         """Return the whole curve as lines of text: right, lost and gained answers at each threshold."""
-        lines = ["threshold  right answers   lost  gained  lost at most"]
+        counted = "  accepted per forward" if self.accepted_per_forward else ""
+        lines = [f"threshold  right answers   lost  gained  lost at most{counted}"]
         for key, accuracy in self.judged_accuracy.items():
             low, high = wilson_interval(round(accuracy * self.n_answers), self.n_answers)
+            accepted = f"  {self.accepted_per_forward[key]:>20.1f}" if counted else ""
             lines.append(
                 f"{key:>9}  {accuracy:6.1%} ({low:.0%}-{high:.0%})  {self.lost[key]:>4}  {self.gained[key]:>6}  "
-                f"{self.lost_bound[key]:>12.1%}"
+                f"{self.lost_bound[key]:>12.1%}{accepted}"
             )
         return lines
 
@@ -276,6 +279,7 @@ def calibrate_by_accuracy(
     thresholds: Sequence[float] = TASK_THRESHOLDS,
     confidence: float = 0.95,
     certify: bool = False,
+    accepted_per_forward: Callable[[float], float | None] | None = None,
 ) -> AccuracyCertificate:
     """Measure accuracy at every threshold, and choose the most lenient that stays within `margin` of the target's.
 
@@ -290,6 +294,7 @@ def calibrate_by_accuracy(
         thresholds: candidate thresholds.
         confidence: confidence of the bounds.
         certify: whether the bound on lost answers must be within the margin, not only the loss that was measured.
+        accepted_per_forward: returns the accepted drafted tokens per forward at a threshold, for the table.
 
     Raises:
         ValueError: no answers, or another number of judged ones; the target's are too few or too seldom right for the
@@ -331,6 +336,7 @@ def calibrate_by_accuracy(
         lost_bound={_key(t): bound for t, bound in bounds.items()},
         n_needed=answers_needed(margin, confidence, len(right)) if margin else 0,
         falls=_falls(right),
+        accepted_per_forward={} if accepted_per_forward is None else {_key(t): accepted_per_forward(t) for t in right},
     )
 
 

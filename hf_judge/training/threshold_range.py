@@ -53,12 +53,18 @@ class ThresholdRangeVerifier(JudgeCandidateVerifier):
             self._highest[places] = torch.minimum(self._highest[places], highest)
         return verdict
 
-    def holds_at(self, place: int, threshold: float) -> bool:
-        """Tell whether the answer to a prompt is the same at another threshold.
+    def range_of(self, place: int) -> tuple[float, float]:
+        """Return the thresholds (lowest, highest) from which on, and below which, an answer stays as it is.
+
+        Where there is no limit, they are -1 and 2: thresholds are between 0 and 1.
 
         Args:
             place: place of the prompt in the batch.
-            threshold: the other threshold.
         """
-        rounded = torch.tensor(threshold)  # as scores are compared: in float32
-        return bool(self._lowest[place] <= rounded < self._highest[place])
+        return max(self._lowest[place].item(), -1.0), min(self._highest[place].item(), 2.0)
+
+
+def holds_at(threshold: float, lowest: float, highest: float) -> bool:
+    """Tell whether a range of [`ThresholdRangeVerifier.range_of`] holds a threshold."""
+    rounded = torch.tensor(threshold, dtype=torch.float32).item()  # as scores are compared
+    return lowest <= rounded < highest
