@@ -32,7 +32,7 @@ def add_make(commands) -> None:
     make_.add_argument(
         "--task", metavar="TASK", help="JSONL file of `prompt` and `answer` rows; world: the embedded pair's own"
     )
-    add_checker(make_)
+    add_checker(make_, default="numeric")
     make_.add_argument("--problems", type=positive, metavar="N", help="use the first N problems (default: all)")
     make_.add_argument("--held-out", metavar="TASK", help="problems of the figures (default: a fifth of --task)")
     make_.add_argument(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -165,10 +166,10 @@ class _Run:
         found = work()
         seconds = time.monotonic() - started
         self._seconds += seconds
-        self._journal.append(
-            title, {"seconds": seconds, "found": asdict(found) if hasattr(found, "__dataclass_fields__") else found}
-        )
-        return found
+        # as JSON: a rerun reads the very same values
+        values = json.loads(json.dumps(asdict(found) if is_dataclass(found) else found))
+        self._journal.append(title, {"seconds": seconds, "found": values})
+        return restore(values)
 
     def _check(self) -> dict:
         pair = self._pair

@@ -69,8 +69,8 @@ def _next(calibrated: Calibrated, measured: Measured) -> str:
     free = measured.free
     if free is not None and free["speedup"] >= judged["speedup"] and free["accuracy"] >= judged["accuracy"]:
         return (
-            f"It falls short of a rule that needs no head: {free['rule']} {free['threshold']:g} is as fast and as right. "
-            "Use that rule, or pass more prompts to train a better judge."
+            f"It falls short of a rule that needs no head: {free['rule']} {free['threshold']:g} is as fast and as "
+            "right. Use that rule, or pass more prompts to train a better judge."
         )
     if calibrated.kind != "by_risk":
         return "It is of use. For a tighter bound, pass more prompts."
