@@ -18,7 +18,7 @@ from hf_judge.cli.bench import add_bench
 from hf_judge.cli.demo import add_demo
 from hf_judge.cli.doctor import add_doctor
 from hf_judge.cli.evaluate import add_evaluate
-from hf_judge.cli.make import add_make
+from hf_judge.cli.judges.make import add_make
 from hf_judge.cli.options import write_json
 from hf_judge.cli.terminal import positive, printable, warn
 from hf_judge.cli.train import add_training_commands

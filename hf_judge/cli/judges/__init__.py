@@ -1,0 +1,1 @@
+"""Define the subcommands that make judges out of pairs of models."""
