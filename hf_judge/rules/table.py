@@ -70,7 +70,7 @@ RULES = {
         "single", (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1), (0.001, 0.01), lambda value, head: ThresholdsVerifier(value)
     ),
     "fly": RuleSpec(
-        "threshold", (0.005, 0.02, 0.05, 0.1, 0.2, 0.3), (0.01, 0.1), lambda value, head: FlyVerifier(value)
+        "threshold", (0.0, 0.005, 0.02, 0.05, 0.1, 0.2, 0.3), (0.01, 0.1), lambda value, head: FlyVerifier(value)
     ),
     "diversed": RuleSpec(
         "bias",
@@ -80,7 +80,7 @@ RULES = {
         needs_head=True,
     ),
     "vllm-fly": RuleSpec(
-        "threshold", (0.01, 0.05, 0.1, 0.2, 0.3, 0.5), (0.05, 0.3), lambda value, head: VllmFlyVerifier(value)
+        "threshold", (0.0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5), (0.05, 0.3), lambda value, head: VllmFlyVerifier(value)
     ),
     "mars": RuleSpec("ratio", (0.3, 0.5, 0.6, 0.7, 0.8, 0.9), (0.6, 0.9), lambda value, head: MarsVerifier(value)),
     "fsd": RuleSpec(
