@@ -99,7 +99,7 @@ class TestSettings:
             parse_settings([text], heads)
 
     def test_sweeps_are_in_order_and_in_range(self, pair):
-        heads = pair.heads | {"autojudge": measured_pair.head()}
+        heads = pair.heads | {"autojudge": measured_pair.head(), "diversed": measured_pair.head()}
         for name, spec in RULES.items():
             assert list(spec.sweep) in (sorted(spec.sweep), sorted(spec.sweep, reverse=True))
             for value in (*spec.sweep, *spec.quick):
