@@ -39,9 +39,18 @@ def test_from_prompts_to_a_calibrated_head(models, prompts, tmp_path, capsys):
     pair = ("--target", models / "target", "--draft", models / "draft")
     labels, features, head = tmp_path / "labels.jsonl", tmp_path / "features", tmp_path / "head"
     mine = ("mine", *pair, "--prompts", prompts, "--checker", "test_labelling_mining:checker", "--output", labels)
+    run(*mine, "--max-new-tokens", 14, code=2)  # random models never end
+    assert "answers are cut off at 14 tokens" in capsys.readouterr().err
+    mine += ("--force",)
     run(*mine, "--max-new-tokens", 14)
     assert "swaps kept" in capsys.readouterr().out
     assert len(list(read_jsonl(labels))) > 20
+    before = labels.read_bytes()
+    others = tmp_path / "others.jsonl"
+    others.write_text(json.dumps({"prompt": "another<|assistant|>", "answer": "x"}) + "\n")
+    run(*(others if word == prompts else word for word in mine), "--max-new-tokens", 14, code=2)
+    assert "holds labels of 9 prompts that are not among these 1" in capsys.readouterr().err
+    assert labels.read_bytes() == before
     run("info", labels, "--tokenizer", models / "target", "--samples", 1)
     said = capsys.readouterr().out
     assert "responses to 9 prompts" in said

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hf_judge.checking.correctness import imported
 from hf_judge.cli.options import add_pair, add_tasks, checker_of, load_model, read_tasks, write_json
-from hf_judge.cli.terminal import above_zero, natural, positive, printable
+from hf_judge.cli.terminal import above_zero, natural, positive, printable, warn
 from hf_judge.evaluation.loading import load_tokenizer, load_tokenizers
 from hf_judge.files.durable import check_writable
 from hf_judge.files.jsonl import read_json_object
@@ -19,12 +19,17 @@ from hf_judge.importing.formats import FORMATS
 from hf_judge.importing.run import import_labels
 from hf_judge.labelling.drafts import label_drafts
 from hf_judge.labelling.jobs import MiningReport, processes
-from hf_judge.labelling.responses import HOLDS, load_rows, marked, summarise
+from hf_judge.labelling.prompts import RefusedPrompt, prompt_of
+from hf_judge.labelling.responses import HOLDS, hash_prompt, load_rows, marked, summarise
 from hf_judge.labelling.swaps import mine_swaps
 from hf_judge.labelling.tokens import label_rows
+from hf_judge.making.preflight import CannotPay, preflight
+from hf_judge.making.problems import Problems
 from hf_judge.training.fit import METRICS_NAME
 from hf_judge.training.metrics import described
 from hf_judge.training.store import INDEX_NAME, FeatureStore
+
+PREFLIGHT_PROMPTS = 20  # answered by both models before mining
 
 # --- mine -----------------------------------------------------------------------------------------------------------
 
@@ -70,16 +75,65 @@ def add_mine(commands) -> None:
     )
     mine.add_argument("--seed", type=int, default=0, help="for --source draft: seed of the samples (default: 0)")
     mine.add_argument("--strict", action="store_true", help="stop at a prompt that the models or the checker refuse")
+    mine.add_argument(
+        "--force",
+        action="store_true",
+        help="for --source swap: label even where the first answers look wrong, without looking at them",
+    )
     mine.set_defaults(run=run_mine)
 
 
 def run_mine(args: argparse.Namespace) -> None:
     tasks, names = read_tasks(args.prompts)
     check_writable(args.output)
+    _keep_other_labels(args.output, tasks)
     mine = _mine_drafts if args.source == "draft" else _mine_swaps
     report = mine(args, tasks, names)
     if processes().is_main_process:
         print(f"{args.output}: {report}")
+        if args.source == "swap" and not report.counts["swaps undone"]:
+            warn(["no swap changed an answer: there is no mistake to train on; pass harder prompts, or more of them"])
+
+
+def _keep_other_labels(path: str, tasks: list[dict]) -> None:
+    """Refuse to replace the labels of other prompts; with more prompts a run goes on.
+
+    Raises:
+        ValueError: the file holds labels of prompts that are not among these.
+    """
+    if not Path(path).is_file():
+        return
+    asked = {hash_prompt(prompt_of(task).content) for task in tasks}
+    n_others = len({row.prompt_hash for row in load_rows(path)} - asked)
+    if n_others:
+        raise ValueError(
+            f"'{path}' holds labels of {n_others} prompts that are not among these {len(tasks)}, and would lose them: "
+            "choose another --output, add the prompts, or delete the file"
+        )
+
+
+def _look_first(args: argparse.Namespace, tasks: list[dict], names: list[str], checker, models) -> None:
+    """Let both models answer the first prompts, and stop where the labels would be nonsense.
+
+    Raises:
+        CannotPay: they would; `--force` goes on.
+    """
+    if args.force or Path(f"{args.output}.journal").is_dir() or processes().num_processes > 1:
+        return  # an earlier run has looked
+    target, draft, tokenizer = models
+    n = PREFLIGHT_PROMPTS
+    first = Problems("prompts", tasks[:n], checker, names[:n])
+    try:
+        looked = preflight(
+            target, draft, tokenizer, first, max_new_tokens=args.max_new_tokens, batch_size=args.batch_size
+        )
+    except RefusedPrompt:  # all of them: the labelling says so, or goes on with the others
+        return
+    for line in looked.lines():
+        print(printable(line), flush=True)
+    faults = looked.faults()
+    if faults:
+        raise CannotPay(f"{faults[0]} --force labels all the same")
 
 
 def _mine_drafts(args: argparse.Namespace, tasks: list[dict], names: list[str]) -> MiningReport:
@@ -111,6 +165,7 @@ def _mine_swaps(args: argparse.Namespace, tasks: list[dict], names: list[str]) -
     checker = checker_of(args)
     tokenizer = load_tokenizers(args.target, args.draft)[0]
     draft, target = load_model(args.draft, args), load_model(args.target, args)
+    _look_first(args, tasks, names, checker, (target, draft, tokenizer))
     return mine_swaps(
         target,
         draft,

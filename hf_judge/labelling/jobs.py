@@ -131,9 +131,17 @@ def _unfinished(
     todo = [(key, task) for key, task in mine if "refused" in finished.get(key, {"refused": ""})]
     n_done = len(mine) - len(todo)
     with tqdm(total=len(mine), initial=n_done, desc="Mining", unit="prompt", disable=not show_progress) as bar:
+        n_mistakes = sum(_count_mistakes(record) for record in finished.values())
+        bar.set_postfix(mistakes=n_mistakes, refresh=False)
         for key, record in work(todo):
             yield key, record
+            n_mistakes += _count_mistakes(record)
+            bar.set_postfix(mistakes=n_mistakes, refresh=False)
             bar.update()
+
+
+def _count_mistakes(record: dict) -> int:
+    return sum(len(row.get("mistakes", ())) for row in record["rows"])
 
 
 def _collect(named: dict[str, str], finished: dict[str, dict]) -> tuple[MiningReport, list[LabelledResponse]]:
