@@ -34,7 +34,7 @@ def directory(tmp_path_factory):
 
 def mine(directory, output):
     pair = ["--target", directory / "target", "--draft", directory / "draft", "--prompts", directory / "prompts.jsonl"]
-    options = ["--checker", "test_labelling_mining:checker", "--max-new-tokens", 14, "--label-matched"]
+    options = ["--checker", "test_labelling_mining:checker", "--max-new-tokens", 14, "--label-matched", "--force"]
     assert main([str(argument) for argument in ("mine", *pair, *options, "--output", output)]) == 0
 
 
