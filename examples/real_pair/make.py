@@ -41,6 +41,7 @@ RULES = (
     "ensemble=0.5,0.8",
     "thresholds=0.1,0.3",
     "fly=0.3",
+    "mars=0.8,0.9",
     "random=0.1",
 )
 """Settings that are tried on the part "choose", for each rule from lenient to strict."""

@@ -19,6 +19,7 @@ from hf_judge.evaluation.detokenizer import pieces
 from hf_judge.files.durable import write_together
 from hf_judge.files.jsonl import read_jsonl_lines
 from hf_judge.labelling.prompts import encode_prompt, prompt_of
+from hf_judge.training.metrics import described
 from hf_judge.verify.stats import VerdictCode
 
 START, END = "<!-- written by examples/real_pair/page.py: figures -->", "<!-- end of the figures -->"
@@ -296,10 +297,7 @@ def label_lines(directory: Path, steps: dict) -> list[str]:
     """Tell how many labels there were, and what the head learned from them."""
     metrics = json.loads((directory / "judge" / "judge_metrics.json").read_text())
     lines = [f"- {line}" for line in steps["mine"]["said"].strip().splitlines()[:6]]
-    lines.append(
-        f"- validation: {metrics['n_acceptable']} acceptable and {metrics['n_mistaken']} mistaken tokens, AUC "
-        f"{metrics['auc']:.2f} over all, {metrics['decided']['auc']:.2f} over those on which the judge decides"
-    )
+    lines.append(f"- on the validation tokens: {described(metrics)}")
     calibrated = steps["calibrate"]["said"].strip().splitlines()
     return [*lines, f"- `calibrate --risk 0.1` says: {calibrated[-1]}"]
 
