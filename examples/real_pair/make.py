@@ -29,19 +29,20 @@ from transformers import AutoTokenizer
 from hf_judge.files.durable import write_together
 
 HERE = Path(__file__).resolve().parent
-BATCH = 50  # prompts at once
-DRAFTED = 6  # tokens a round: the draft is often wrong, so long drafts are wasted
+BATCH = 50  # prompts that are mined at once
+MEASURED_AT_ONCE = 32  # problems: a killed run has lost at most so many of each rule
+DRAFTED = 12  # tokens a round
 RULES = (
     "strict",
     "judge=0.1,0.3,0.5,0.7,0.9",
-    "kl=1,0.3,0.1",
-    "typical=0.03,0.1,0.3",
-    "top-k=3,2",
+    "kl=1,0.3",
+    "typical=0.1,0.3",
+    "top-k=2",
     "relaxed=0.7,0.4",
     "ensemble=0.5,0.8",
     "thresholds=0.1,0.3",
     "fly=0.3",
-    "mars=0.8,0.9",
+    "mars=0.8",
     "random=0.1",
 )
 """Settings that are tried on the part "choose", for each rule from lenient to strict."""
@@ -61,7 +62,7 @@ class Size:
     train_options: str = ""
 
 
-FULL = Size(kept=(0, 1, 2, 5, 9, 14, 19, 24, 28, 29), answers=1024, steps=300, label=120, choose=40, test=300)
+FULL = Size(kept=(0, 1, 2, 5, 9, 14, 19, 24, 28, 29), answers=1024, steps=300, label=200, choose=32, test=300)
 SMOKE = Size(
     kept=tuple(i for i in range(30) if i != 20),  # such a draft writes sense without training
     answers=8,
@@ -125,7 +126,7 @@ class Commands:
             stderr=subprocess.PIPE if may_refuse else None,
             text=True,
         )
-        said = done.stdout + (done.stderr or "")
+        said = done.stdout + "".join((done.stderr or "").splitlines(keepends=True)[-1:])  # a refusal is the last line
         print(said, flush=True)
         if done.returncode not in ((0, 2) if may_refuse else (0,)):
             raise SystemExit(f"{shlex.join(command)} failed with {done.returncode}: run it again to go on")
@@ -142,11 +143,12 @@ def judge(target: Path, draft: Path, directory: Path, size: Size) -> Commands:
     for part in ("label", "choose", "test"):
         write_questions(directory / f"{part}.jsonl", questions(part, getattr(size, part)))
     commands, pair = Commands(directory), f"--target {shlex.quote(str(target))} --draft {shlex.quote(str(draft))}"
-    answers = f"--checker questions:answer --max-new-tokens {MAX_NEW_TOKENS} --batch-size {BATCH}"
-    commands.run("mine", f"mine {pair} --prompts label.jsonl {answers} --output labels.jsonl")
+    answers = f"--checker questions:answer --max-new-tokens {MAX_NEW_TOKENS}"
+    commands.run("mine", f"mine {pair} --prompts label.jsonl {answers} --batch-size {BATCH} --output labels.jsonl")
     commands.run("features", f"features --target {shlex.quote(str(target))} --data labels.jsonl --output features")
     commands.run("train", f"train --features features --output-dir judge --plot {size.train_options}")
     commands.run("calibrate", "calibrate --head judge --features features --risk 0.1", may_refuse=True)
+    answers += f" --batch-size {MEASURED_AT_ONCE}"
     evaluate = f"evaluate {pair} --judge judge {answers} --num-assistant-tokens {DRAFTED}"
     choose = f"--task choose.jsonl --problems {size.choose} --report choose --no-plots --rules {' '.join(size.rules)}"
     commands.run("choose", f"{evaluate} {choose}")

@@ -12,6 +12,7 @@ import importlib.util
 import json
 import logging
 import random
+import time
 from pathlib import Path
 
 import torch
@@ -114,8 +115,10 @@ def make_draft(
     answer (Hinton et al., arXiv 1503.02531, at temperature 1). Matrices run in bfloat16, the weights stay in float32.
 
     Returns:
-        Figures: losses, and the share of tokens of `N_HELD_OUT` other answers at which both models choose the same.
+        Figures: sizes, seconds of this run, and the share of tokens of `N_HELD_OUT` other answers at which both models
+        choose the same.
     """
+    started = time.monotonic()
     rows = [json.loads(line) for line in answers.open()]
     n_held_out = min(N_HELD_OUT, len(rows) // 4)
     held_out, rows = rows[:n_held_out], rows[n_held_out:]
@@ -153,7 +156,8 @@ def make_draft(
         _, agreed = _compare(draft, teacher, held_out)
     save(draft, AutoTokenizer.from_pretrained(target_directory), directory)
     checkpoint.unlink(missing_ok=True)
-    return {"steps": steps, "layers": len(kept), "answers": len(rows), "agreement": agreed}
+    figures = {"steps": steps, "layers": len(kept), "answers": len(rows), "agreement": agreed}
+    return figures | {"seconds": round(time.monotonic() - started)}
 
 
 def layers_of(target, kept: tuple[int, ...]) -> LlamaForCausalLM:
