@@ -51,7 +51,8 @@ def row(rule: str, threshold: float | None, accuracy: float, accepted: float) ->
 
 def test_the_setting_that_accepts_most_within_a_point_of_the_target_is_chosen_else_the_strictest():
     rows = [
-        row("plain", None, 0.80, 0.0),
+        row("plain", None, 0.85, 0.0),  # in bfloat16, rounding alone changes answers: strict counts
+        row("strict", None, 0.80, 1.0),
         row("judge", 0.1, 0.70, 5.0),
         row("judge", 0.5, 0.79, 3.0),
         row("judge", 0.9, 0.80, 4.0),  # an accuracy that does not fall with the threshold
@@ -59,7 +60,7 @@ def test_the_setting_that_accepts_most_within_a_point_of_the_target_is_chosen_el
         row("kl", 1.0, 0.50, 4.0),
         row("kl", 0.1, 0.60, 3.0),
     ]
-    assert page.best_settings(rows) == ["judge=0.9", "kl=0.1"]
+    assert page.best_settings(rows) == ["strict", "judge=0.9", "kl=0.1"]
 
 
 def test_an_answer_is_shown_with_its_rescued_tokens_and_the_targets_own():

@@ -17,7 +17,7 @@ import shlex
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -140,8 +140,8 @@ class Commands:
 
 def judge(target: Path, draft: Path, directory: Path, size: Size) -> Commands:
     """Label, fit, calibrate, choose every rule's number, and measure, by the commands of `hf-judge`."""
-    for part in ("label", "choose", "test"):
-        write_questions(directory / f"{part}.jsonl", questions(part, getattr(size, part)))
+    for part, n in (("label", size.label), ("choose", size.choose), ("test", None)):
+        write_questions(directory / f"{part}.jsonl", questions(part, n))
     commands, pair = Commands(directory), f"--target {shlex.quote(str(target))} --draft {shlex.quote(str(draft))}"
     answers = f"--checker questions:answer --max-new-tokens {MAX_NEW_TOKENS}"
     commands.run("mine", f"mine {pair} --prompts label.jsonl {answers} --batch-size {BATCH} --output labels.jsonl")
@@ -166,6 +166,7 @@ def main() -> None:
     parser.add_argument("--cache-dir", type=Path, help="folder of the pair (default: in the user's cache)")
     parser.add_argument("--page", type=Path, help="page to write (default: real-language.md in the output directory)")
     parser.add_argument("--smoke", action="store_true", help="every step at a tiny size")
+    parser.add_argument("--problems", type=int, metavar="N", help=f"to measure on (default: {FULL.test})")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
@@ -173,6 +174,7 @@ def main() -> None:
     except ImportError as error:
         parser.error(str(error))
     size, directory = SMOKE if args.smoke else FULL, args.output_dir.resolve()
+    size = replace(size, test=args.problems or size.test)
     directory.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     started = time.monotonic()
