@@ -80,7 +80,7 @@ def test_the_checker_math_names_its_extra(monkeypatch):
 
 def test_both_spellings_of_a_pattern_make_the_same_checker():
     options = {"pattern": r"is (\d+)", "allow_code_execution": False}
-    by_option = checker_of(argparse.Namespace(checker="numeric", **options))
+    by_option = checker_of(argparse.Namespace(checker="numeric", **options), "tasks.jsonl")
     assert by_option.name == make_checker(r"numeric:is (\d+)").name
     assert by_option("is 5, not 6", {}) == 5
     with pytest.raises(ValueError, match="two patterns"):
@@ -93,7 +93,7 @@ def test_both_spellings_of_a_pattern_make_the_same_checker():
 def test_unknown_checkers_are_refused_with_the_list(name):
     with pytest.raises(ValueError, match="must be one of numeric, numeric:PATTERN, regex:PATTERN, choice, math"):
         make_checker(name)
-    assert len(CHECKERS) == 7
+    assert len(CHECKERS) == 12
 
 
 def test_an_unreadable_reference_is_told_before_any_work():

@@ -141,7 +141,7 @@ class TestTasks:
     @pytest.mark.parametrize(
         ("content", "checker", "match"),
         [
-            (None, None, "no task .*: known are world, or the path of a JSONL file"),
+            (None, None, "no task .*: known are world, gsm8k, .*, or the path of a JSONL file"),
             ("{}", "numeric", "line 1: expected a JSON object with 'prompt' and 'answer'"),
             ("{", "numeric", "line 1"),
             ("", "numeric", "holds no prompts"),

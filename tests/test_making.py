@@ -192,6 +192,8 @@ def test_it_stops_where_nothing_can_be_gained(tmp_path):
     [
         (["--target", "nowhere", "--draft", "nowhere"], "make needs --task"),
         (["--task", "nowhere.jsonl"], "no task 'nowhere.jsonl'"),
+        (["--task", "mt-bench"], "no right answers"),
+        (["--task", "humaneval"], "executes code written by a model"),
         (["--task", "world", "--risk", "2"], "risk must be between 0 and 1"),
         (["--task", "world", "--push", "a b"], "repo_id must be user/repo"),
         (["--task", "world", "--json", "."], "is a folder"),

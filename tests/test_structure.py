@@ -18,6 +18,7 @@ ORDER = (
     "upstream",
     "head",
     "checking",
+    "tasks",
     "labelling",
     "importing",
     "verify",

@@ -103,8 +103,10 @@ class TimedMethod:
         if self.verifier is not None:
             self.verifier.stats = JudgeStats()
 
-    def accuracy(self, pair: Pair) -> float:
-        """Return the share of right answers in the last repeat."""
+    def accuracy(self, pair: Pair) -> float | None:
+        """Return the share of right answers in the last repeat; None where the task has no right answers."""
+        if any(example.is_right is None for example, _ in self.answers):
+            return None
         return sum(example.is_right(pair.text(tokens)) for example, tokens in self.answers) / len(self.answers)
 
     def accepted_per_forward(self) -> float:

@@ -195,7 +195,8 @@ class UnitTestChecker:
         allow_code_execution: consent; must be True.
         timeout: seconds for code and tests.
         max_memory: bytes of address space.
-        tests_key: key of the task that holds the tests, Python text that runs after the code.
+        tests_key: key of the task that holds the tests, Python text that runs after the code. A task may hold `setup`,
+            which runs before it; or several such objects under `cases`, each run on its own.
 
     Raises:
         ValueError: the consent is missing.
@@ -219,10 +220,20 @@ class UnitTestChecker:
         self._timeout, self._max_memory, self.tests_key = timeout, max_memory, tests_key
 
     def __call__(self, response: str, task: dict) -> bool:
-        if not isinstance(task.get(self.tests_key), str):
-            raise ValueError(f"a task for unit tests needs the text '{self.tests_key}', got the keys {sorted(task)}")
-        return run_python(
-            f"{code_of(response)}\n\n{task[self.tests_key]}\n", timeout=self._timeout, max_memory=self._max_memory
+        cases = task.get("cases") or [task]
+        for case in cases:
+            if not isinstance(case.get(self.tests_key), str):
+                raise ValueError(
+                    f"a task for unit tests needs the text '{self.tests_key}', got the keys {sorted(case)}"
+                )
+        code = code_of(response)
+        return all(
+            run_python(
+                f"{case.get('setup') or ''}\n{code}\n\n{case[self.tests_key]}\n",
+                timeout=self._timeout,
+                max_memory=self._max_memory,
+            )
+            for case in cases
         )
 
 

@@ -22,8 +22,25 @@ from hf_judge.checking.checkers import (
     UnitTestChecker,
 )
 from hf_judge.checking.numbers import HugeNumber, read_number
+from hf_judge.checking.simple import (
+    ContainsChecker,
+    ExactChecker,
+    InstructionChecker,
+    JSONSchemaChecker,
+    YesNoChecker,
+)
 
-CHECKERS = ("numeric", "numeric:PATTERN", "regex:PATTERN", "choice", "math", "unit_tests", "module:function")
+# checkers whose name is all that they take
+BY_NAME = {
+    "choice": MultipleChoiceChecker,
+    "math": MathChecker,
+    "exact": ExactChecker,
+    "contains": ContainsChecker,
+    "yes_no": YesNoChecker,
+    "json_schema": JSONSchemaChecker,
+    "ifeval": InstructionChecker,
+}
+CHECKERS = ("numeric", "numeric:PATTERN", "regex:PATTERN", *BY_NAME, "unit_tests", "module:function")
 
 
 def make_checker(
@@ -52,13 +69,11 @@ def make_checker(
         return RegexChecker(where)
     if pattern is not None:
         raise ValueError(f"--pattern is for the checkers numeric and regex, got the checker {name!r}")
-    if name == "choice":
-        return MultipleChoiceChecker()
-    if name == "math":
-        return MathChecker()
+    if name in BY_NAME:
+        return BY_NAME[name]()
     if name == "unit_tests":
         return UnitTestChecker(allow_code_execution=allow_code_execution)
-    if colon and kind and own and kind not in ("choice", "math", "unit_tests"):
+    if colon and kind and own and kind not in (*BY_NAME, "unit_tests"):
         return imported(name)
     raise ValueError(f"--checker must be one of {', '.join(CHECKERS)}; got {name!r}")
 

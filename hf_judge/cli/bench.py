@@ -30,7 +30,7 @@ def add_bench(commands) -> None:
 
 def run_bench(args: argparse.Namespace) -> None:
     n = args.problems if args.problems is not None else 2 if args.quick else 8
-    task = load_work(args, n)
+    task = load_work(args, n, needs_answers=False)
     if args.json:
         check_writable(args.json)
     pair = load_models(

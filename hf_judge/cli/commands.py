@@ -17,7 +17,7 @@ import hf_judge
 from hf_judge.cli.bench import add_bench
 from hf_judge.cli.demo import add_demo
 from hf_judge.cli.doctor import add_doctor
-from hf_judge.cli.evaluate import add_evaluate
+from hf_judge.cli.evaluate import add_evaluate, add_tasks_command
 from hf_judge.cli.judges.make import add_make
 from hf_judge.cli.options import write_json
 from hf_judge.cli.terminal import positive, printable, warn
@@ -56,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_doctor(commands)
     add_make(commands)
     add_training_commands(commands)
+    add_tasks_command(commands)
     add_evaluate(commands)
     add_bench(commands)
     add_generate(commands)

@@ -1,4 +1,4 @@
-"""Compares acceptance rules: the subcommand ``evaluate``."""
+"""Compares acceptance rules: the subcommand ``evaluate``; and lists the work: ``tasks``."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from hf_judge.evaluation.report import write_report
 from hf_judge.files.durable import check_writable
 from hf_judge.publishing.record import evaluated
 from hf_judge.rules.by_name import Setting, parse_settings
+from hf_judge.tasks.table import TASKS
 
 
 def add_evaluate(commands) -> None:
@@ -185,3 +186,21 @@ def texts_table(rules: list[dict]) -> str:
         stretches = [f"{row['first_accepted']:.1f}", f"{row['mean_accepted']:.1f}"]
         rows.append([label(row), *stretches, f"{row['rescued']:.1%}", f"{row['rejected']:.1%}"])
     return table(rows)
+
+
+def add_tasks_command(commands) -> None:
+    tasks = commands.add_parser("tasks", help="list the tasks that --task takes by name")
+    tasks.set_defaults(run=run_tasks)
+
+
+def run_tasks(args: argparse.Namespace) -> None:
+    width = max(map(len, TASKS))
+    for name, spec in TASKS.items():
+        kinds = "".join(f", {kind}" for kind, _ in spec.kinds)
+        print(f"{name:<{width}}  {spec.source}, split {spec.split}{kinds}; licence {spec.licence}")
+        print(f"{'':<{width}}  columns {', '.join(spec.columns)}; checker {spec.checker or 'none: speed alone'}")
+    print(
+        "\nNAME[@COMMIT][:split][:n], for example gsm8k:train:300. Datasets come from the Hub with `datasets`; "
+        "without @COMMIT the newest commit is used and named in the record of the run.\nBesides: world (the embedded "
+        "pair's), a JSONL file, or a task of your own as TASK.yaml or TASK.py (docs/tasks.md)."
+    )

@@ -162,7 +162,7 @@ def _mine_drafts(args: argparse.Namespace, tasks: list[dict], names: list[str]) 
 def _mine_swaps(args: argparse.Namespace, tasks: list[dict], names: list[str]) -> MiningReport:
     if args.target is None:
         raise ValueError("--source swap needs --target")
-    checker = checker_of(args)
+    checker = checker_of(args, args.prompts)
     tokenizer = load_tokenizers(args.target, args.draft)[0]
     draft, target = load_model(args.draft, args), load_model(args.target, args)
     _look_first(args, tasks, names, checker, (target, draft, tokenizer))

@@ -20,6 +20,9 @@ from hf_judge.head.adapter import read_adapter
 from hf_judge.labelling.jobs import processes
 from hf_judge.labelling.prompts import Prompt
 from hf_judge.publishing.record import record
+from hf_judge.tasks.load import checker_of_named, is_named, load_named
+
+TASK_NAME = "NAME[:split][:n] of `hf-judge tasks`"
 
 
 def add_pair(
@@ -40,9 +43,7 @@ def add_pair(
 def add_checker(parser, *, default: str | None = None) -> None:
     """Add the options that name the checker of a JSONL file."""
     names = " | ".join(CHECKERS)
-    parser.add_argument(
-        "--checker", default=default, metavar="NAME", help=names + (f" (default: {default})" if default else "")
-    )
+    parser.add_argument("--checker", metavar="NAME", help=names + (f" (default: {default})" if default else ""))
     parser.add_argument("--pattern", metavar="REGEX", help="for numeric and regex: its first group is the answer")
     parser.add_argument(
         "--allow-code-execution",
@@ -63,7 +64,9 @@ def add_measured(parser) -> None:
         metavar="N",
         help="layers of the embedded target, 4 or more (default: 24): changes speed, not answers",
     )
-    parser.add_argument("--task", default="world", metavar="TASK", help="world (default), or a JSONL file")
+    parser.add_argument(
+        "--task", default="world", metavar="TASK", help=f"world (default), a JSONL file, or {TASK_NAME}"
+    )
     add_checker(parser)
     parser.add_argument("--problems", type=int, metavar="N", help="number of problems")
     parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="limit per answer (default: 256)")
@@ -103,11 +106,11 @@ def note_on_card(args: argparse.Namespace, kind: str, task: Task, figures_of: Ca
             print(f"\nNoted for the card of {name} (hf-judge push {name} USER/REPO --dry-run shows it)")
 
 
-def load_work(args: argparse.Namespace, n: int) -> Task:
+def load_work(args: argparse.Namespace, n: int, *, needs_answers: bool = True) -> Task:
     """Load the first `n` examples of the task that the arguments name.
 
     Raises:
-        ValueError: no such task or checker, or a line of the file is broken.
+        ValueError: no such task or checker, a line of the file is broken, or there are no right answers.
     """
     return load_task(
         args.task,
@@ -116,13 +119,16 @@ def load_work(args: argparse.Namespace, n: int) -> Task:
         checker=args.checker,
         pattern=args.pattern,
         allow_code_execution=args.allow_code_execution,
+        needs_answers=needs_answers,
     )
 
 
 def add_tasks(parser, *, required: bool = True) -> None:
     """Add the options of the prompts and of their checker."""
-    parser.add_argument("--prompts", required=required, metavar="PATH", help="JSONL file, each line with `prompt`")
-    add_checker(parser, default="numeric")
+    parser.add_argument(
+        "--prompts", required=required, metavar="PATH", help=f"JSONL file, each line with `prompt`, or {TASK_NAME}"
+    )
+    add_checker(parser, default="numeric, or the task's own")
     parser.add_argument(
         "--max-new-tokens", type=positive, default=512, metavar="N", help="longest answer, in tokens (default: 512)"
     )
@@ -149,19 +155,24 @@ def load_model(name: str, args: argparse.Namespace) -> PreTrainedModel:
 
 
 def read_tasks(path: str) -> tuple[list[dict], list[str]]:
-    """Read the prompts of a JSONL file, and name each by its file and line.
+    """Read the prompts of a JSONL file, or of a task by its name, and name each by where it stands.
 
     Raises:
-        ValueError: a line is no JSON object with a prompt.
+        ValueError: a line is no JSON object with a prompt, or there is no such task.
     """
+    if is_named(path):
+        found = load_named(path, allow_code_execution=True)
+        return found.rows, found.names
     lines = read_prompts(path)
     return [task for _, task in lines], [f"{path}, line {number}" for number, _ in lines]
 
 
-def checker_of(args: argparse.Namespace) -> Callable[[str, dict], object]:
+def checker_of(args: argparse.Namespace, task: str) -> Callable[[str, dict], object]:
     """Make the checker that the arguments name.
 
     Raises:
         ValueError: the name is unknown, or an option is missing.
     """
-    return make_checker(args.checker, pattern=args.pattern, allow_code_execution=args.allow_code_execution)
+    if args.checker is None and is_named(task):
+        return checker_of_named(task, allow_code_execution=args.allow_code_execution)
+    return make_checker(args.checker or "numeric", pattern=args.pattern, allow_code_execution=args.allow_code_execution)

@@ -10,11 +10,11 @@ import typing
 from pathlib import Path
 
 from hf_judge.cli.label import add_import, add_info, add_mine, widths
-from hf_judge.cli.options import add_pair, add_tasks, checker_of, load_model
+from hf_judge.cli.options import add_pair, add_tasks, load_model
 from hf_judge.cli.terminal import positive, share, warn
 from hf_judge.evaluation.evaluate import Decoding, JudgedAnswers, Pair, right_answers
 from hf_judge.evaluation.loading import load_tokenizer, load_tokenizers
-from hf_judge.evaluation.tasks import file_task
+from hf_judge.evaluation.tasks import load_task
 from hf_judge.files.jsonl import listed
 from hf_judge.head.config import HIDDEN_STATES
 from hf_judge.head.distributions import DRAFT_FEATURES, EXTRA_FEATURES
@@ -24,6 +24,7 @@ from hf_judge.labelling.jobs import processes
 from hf_judge.labelling.responses import HOLDS, load_named
 from hf_judge.labelling.tokens import AFTER_MISTAKE, ON_CUT_TOKEN
 from hf_judge.rules.by_name import Setting
+from hf_judge.tasks.load import is_named
 from hf_judge.training.arguments import JudgeTrainingArguments
 from hf_judge.training.calibration import (
     TASK_THRESHOLDS,
@@ -231,7 +232,9 @@ def _calibrate_by_task(head: JudgeHead, args: argparse.Namespace) -> AccuracyCer
     thresholds = TASK_THRESHOLDS if args.thresholds is None else sorted(set(args.thresholds))
     check_thresholds(thresholds)
     check_confidence(args.confidence)
-    task = file_task(args.prompts, checker_of(args), args.checker)
+    checker = args.checker or (None if is_named(args.prompts) else "numeric")
+    consent = args.allow_code_execution
+    task = load_task(args.prompts, 0, checker=checker, pattern=args.pattern, allow_code_execution=consent)
     tokenizer, draft_tokenizer = load_tokenizers(args.target, args.draft)
     n = len(task.examples)
     task, refused = task.usable(tokenizer, strict=args.strict)

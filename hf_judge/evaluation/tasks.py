@@ -14,9 +14,11 @@ from transformers import PreTrainedTokenizerBase
 from hf_judge.checking.correctness import CHECKERS, is_right, make_checker, needed_key, reference
 from hf_judge.files.jsonl import read_jsonl_lines, type_name
 from hf_judge.labelling.prompts import Prompt, RefusedPrompt, encode_prompt, prompt_of
+from hf_judge.tasks.load import NamedTask, is_named, load_named
+from hf_judge.tasks.table import TASKS
 from hf_judge.tiny.world import check_answer, first_mistake, problems
 
-TASKS = ("world",)
+NAMES = ("world", *TASKS)
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Example:
 
     name: str  # unique within the task
     prompt: str | list[dict] | Prompt  # text or chat messages, or what `prompt_of` read from a file
-    is_right: Callable[[str], bool] = field(repr=False)
+    is_right: Callable[[str], bool] | None = field(repr=False)  # None: there is no right answer, only speed
     first_mistake: Callable[[str], tuple[int, int] | None] | None = field(default=None, repr=False)
     """Span in characters where an answer first goes wrong; None: the task cannot tell."""
 
@@ -76,30 +78,54 @@ def load_task(
     checker: str | None = None,
     pattern: str | None = None,
     allow_code_execution: bool = False,
+    needs_answers: bool = True,
 ) -> Task:
     """Load the first `n` examples of a task.
 
     Args:
-        name: "world", or the path of a JSONL file; see [`file_task`].
-        n: number of examples; 0: all of a file.
+        name: "world"; the path of a JSONL file, see [`file_task`]; a public task or one of the user's own, see
+            [`hf_judge.tasks.load.load_named`].
+        n: number of examples; 0: all, except of the world.
         seed: part of the world that the problems come from.
-        checker: name of a file's checker, one of `hf_judge.checking.correctness.CHECKERS`.
+        checker: name of a file's checker, one of `hf_judge.checking.correctness.CHECKERS`. None: the task's own.
         pattern: regular expression of the checkers "numeric" and "regex", where the checker's name does not hold it.
         allow_code_execution: permission to run what a model wrote, which the checker "unit_tests" needs.
+        needs_answers: whether a task that measures speed alone is refused.
 
     Raises:
-        ValueError: no such task or checker, or a line of the file is broken.
+        ValueError: no such task or checker, a line of the file is broken, or there are no right answers.
     """
     if n < 0 or (name == "world" and n < 1):
         raise ValueError(f"the number of problems must be at least 1, got {n}")
     if name == "world":
         return Task(f"world, seed {seed}", [_world_example(i, p) for i, p in enumerate(problems(n, seed=seed))])
-    if not os.path.exists(name):
-        raise ValueError(f"no task {name!r}: known are {', '.join(TASKS)}, or the path of a JSONL file")
+    if checker is None and is_named(name):
+        return named_task(load_named(name, n, allow_code_execution=allow_code_execution), needs_answers)
+    if not os.path.exists(name) and not is_named(name):
+        raise ValueError(f"no task {name!r}: known are {', '.join(NAMES)}, or the path of a JSONL file")
     if checker is None:
         raise ValueError(f"a JSONL task needs a checker, one of {', '.join(CHECKERS)}; got none")
     check = make_checker(checker, pattern=pattern, allow_code_execution=allow_code_execution)
+    if is_named(name):
+        return named_task(replace(load_named(name, n, allow_code_execution=True), checker=check), needs_answers)
     return file_task(name, check, f"{checker}{'' if pattern is None else f':{pattern}'}", n)
+
+
+def named_task(found: NamedTask, needs_answers: bool = True) -> Task:
+    """Return a task that was loaded by its name as examples.
+
+    Raises:
+        ValueError: it has no right answers, and they are needed.
+    """
+    if found.checker is None and needs_answers:
+        raise ValueError(f"{found.name} has no right answers, it is for speed alone: use it with `hf-judge bench`")
+    if not found.rows:
+        raise ValueError(f"{found.name} holds no problems")
+    examples = [
+        Example(name, prompt_of(row), partial(_is_right, found.checker, name, row) if found.checker else None)
+        for name, row in zip(found.names, found.rows, strict=True)
+    ]
+    return Task(found.name, examples)
 
 
 def file_task(path: str, checker: Callable, checker_name: str, n: int = 0) -> Task:

@@ -7,7 +7,7 @@ import dataclasses
 import os
 import sys
 
-from hf_judge.cli.options import add_checker, add_pair, checker_of, command_line, write_json
+from hf_judge.cli.options import TASK_NAME, add_checker, add_pair, checker_of, command_line, write_json
 from hf_judge.cli.terminal import natural, positive, printable, share, warn
 from hf_judge.evaluation.loading import load_models
 from hf_judge.files.durable import check_writable
@@ -17,6 +17,7 @@ from hf_judge.head.publish import checked_repo_id
 from hf_judge.making.make import MadeJudge, make
 from hf_judge.making.problems import Problems, file_problems, world_problems
 from hf_judge.making.settings import MakeSettings
+from hf_judge.tasks.load import is_named, load_named
 
 WORLD = 300, 200  # problems of the embedded world: to make the judge from, and held out
 
@@ -30,9 +31,11 @@ def add_make(commands) -> None:
     add_pair(make_, target_help="the large model: Hub id or directory (default: the embedded pair)")
     make_.add_argument("--depth", type=int, metavar="N", help="layers of the embedded target, 4 or more (default: 24)")
     make_.add_argument(
-        "--task", metavar="TASK", help="JSONL file of `prompt` and `answer` rows; world: the embedded pair's own"
+        "--task",
+        metavar="TASK",
+        help=f"JSONL file of `prompt` and `answer` rows, or {TASK_NAME}; world: the embedded pair's own",
     )
-    add_checker(make_, default="numeric")
+    add_checker(make_, default="numeric, or the task's own")
     make_.add_argument("--problems", type=positive, metavar="N", help="use the first N problems (default: all)")
     make_.add_argument("--held-out", metavar="TASK", help="problems of the figures (default: a fifth of --task)")
     make_.add_argument(
@@ -109,13 +112,18 @@ def _problems(args: argparse.Namespace) -> tuple[Problems, Problems | None]:
             raise ValueError("--held-out goes with a --task of your own: the world has its own held-out problems")
         n, n_held_out = args.problems or WORLD[0], WORLD[1]
         return world_problems(n, part="label"), world_problems(n_held_out, part="test")
-    checker = checker_of(args)
-    name = args.checker + (f":{args.pattern}" if args.pattern else "")
 
-    def read(path: str, n: int = 0) -> Problems:
-        if not os.path.isfile(path):
-            raise ValueError(f"no task {path!r}: expected 'world' or the path of a JSONL file")
-        return file_problems(path, checker, name, n)
+    def read(task: str, n: int = 0) -> Problems:
+        checker = checker_of(args, task)
+        if is_named(task):
+            found = load_named(task, n, allow_code_execution=args.allow_code_execution)
+            return Problems(found.name, found.rows, checker, found.names)
+        if not os.path.isfile(task):
+            raise ValueError(
+                f"no task {task!r}: expected 'world', the path of a JSONL file, or a name that `hf-judge tasks` lists"
+            )
+        name = (args.checker or "numeric") + (f":{args.pattern}" if args.pattern else "")
+        return file_problems(task, checker, name, n)
 
     return read(args.task, args.problems or 0), read(args.held_out) if args.held_out else None
 
