@@ -229,8 +229,8 @@ def _checked_span(found: tuple[int, int] | None, text: str) -> tuple[int, int]:
     if found is None:
         return len(text), len(text)
     start, end = map(operator.index, found)
-    if not 0 <= start < end:
-        raise ValueError(f"expected the span (start, end) of a mistake with 0 <= start < end, or None, got {found!r}")
+    if not 0 <= start <= end:  # an empty one marks no token: something is missing there
+        raise ValueError(f"expected the span (start, end) of a mistake with 0 <= start <= end, or None, got {found!r}")
     return min(start, len(text)), min(end, len(text))
 
 
