@@ -160,4 +160,4 @@ def test_the_head_is_that_of_one_process(directory, launched):
 
 def test_the_first_process_reports(launched):
     assert launched[2].count("swaps kept") == 2  # two jobs
-    assert launched[2].count("average precision") == 1
+    assert launched[2].count("threshold  mistakes caught") == 1

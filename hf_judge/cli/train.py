@@ -6,6 +6,8 @@ import argparse
 import dataclasses
 import json
 import logging
+import os
+import shutil
 import typing
 from pathlib import Path
 
@@ -205,6 +207,7 @@ def run_calibrate(args: argparse.Namespace) -> None:
         print("\n".join(certificate.table()))
     apply_certificate(head, certificate)
     head.save_pretrained(args.head)
+    shutil.rmtree(_answers_of_calibration(args.head), ignore_errors=True)
     print(f"{args.head}: {certificate.message()}")
 
 
@@ -252,7 +255,7 @@ def _calibrate_by_task(head: JudgeHead, args: argparse.Namespace) -> AccuracyCer
     names = f"target {args.target} {fingerprint_of(target)}, draft {args.draft} {fingerprint_of(draft)}"
     pair = Pair(target, draft, tokenizer, {"judge": head}, names, draft_tokenizer)
     batched = Decoding(args.num_assistant_tokens, args.max_new_tokens, batch_size=args.batch_size)
-    journal = Path(args.head) / "calibration.journal"  # a run that was interrupted goes on there
+    journal = _answers_of_calibration(args.head)
     answers = JudgedAnswers(pair, task, batched, journal_dir=journal)
     return calibrate_by_accuracy(
         right_answers(pair, task, Setting("plain"), batched, desc="Target's answers", journal_dir=journal),
@@ -263,6 +266,11 @@ def _calibrate_by_task(head: JudgeHead, args: argparse.Namespace) -> AccuracyCer
         certify=args.certify,
         accepted_per_forward=answers.accepted_per_forward,
     )
+
+
+def _answers_of_calibration(head: str) -> Path:
+    """Return the folder beside a head in which a calibration that was interrupted goes on."""
+    return Path(f"{os.path.abspath(head)}.calibration.journal")
 
 
 def read_fit_prompts(path: Path) -> list[str]:
