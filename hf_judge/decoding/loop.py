@@ -179,6 +179,12 @@ def _to_host(draft: Draft, verdict: Verdict | None, ranks: Ranks) -> list[_Decis
         packed = torch.cat([columns.to(draft.ids), draft.ids, verdict.codes.to(draft.ids)], dim=1)
     decisions = []
     for n_accepted, own_token, n_drafted, n_refused, n_non_finite, *rest in ranks.agree(packed).tolist():
+        if own_token < 0:
+            raise RuntimeError(
+                "sampling needs finite probabilities, one of them above zero; the target's scores after the logits "
+                "processors gave others: load the target in bfloat16 or float32, or look for a processor that forbids "
+                "every token"
+            )
         tokens, codes = [*rest[:n_accepted], own_token], rest[k : k + n_accepted + 1]
         decisions.append(_Decision(tokens, codes, n_accepted, n_drafted, n_refused, n_non_finite))
     return decisions
@@ -197,7 +203,8 @@ def _commit(
     for i, (prompt, decision) in enumerate(zip(prompts, decisions, strict=True)):
         of_prompt = forward.logits[i : i + 1], scores[i : i + 1]
         n_new, prompt.finished = stop.cut(prompt.place, prompt.ids, decision.tokens, prompt.record, *of_prompt)
-        tokens, codes = prompt.ids.new_tensor([decision.tokens[:n_new]]), decision.codes[:n_new]
+        tokens = sent(decision.tokens[:n_new], prompt.ids.device).unsqueeze(0)
+        codes = decision.codes[:n_new]
         prompt.ids = torch.cat([prompt.ids, tokens], dim=1)
         prompt.codes += codes
         prompt.n_rescued += codes.count(VerdictCode.RESCUED)

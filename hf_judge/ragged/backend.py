@@ -123,9 +123,10 @@ class RaggedBackend:
         if self._n_cached is not None:
             self._n_cached = lengths[0] - 1
         accepted = [n_accepted for _, n_accepted in growth]
-        seconds = torch.tensor(time.perf_counter() - self._started, dtype=torch.float64)
-        # one clock: the next draft must have the same length in every process
-        self._schedule.observe([n_drafted] * len(growth), accepted, float(self._ranks.agree(seconds)))
+        seconds = time.perf_counter() - self._started
+        if not self._ranks.alone:  # one clock: the next draft must have the same length in every process
+            seconds = float(self._ranks.agree(torch.tensor(seconds, dtype=torch.float64)))
+        self._schedule.observe([n_drafted] * len(growth), accepted, seconds)
 
     def keep(self, kept: list[int]) -> None:
         """See [`hf_judge.decoding.backend.Backend`]."""

@@ -1,6 +1,6 @@
 """Drafting without ``generate()``: the draft's own forward, step after step, over the rows of a ragged cache.
 
-Greedy drafts stay on the device until the round's verdict is read.
+Drafts, greedy or drawn, stay on the device until the round's verdict is read: no step waits for the device.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from hf_judge.upstream.devices import sent
 from hf_judge.upstream.forward import of_width, stop_tokens, vocabulary_rows
 from hf_judge.upstream.generation import PreparedCall
 from hf_judge.upstream.processors import PromptProcessor
+from hf_judge.verify.strict import drawn
 
 
 class Drafter:
@@ -76,7 +77,8 @@ class Drafter:
                 token = logits.argmax(dim=-1, keepdim=True)
             scores.append(logits)  # greedy rules too may compare the draft with the target
             if self._do_sample:
-                token = torch.multinomial(logits.float().softmax(dim=-1), num_samples=1)
+                # where nothing can be drawn, any token: verification has no probability for it either
+                token = drawn(logits.float().softmax(dim=-1)).clamp(min=0).unsqueeze(1)
             if self._confidence > 0:
                 confidences.append(logits.float().softmax(dim=-1).gather(-1, token))
             ids.append(token)

@@ -118,11 +118,11 @@ def _codes(rescued: torch.Tensor, n_accepted: torch.Tensor, lengths: torch.Tenso
     batch, k = rescued.shape
     position, end = torch.arange(k + 1, device=rescued.device), n_accepted.unsqueeze(1)
     codes = torch.full((batch, k + 1), VerdictCode.PADDING, dtype=torch.int8, device=rescued.device)
-    codes[position < end] = VerdictCode.MATCHED
-    codes[:, :k][(position[:k] < end) & rescued] = VerdictCode.RESCUED
+    codes.masked_fill_(position < end, VerdictCode.MATCHED)
+    codes[:, :k].masked_fill_((position[:k] < end) & rescued, VerdictCode.RESCUED)
     whole = (n_accepted == lengths).unsqueeze(1)
-    codes[(position == end) & whole] = VerdictCode.BONUS
-    codes[(position == end) & ~whole] = VerdictCode.CORRECTED
+    codes.masked_fill_((position == end) & whole, VerdictCode.BONUS)
+    codes.masked_fill_((position == end) & ~whole, VerdictCode.CORRECTED)
     return codes
 
 

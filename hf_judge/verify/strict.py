@@ -40,7 +40,7 @@ def strict_choice(candidates: Candidates, outputs: TargetOutputs) -> StrictChoic
         return StrictChoice(tokens[:, :k] == candidates.ids, tokens)
     target_probs = outputs.scores.softmax(dim=-1)
     if candidates.logits is None:
-        tokens = torch.multinomial(target_probs.flatten(0, 1), num_samples=1).view(target_probs.shape[:2])
+        tokens = drawn(target_probs)
         return StrictChoice(tokens[:, :k] == candidates.ids, tokens)
     at = candidates.ids.unsqueeze(-1)
     target_prob = target_probs[:, :k].gather(-1, at).squeeze(-1)
@@ -64,7 +64,7 @@ def next_token(
         n_accepted: (batch,) long, accepted tokens of each prompt.
 
     Returns:
-        (batch,) long.
+        (batch,) long; -1 where there is no distribution to draw from (see [`drawn`]).
     """
     if choice.tokens is not None:
         return choice.tokens.gather(1, n_accepted.unsqueeze(1)).squeeze(1)
@@ -72,14 +72,30 @@ def next_token(
     position = n_accepted.view(-1, 1, 1)
     target = outputs.scores.gather(1, position.expand(-1, 1, vocabulary)).squeeze(1).softmax(dim=-1)
     if candidates.ids.shape[1] == 0:
-        return torch.multinomial(target, num_samples=1).squeeze(1)
+        return drawn(target)
     rejected = (n_accepted < draft_lengths(candidates)).unsqueeze(1)
     drafted_position = position.clamp(max=candidates.logits.shape[1] - 1).expand(-1, 1, vocabulary)
     draft = candidates.logits.gather(1, drafted_position).squeeze(1).softmax(dim=-1)
     residual = torch.where(rejected, (target - draft).clamp(min=0), target)
     # p and q equal to rounding leave an empty residual; p itself is then the right distribution
     residual = torch.where(residual.sum(dim=-1, keepdim=True) > 0, residual, target)
-    return torch.multinomial(residual, num_samples=1).squeeze(1)
+    return drawn(residual)
+
+
+def drawn(probs: torch.Tensor) -> torch.LongTensor:
+    """Draw the tokens that `torch.multinomial` would draw, without its wait for the device.
+
+    It reads back whether the probabilities are valid; here an invalid row gives -1, and the host sees it with the
+    round's verdict. The token is the argmax of ``p / e``, where each e is drawn from Exp(1): the Gumbel-max trick.
+
+    Args:
+        probs: (..., V) float, not necessarily of sum 1.
+
+    Returns:
+        (...) long: one token for each row; -1 where the row is all zero, or holds NaN or infinity.
+    """
+    best, tokens = (probs / torch.empty_like(probs).exponential_()).max(dim=-1)  # NaN counts as the largest
+    return torch.where((best > 0) & best.isfinite(), tokens, -1)
 
 
 def draft_lengths(candidates: Candidates) -> torch.Tensor:
