@@ -1,6 +1,7 @@
 """Measures seconds and peak memory of fitting a head on 30,000 tokens x 4096 features (a benchmark, not a test).
 
     python benchmarks/fit.py
+    python benchmarks/fit.py --tokens 300000 --width 8192 --device auto --optimizers lbfgs    # on a GPU if there is one
 
 The features are made up: correlated directions whose scales span four orders of magnitude, as hidden states have, 5%
 mistaken tokens, a signal that leaves the AUC near 0.95. The fit runs in a process of its own, so that its memory is its
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import resource
 import subprocess
 import sys
@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 import torch
+from recording import Recording
 from safetensors.torch import save_file
 
 from hf_judge.training.fit import JudgeTrainingArguments, train_judge
@@ -28,9 +29,10 @@ from hf_judge.training.store import FORMAT_VERSION, INDEX_NAME, FeatureStore
 TOKENS_PER_ROW = 60
 
 
-def make_features(directory: Path, n_tokens: int, width: int, n_shards: int = 4) -> None:
-    """Write a store of made-up features."""
-    generator = torch.Generator().manual_seed(0)
+def make_features(directory: Path, n_tokens: int, width: int, n_shards: int = 4, device: str = "cpu") -> None:
+    """Write a store of made-up features, drawn on a device."""
+    torch.set_default_device(device)
+    generator = torch.Generator(device).manual_seed(0)
     scale = torch.logspace(-2, 2, width)
     mixing = torch.randn(64, width, generator=generator) / 8  # 64 shared directions beside noise of each feature's own
     signal = torch.randn(width, generator=generator) / width**0.5
@@ -46,8 +48,9 @@ def make_features(directory: Path, n_tokens: int, width: int, n_shards: int = 4)
         tensors = {"features": features * scale, "labels": labels, "row": row, "position": torch.zeros(n).long()}
         tensors["matched"] = torch.zeros(n, dtype=torch.bool)
         name = f"features-{i:05d}.safetensors"
-        save_file(tensors, directory / name)
+        save_file({key: tensor.cpu() for key, tensor in tensors.items()}, directory / name)
         shards.append({"file": name, "n_responses": 1, "n_tokens": n})
+    torch.set_default_device("cpu")
     index = {
         "format_version": FORMAT_VERSION,
         "model": "made-up",
@@ -64,7 +67,7 @@ def make_features(directory: Path, n_tokens: int, width: int, n_shards: int = 4)
     (directory / INDEX_NAME).write_text(json.dumps(index))
 
 
-def fit(directory: str, optimizer: str, max_memory_gb: float) -> None:
+def fit(directory: str, optimizer: str, max_memory_gb: float, device: str) -> None:
     """Fit, and print the figures as JSON."""
     started = time.perf_counter()
     arguments = JudgeTrainingArguments(
@@ -72,12 +75,13 @@ def fit(directory: str, optimizer: str, max_memory_gb: float) -> None:
         calibration_fraction=0.0,
         optimizer=optimizer,
         max_memory_gb=max_memory_gb,
-        device="cpu",
+        device=device,
     )
     trained = train_judge(FeatureStore(f"{directory}/features"), arguments)
     figures = {
         "seconds": round(time.perf_counter() - started, 1),
         "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        "peak_gpu_gb": round(torch.cuda.max_memory_allocated() / 2**30, 2) if device == "cuda" else None,
         "decided_auc": round(trained.metrics["decided"]["auc"], 4),
         "l2": trained.metrics["l2"],
     }
@@ -88,24 +92,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=int, default=30_000)
     parser.add_argument("--width", type=int, default=4096)
+    parser.add_argument("--device", choices=("cpu", "cuda", "auto"), default="cpu")
+    parser.add_argument("--optimizers", choices=("lbfgs", "adamw"), nargs="+", default=["lbfgs", "adamw"])
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--fit", nargs=3, metavar=("DIR", "OPTIMIZER", "GB"), help="only fit: what this script calls")
+    parser.add_argument(
+        "--fit", nargs=4, metavar=("DIR", "OPTIMIZER", "GB", "DEVICE"), help="only fit: what this script calls"
+    )
     args = parser.parse_args()
     if args.fit:
-        fit(args.fit[0], args.fit[1], float(args.fit[2]))
+        directory, optimizer, memory, device = args.fit
+        fit(directory, optimizer, float(memory), device)
         return
-    results = {"tokens": args.tokens, "width": args.width, "threads": torch.get_num_threads()}
-    results |= {"torch": torch.__version__, "machine": platform.machine()}
+    device = args.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    held = max(2, 6e-9 * args.tokens * args.width)  # GB: all features in float32 and half as much again
+    names = {"lbfgs": ("lbfgs", held), "adamw": ("adamw, streamed", 0)}
+    recording = Recording(args.json)
+    recording.put(tokens=args.tokens, width=args.width, threads=torch.get_num_threads(), fit_device=device)
     with tempfile.TemporaryDirectory() as directory:
-        make_features(Path(directory) / "features", args.tokens, args.width)
-        for name, optimizer, memory in (("lbfgs", "lbfgs", "2"), ("adamw, streamed", "adamw", "0")):
-            command = [sys.executable, __file__, "--fit", directory, optimizer, memory]
+        started = time.perf_counter()
+        make_features(Path(directory) / "features", args.tokens, args.width, device=device)
+        recording.put(seconds_making_features=round(time.perf_counter() - started, 1))
+        for optimizer in args.optimizers:
+            name, memory = names[optimizer]
+            command = [sys.executable, __file__, "--fit", directory, optimizer, str(memory), device]
             output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-            results[name] = json.loads(output.splitlines()[-1])
-            print(f"{name}: {results[name]}")
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(results, indent=2) + "\n")
+            found = json.loads(output.splitlines()[-1])
+            print(f"{name}: {found}")
+            recording.put(**{name: found})
+    recording.finish()
 
 
 if __name__ == "__main__":

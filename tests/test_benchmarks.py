@@ -29,11 +29,13 @@ def test_gpu(tmp_path):
     sizes = ("--prompt-tokens", 20, "--new-tokens", 20, "--repeats", 1, "--batch-sizes", 1, 2)
     out = run("gpu.py", "--shapes", "tiny", "--lengths", 6, *sizes, "--no-compile", "--bandwidth", 10, "--json", path)
     rows = json.loads(path.read_text())["rows"]
-    assert [(r["engine"], r["batch_size"]) for r in rows[:4]] == [
-        ("plain", 1), ("upstream", 1), ("ragged", 1), ("ragged", 2),
+    assert [(r["engine"], r["batch_size"]) for r in rows[:6]] == [
+        ("plain", 1), ("upstream assisted", 1), ("upstream assisted", 1), ("ragged", 1), ("upstream", 1), ("ragged", 2),
     ]  # fmt: skip
+    assert json.loads(path.read_text())["complete"]
     assert "| tiny | ragged | 6 | 2 | paper, 19.7 |" in out
     for row in rows[1:]:
+        assert row["first_call_seconds"] > 0
         assert 3 < row["accepted_per_forward"] <= 6
         assert row["share_of_floor"] == row["tokens_per_second"] / row["floor_tokens_per_second"]
     accepted = {r["acceptance"]: r["accepted_per_forward"] for r in rows if r["engine"] == "upstream"}
