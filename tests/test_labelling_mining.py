@@ -389,3 +389,15 @@ def test_code_that_leaves_early_or_never_ends_does_not_pass():
     assert not run("while True: pass", timeout=1.0)
     assert not run("import time; time.sleep(60)", timeout=1.0)
     assert time.monotonic() - started < 20
+
+
+def test_where_the_models_lie_changes_no_label(tmp_path):
+    found = []
+    for place in ("here", "there"):
+        DRAFT.save_pretrained(tmp_path / place / "small")
+        draft = type(DRAFT).from_pretrained(tmp_path / place / "small")
+        output = tmp_path / place / "out.jsonl"
+        mine_swaps(TARGET, draft, TOKENIZER, TASKS, checker, output, max_new_tokens=MAX_NEW_TOKENS)
+        found.append(output.read_bytes())
+    assert found[0] == found[1]
+    assert b'"name": "small"' in found[0]
