@@ -23,7 +23,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from unittest import mock
 
 import torch
@@ -305,7 +305,17 @@ def dflash_of(dtype: str) -> PreTrainedModel:
 def run(case: Case) -> str:
     """ "equal", "refused", or what went wrong."""
     with mock.patch.object(MtpModel, "from_pretrained", classmethod(mtp_from_config)):
-        return _run(case)
+        found = _run(case)
+        # Rounding may send a token to another expert, which moves its scores by more than any bound on rounding: then
+        # the same case has the same tokens in float32.
+        if found == "other tokens" and case.dtype == "bfloat16" and _has_experts(case):
+            return "equal up to a tie" if _run(replace(case, dtype="float32")) == "equal" else found
+        return found
+
+
+def _has_experts(case: Case) -> bool:
+    config = models_of(case)[0].config.get_text_config()
+    return any(getattr(config, name, None) for name in ("num_experts", "n_routed_experts", "num_local_experts"))
 
 
 def _run(case: Case) -> str:
