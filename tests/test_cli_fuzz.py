@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from test_labelling_mining import DRAFT, TARGET
 from test_labelling_responses import TOKENIZER
-from tiny_models import random_head
+from tiny_models import random_head, save_models
 
 from hf_judge.cli.commands import main
 
@@ -88,9 +88,7 @@ BAD_OPTIONS = [  # (command, option): no value of NEVER will do
 def home(tmp_path_factory):
     """Models that are read by all examples, and results that an earlier run has left."""
     home = tmp_path_factory.mktemp("home")
-    for name, model in (("target", TARGET), ("draft", DRAFT)):
-        model.save_pretrained(home / name)
-        TOKENIZER.save_pretrained(home / name)
+    save_models(home, TOKENIZER, target=TARGET, draft=DRAFT)
     out = home / "out"
     random_head(width=32).save_pretrained(out / "head")
     labels = home / "labels.jsonl"

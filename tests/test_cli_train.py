@@ -5,6 +5,7 @@ import json
 import pytest
 from test_labelling_mining import DRAFT, TARGET, TASKS
 from test_labelling_responses import TOKENIZER
+from tiny_models import save_models
 
 from hf_judge import JudgeHead
 from hf_judge.cli.commands import main
@@ -13,11 +14,7 @@ from hf_judge.labelling.responses import read_jsonl
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("models")
-    for name, model in (("target", TARGET), ("draft", DRAFT)):
-        model.save_pretrained(directory / name)
-        TOKENIZER.save_pretrained(directory / name)
-    return directory
+    return save_models(tmp_path_factory.mktemp("models"), TOKENIZER, target=TARGET, draft=DRAFT)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from tiny_models import noisy_copy, random_head, tiny_model
+from tiny_models import noisy_copy, random_head, save_models, tiny_model
 from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
 
 from hf_judge.cli.commands import main
@@ -32,9 +32,7 @@ def folders(tmp_path_factory):
             T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0)
         ),
     }
-    for name, model in models.items():
-        model.save_pretrained(root / name)
-        tokenizer.save_pretrained(root / name)
+    save_models(root, tokenizer, **models)
     other = AutoTokenizer.from_pretrained(HOME / "target")
     other.add_tokens(["<a token of its own>"])
     models["padded"].save_pretrained(root / "other_tokenizer")

@@ -7,7 +7,7 @@ import sys
 import pytest
 from test_labelling_mining import DRAFT, TARGET
 from test_labelling_responses import byte_tokenizer
-from tiny_models import random_head
+from tiny_models import random_head, save_models
 
 from hf_judge.cli.commands import main
 from hf_judge.evaluation.evaluate import Pair
@@ -50,9 +50,7 @@ def never_says(response, task):
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     directory = tmp_path_factory.mktemp("models")
-    for name, model in (("target", TARGET), ("draft", DRAFT)):
-        model.save_pretrained(directory / name)
-        TOKENIZER.save_pretrained(directory / name)
+    save_models(directory, TOKENIZER, target=TARGET, draft=DRAFT)
     return ("--target", str(directory / "target"), "--draft", str(directory / "draft"))
 
 

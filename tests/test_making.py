@@ -8,6 +8,7 @@ from dataclasses import asdict
 import pytest
 from test_labelling_mining import DRAFT, TARGET
 from test_labelling_responses import TOKENIZER
+from tiny_models import save_models
 
 from hf_judge import JudgeHead
 from hf_judge.cli.commands import main
@@ -48,9 +49,7 @@ def made(output, said=None, settings=SETTINGS, **more):
 def judge(tmp_path_factory):
     """The folder of a judge that the command made, and what it wrote to `--json`."""
     folder = tmp_path_factory.mktemp("made")
-    for name, model in (("target", TARGET), ("draft", DRAFT)):
-        model.save_pretrained(folder / name)
-        TOKENIZER.save_pretrained(folder / name)
+    save_models(folder, TOKENIZER, target=TARGET, draft=DRAFT)
     path = folder / "problems.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in problems().rows))
     pair = ["--target", str(folder / "target"), "--draft", str(folder / "draft"), "--batch-size", "16"]

@@ -13,6 +13,7 @@ import torch
 from test_cli_train import TASKS, TOKENIZER
 from test_labelling_mining import DRAFT, TARGET
 from test_training_features import MODEL, all_features, rows
+from tiny_models import save_models
 
 from hf_judge import JudgeHead
 from hf_judge.cli.commands import main
@@ -25,9 +26,7 @@ SHARD = {"shard_bytes": 32 * 4 * 20, "batch_size": 2}
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     path = tmp_path_factory.mktemp("processes")
-    for name, model in (("target", TARGET), ("draft", DRAFT)):
-        model.save_pretrained(path / name)
-        TOKENIZER.save_pretrained(path / name)
+    save_models(path, TOKENIZER, target=TARGET, draft=DRAFT)
     (path / "prompts.jsonl").write_text("".join(json.dumps(task | {"answer": "x"}) + "\n" for task in TASKS))
     return path
 
