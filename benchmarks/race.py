@@ -27,7 +27,7 @@ from hf_judge.evaluation.demo import METHODS
 from hf_judge.evaluation.detokenizer import pieces
 from hf_judge.evaluation.evaluate import Decoding, Method
 from hf_judge.evaluation.loading import load_models
-from hf_judge.evaluation.tasks import load_task
+from hf_judge.tasks.load import load_task
 
 PROBLEM = 8  # of the demo's: the shortest of the first ten whose judged answer has all four verdicts
 CALLS = {

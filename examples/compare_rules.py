@@ -2,9 +2,9 @@
 
 from hf_judge.evaluation.evaluate import Decoding, Pair, evaluate
 from hf_judge.evaluation.figures import figures
-from hf_judge.evaluation.tasks import load_task
 from hf_judge.head import JudgeHead
 from hf_judge.rules.by_name import parse_settings
+from hf_judge.tasks.load import load_task
 from hf_judge.tiny import load_pair
 
 tiny = load_pair(4)  # the trained depth: the same answers, faster

@@ -17,6 +17,7 @@ MOVED = {
     "hf_judge.config": "hf_judge.head.config",
     "hf_judge.data": "hf_judge.labelling.responses",
     "hf_judge.draft_labels": "hf_judge.labelling.drafts",
+    "hf_judge.evaluation.tasks": "hf_judge.tasks.load",
     "hf_judge.features": "hf_judge.training.extraction",
     "hf_judge.metrics": "hf_judge.training.metrics",
     "hf_judge.mining": "hf_judge.labelling.swaps",

@@ -11,7 +11,8 @@ import pytest
 
 from hf_judge.checking.correctness import CHECKERS, is_right, make_checker, needed_key, reference
 from hf_judge.cli.options import checker_of
-from hf_judge.evaluation.tasks import load_task, read_prompts
+from hf_judge.tasks.files import read_prompts
+from hf_judge.tasks.load import load_task
 
 REFERENCES = ["#### 42", "42 apples", "**42**", "$42", "42", 42, 42.0, r"\boxed{42}", "４２", "reasons: 6*7\n#### 42"]
 
@@ -80,7 +81,7 @@ def test_the_checker_math_names_its_extra(monkeypatch):
 
 def test_both_spellings_of_a_pattern_make_the_same_checker():
     options = {"pattern": r"is (\d+)", "allow_code_execution": False}
-    by_option = checker_of(argparse.Namespace(checker="numeric", **options), "tasks.jsonl")
+    by_option = checker_of(argparse.Namespace(checker="numeric", **options), None)
     assert by_option.name == make_checker(r"numeric:is (\d+)").name
     assert by_option("is 5, not 6", {}) == 5
     with pytest.raises(ValueError, match="two patterns"):

@@ -18,9 +18,9 @@ from hf_judge.cli import evaluate as cli_evaluate
 from hf_judge.evaluation.evaluate import Answer, Decoding, Pair, evaluate
 from hf_judge.evaluation.figures import best_within, figures, pareto, warnings_of
 from hf_judge.evaluation.given_text import pieces, read_text, runs, score_curves, score_texts, token_details, walk
-from hf_judge.evaluation.tasks import load_task
 from hf_judge.rules import RandomVerifier
 from hf_judge.rules.by_name import RULES, Setting, parse_settings
+from hf_judge.tasks.load import load_task
 
 DECODING = Decoding(num_assistant_tokens=5, max_new_tokens=14)
 M, R, C, B = (int(code) for code in list(VerdictCode)[:4])

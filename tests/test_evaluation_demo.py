@@ -59,8 +59,8 @@ def test_clumsy_calls(argv, message, capsys):
 
 def test_upstreams_draft_settings_are_put_back(pair):
     from hf_judge.evaluation.evaluate import Decoding, Pair, evaluate
-    from hf_judge.evaluation.tasks import load_task
     from hf_judge.rules.by_name import Setting
+    from hf_judge.tasks.load import load_task
 
     before = pair.draft.generation_config.to_dict()
     settings = [Setting("plain"), Setting("assisted")]

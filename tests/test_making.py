@@ -15,9 +15,10 @@ from hf_judge.cli.commands import main
 from hf_judge.labelling.responses import read_jsonl
 from hf_judge.making.make import STEPS, make
 from hf_judge.making.preflight import CannotPay, ModelAnswers, Preflight
-from hf_judge.making.problems import Problems, divide, world_problems
+from hf_judge.making.problems import divide, world_problems
 from hf_judge.making.settings import MakeSettings
 from hf_judge.making.worth import Text, count_rounds
+from hf_judge.tasks.problems import Problems
 
 SETTINGS = MakeSettings(
     max_new_tokens=12,

@@ -181,9 +181,9 @@ def test_settings_of_a_checkpoint_do_not_change_how_results_are_read(caplog):
     from test_training_features import llama
 
     from hf_judge.evaluation.evaluate import Decoding, Method, Pair
-    from hf_judge.evaluation.tasks import Example
     from hf_judge.labelling.greedy import greedy
     from hf_judge.rules.by_name import Setting
+    from hf_judge.tasks.problems import Example
 
     model, prompts = llama(0), ["Tom has", "Ana"]
     ids = [TOKENIZER(text).input_ids for text in prompts]

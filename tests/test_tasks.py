@@ -1,15 +1,16 @@
 """Tasks by name: each asks and checks made entries of its dataset's layout; names, splits and own tasks are read."""
 
 import json
+import sys
 
 import pytest
 from task_entries import ENTRIES
 
 from hf_judge.checking.correctness import is_right, make_checker
 from hf_judge.cli.commands import main
-from hf_judge.evaluation.tasks import load_task
 from hf_judge.labelling.prompts import prompt_of
-from hf_judge.tasks.load import TaskName, is_named, load_named, parse_name
+from hf_judge.tasks.load import load_task
+from hf_judge.tasks.named import TaskName, find_named, is_named, parse_name
 from hf_judge.tasks.table import TASKS
 
 
@@ -74,9 +75,9 @@ class TestSpecBench:
         monkeypatch.setitem(TASKS, "spec-bench", replace(TASKS["spec-bench"], dataset=str(path)))
 
     def test_kinds(self):
-        assert [prompt_of(row).text for row in load_named("spec-bench:qa").rows] == ["qa 1", "qa 3"]
-        assert [prompt_of(row).text for row in load_named("spec-bench:multi-turn").rows] == ["writing 0"]
-        assert len(load_named("spec-bench:2").rows) == 2
+        assert [prompt_of(row).text for row in find_named("spec-bench:qa").problems().rows] == ["qa 1", "qa 3"]
+        assert [prompt_of(row).text for row in find_named("spec-bench:multi-turn").problems().rows] == ["writing 0"]
+        assert len(find_named("spec-bench:2").problems().rows) == 2
 
     def test_it_is_for_speed_alone(self, capsys):
         assert load_task("spec-bench", 3, needs_answers=False).examples[0].is_right is None
@@ -108,6 +109,13 @@ class TestOwnTasks:
         assert example.is_right("It is paris, I think.")
         assert not example.is_right("It is Parisian.")
 
+    def test_another_checker_needs_nothing_of_its_own(self, tmp_path, monkeypatch):
+        monkeypatch.setitem(sys.modules, "math_verify", None)
+        text = "data: d.jsonl\nprompt: 'Q: {{ question }}'\nanswer: solution\nchecker: math\n"
+        with pytest.raises(ImportError, match="math-verify"):
+            load_task(self.yaml(tmp_path, text), 0)
+        assert load_task(self.yaml(tmp_path, text), 0, checker="numeric").examples[0].is_right("It is 2.")
+
     @pytest.mark.parametrize(
         ("text", "message"),
         [
@@ -126,11 +134,11 @@ class TestOwnTasks:
     )
     def test_what_is_wrong_with_it(self, tmp_path, text, message):
         with pytest.raises(ValueError, match=message):
-            load_named(self.yaml(tmp_path, text))
+            load_task(self.yaml(tmp_path, text), 0)
 
     def test_a_missing_file(self):
         with pytest.raises(FileNotFoundError, match="no file at 'nowhere.yaml'"):
-            load_named("nowhere.yaml")
+            load_task("nowhere.yaml", 0)
 
 
 def test_json_of_a_schema():

@@ -27,11 +27,11 @@ import torch
 from hf_judge import JudgeHead
 from hf_judge.checking.checkers import NumericChecker
 from hf_judge.evaluation.evaluate import Decoding, Method, Pair, right_answers
-from hf_judge.evaluation.tasks import Example, Task
 from hf_judge.labelling.drafts import label_drafts
 from hf_judge.labelling.responses import hash_prompt, load_rows
 from hf_judge.labelling.swaps import mine_swaps
 from hf_judge.rules.by_name import Setting
+from hf_judge.tasks.problems import Example, Task
 from hf_judge.tiny import load_pair
 from hf_judge.tiny.world import Problem, check_answer, first_mistake, problems
 from hf_judge.training.calibration import apply_certificate, calibrate_by_accuracy, calibrate_by_risk, head_scores

@@ -16,9 +16,9 @@ from transformers import CompileConfig
 from hf_judge.bench.formula import predicted_speedup
 from hf_judge.evaluation.evaluate import Pair, left_padded, up_to_end
 from hf_judge.evaluation.instruments import count_forwards, draft_settings
-from hf_judge.evaluation.tasks import Example
 from hf_judge.labelling.greedy import ANSWER_ALONE
 from hf_judge.modeling.keywords import constant_drafts
+from hf_judge.tasks.problems import Example
 from hf_judge.upstream.forward import compiling_everywhere
 from hf_judge.verify.decide import StrictVerifier
 from hf_judge.verify.judge import JudgeCandidateVerifier

@@ -22,8 +22,8 @@ from hf_judge.bench.methods import (
     judged_methods,
 )
 from hf_judge.evaluation.evaluate import Pair
-from hf_judge.evaluation.tasks import Task
 from hf_judge.head.config import check_threshold
+from hf_judge.tasks.problems import Task
 
 MIN_SECONDS = 2.0  # a repeat answers its work again until then: short times are at the mercy of a busy machine
 AS_FAST = 0.03  # share of the speed that a stricter threshold may cost and still be recommended

@@ -13,8 +13,8 @@ from hf_judge.cli.verdicts import VerdictPrinter, describe, use_colour
 from hf_judge.evaluation.demo import METHODS, demo_figures
 from hf_judge.evaluation.evaluate import Decoding, Method, evaluate
 from hf_judge.evaluation.loading import load_models
-from hf_judge.evaluation.tasks import load_task
 from hf_judge.files.durable import check_writable
+from hf_judge.tasks.load import load_task
 
 
 def add_demo(commands) -> None:

@@ -24,7 +24,8 @@ from hf_judge.labelling.responses import HOLDS, hash_prompt, load_rows, marked, 
 from hf_judge.labelling.swaps import mine_swaps
 from hf_judge.labelling.tokens import label_rows
 from hf_judge.making.preflight import CannotPay, preflight
-from hf_judge.making.problems import Problems
+from hf_judge.tasks.named import find_named
+from hf_judge.tasks.problems import Problems
 from hf_judge.training.fit import METRICS_NAME
 from hf_judge.training.metrics import described
 from hf_judge.training.store import INDEX_NAME, FeatureStore
@@ -84,11 +85,12 @@ def add_mine(commands) -> None:
 
 
 def run_mine(args: argparse.Namespace) -> None:
-    tasks, names = read_tasks(args.prompts)
+    named = find_named(args.prompts)
+    checker = checker_of(args, named) if args.source == "swap" else None
+    tasks, names = read_tasks(args.prompts, named)
     check_writable(args.output)
     _keep_other_labels(args.output, tasks)
-    mine = _mine_drafts if args.source == "draft" else _mine_swaps
-    report = mine(args, tasks, names)
+    report = _mine_swaps(args, tasks, names, checker) if checker else _mine_drafts(args, tasks, names)
     if processes().is_main_process:
         print(f"{args.output}: {report}")
         if args.source == "swap" and not report.counts["swaps undone"]:
@@ -159,10 +161,9 @@ def _mine_drafts(args: argparse.Namespace, tasks: list[dict], names: list[str]) 
     )
 
 
-def _mine_swaps(args: argparse.Namespace, tasks: list[dict], names: list[str]) -> MiningReport:
+def _mine_swaps(args: argparse.Namespace, tasks: list[dict], names: list[str], checker) -> MiningReport:
     if args.target is None:
         raise ValueError("--source swap needs --target")
-    checker = checker_of(args, args.prompts)
     tokenizer = load_tokenizers(args.target, args.draft)[0]
     draft, target = load_model(args.draft, args), load_model(args.target, args)
     _look_first(args, tasks, names, checker, (target, draft, tokenizer))

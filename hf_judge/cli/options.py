@@ -14,13 +14,15 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from hf_judge.checking.correctness import CHECKERS, make_checker
 from hf_judge.cli.terminal import DTYPES, positive
 from hf_judge.evaluation.loading import loading
-from hf_judge.evaluation.tasks import Task, load_task, read_prompts
 from hf_judge.files.durable import write_together
 from hf_judge.head.adapter import read_adapter
 from hf_judge.labelling.jobs import processes
 from hf_judge.labelling.prompts import Prompt
 from hf_judge.publishing.record import record
-from hf_judge.tasks.load import checker_of_named, is_named, load_named
+from hf_judge.tasks.files import read_prompts
+from hf_judge.tasks.load import load_task
+from hf_judge.tasks.named import NamedTask
+from hf_judge.tasks.problems import Task
 
 TASK_NAME = "NAME[:split][:n] of `hf-judge tasks`"
 
@@ -154,25 +156,25 @@ def load_model(name: str, args: argparse.Namespace) -> PreTrainedModel:
     return model.eval()
 
 
-def read_tasks(path: str) -> tuple[list[dict], list[str]]:
-    """Read the prompts of a JSONL file, or of a task by its name, and name each by where it stands.
+def read_tasks(path: str, named: NamedTask | None) -> tuple[list[dict], list[str]]:
+    """Read the prompts of a JSONL file, or of a task that was found by its name, and name each by where it stands.
 
     Raises:
-        ValueError: a line is no JSON object with a prompt, or there is no such task.
+        ValueError: a line is no JSON object with a prompt.
     """
-    if is_named(path):
-        found = load_named(path, allow_code_execution=True)
+    if named is not None:
+        found = named.problems()
         return found.rows, found.names
     lines = read_prompts(path)
     return [task for _, task in lines], [f"{path}, line {number}" for number, _ in lines]
 
 
-def checker_of(args: argparse.Namespace, task: str) -> Callable[[str, dict], object]:
-    """Make the checker that the arguments name.
+def checker_of(args: argparse.Namespace, named: NamedTask | None) -> Callable[[str, dict], object]:
+    """Make the checker that the arguments name, else that of the task that was found by its name.
 
     Raises:
         ValueError: the name is unknown, or an option is missing.
     """
-    if args.checker is None and is_named(task):
-        return checker_of_named(task, allow_code_execution=args.allow_code_execution)
+    if args.checker is None and named is not None:
+        return named.make_checker(args.allow_code_execution)
     return make_checker(args.checker or "numeric", pattern=args.pattern, allow_code_execution=args.allow_code_execution)

@@ -16,7 +16,6 @@ from hf_judge.cli.options import add_pair, add_tasks, load_model
 from hf_judge.cli.terminal import positive, share, warn
 from hf_judge.evaluation.evaluate import Decoding, JudgedAnswers, Pair, right_answers
 from hf_judge.evaluation.loading import load_tokenizer, load_tokenizers
-from hf_judge.evaluation.tasks import load_task
 from hf_judge.files.jsonl import listed
 from hf_judge.head.config import HIDDEN_STATES
 from hf_judge.head.distributions import DRAFT_FEATURES, EXTRA_FEATURES
@@ -26,7 +25,8 @@ from hf_judge.labelling.jobs import processes
 from hf_judge.labelling.responses import HOLDS, load_named
 from hf_judge.labelling.tokens import AFTER_MISTAKE, ON_CUT_TOKEN
 from hf_judge.rules.by_name import Setting
-from hf_judge.tasks.load import is_named
+from hf_judge.tasks.load import load_task
+from hf_judge.tasks.named import is_named
 from hf_judge.training.arguments import JudgeTrainingArguments
 from hf_judge.training.calibration import (
     TASK_THRESHOLDS,

@@ -15,11 +15,11 @@ from hf_judge.evaluation.evaluate import Answers, Decoding, Pair, evaluate
 from hf_judge.evaluation.figures import best_within, figures, warnings_of
 from hf_judge.evaluation.given_text import read_text, score_curves, score_texts, token_details
 from hf_judge.evaluation.report import result
-from hf_judge.evaluation.tasks import Task
 from hf_judge.files.jsonl import listed
 from hf_judge.labelling.prompts import Prompt, RefusedPrompt, encode_prompt
 from hf_judge.labelling.responses import LabelledResponse
 from hf_judge.rules.by_name import Setting
+from hf_judge.tasks.problems import Task
 from hf_judge.upstream import versions
 
 N_SAMPLES = 3  # examples in the token view, each under the best setting of every rule

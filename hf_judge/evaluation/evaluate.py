@@ -21,7 +21,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import tqdm
 
 from hf_judge.evaluation.instruments import count_forwards, draft_settings
-from hf_judge.evaluation.tasks import Example, Task
 from hf_judge.files.durable import Journal
 from hf_judge.head.compatibility import check_pair
 from hf_judge.head.judge_head import JudgeHead
@@ -30,6 +29,7 @@ from hf_judge.labelling.prompts import Prompt, encode_prompt
 from hf_judge.modeling.classes import judged
 from hf_judge.modeling.keywords import constant_drafts
 from hf_judge.rules.by_name import Setting, make_verifier
+from hf_judge.tasks.problems import Example, Task
 from hf_judge.training.threshold_range import ThresholdRangeVerifier, holds_at
 from hf_judge.upstream.devices import input_device
 from hf_judge.upstream.generation import tokenizer_arguments

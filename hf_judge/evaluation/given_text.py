@@ -12,12 +12,12 @@ import torch
 
 from hf_judge.evaluation.detokenizer import pieces
 from hf_judge.evaluation.evaluate import Decoding, Pair
-from hf_judge.evaluation.tasks import Task
 from hf_judge.head.distributions import entropy
 from hf_judge.head.judge_head import JudgeHead
 from hf_judge.labelling.greedy import ANSWER_ALONE
 from hf_judge.labelling.prompts import Prompt
 from hf_judge.rules.by_name import Setting, make_verifier
+from hf_judge.tasks.problems import Task
 from hf_judge.upstream.forward import of_width, readable
 from hf_judge.upstream.states import StateReader
 from hf_judge.verify.judge import head_features

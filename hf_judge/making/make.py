@@ -25,11 +25,12 @@ from hf_judge.making.card import write_card
 from hf_judge.making.fitting import Fitted, fit
 from hf_judge.making.measuring import Measured, measure
 from hf_judge.making.mining import Mined, mine, planned
-from hf_judge.making.problems import Parts, Problems, divide
+from hf_judge.making.problems import Parts, divide
 from hf_judge.making.settings import MakeSettings
 from hf_judge.making.threshold import Calibrated, calibrate, finished_head
 from hf_judge.making.words import in_plain_words
 from hf_judge.making.worth import Worth, is_it_worth_it, worth_from_json
+from hf_judge.tasks.problems import Problems
 
 STEPS = (
     "Versions, models, engines",

@@ -13,10 +13,10 @@ from hf_judge.evaluation.evaluate import Decoding, Pair, evaluate
 from hf_judge.evaluation.figures import figures
 from hf_judge.evaluation.report import write_report
 from hf_judge.head.judge_head import JudgeHead
-from hf_judge.making.problems import Problems
 from hf_judge.making.settings import MakeSettings
 from hf_judge.publishing.record import evaluated, record
 from hf_judge.rules.by_name import RULES, Setting
+from hf_judge.tasks.problems import Problems
 
 # each at a lenient and a strict value: the best known ones that need no head
 FREE_RULES = ("top-k", "typical", "relaxed", "kl", "mars", "fly")

@@ -10,8 +10,9 @@ from hf_judge.checking.statistics import mistakes_needed
 from hf_judge.evaluation.evaluate import Pair
 from hf_judge.labelling.responses import LabelledResponse, load_rows
 from hf_judge.labelling.swaps import mine_swaps
-from hf_judge.making.problems import Parts, Problems
+from hf_judge.making.problems import Parts
 from hf_judge.making.settings import MakeSettings
+from hf_judge.tasks.problems import Problems
 
 FIT_MISTAKES = 200  # mistaken tokens after which the fit of the embedded pair no longer gains
 ACCEPTED_RATE = 0.01  # share of mistakes that a good head accepts, for the number that a certificate needs

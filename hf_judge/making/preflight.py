@@ -15,7 +15,7 @@ from hf_judge.checking.statistics import mcnemar_p
 from hf_judge.labelling.greedy import greedy
 from hf_judge.labelling.jobs import TASK_ERRORS
 from hf_judge.labelling.prompts import encode_prompt, prompt_of
-from hf_judge.making.problems import Problems
+from hf_judge.tasks.problems import Problems
 
 N_SHOWN = 3
 RARELY = 0.1  # a target that is right in fewer answers than this is wrong "nearly always"

@@ -1,105 +1,16 @@
-"""Holds the problems that a judge is made from, and divides them so that no prompt stands on two sides."""
+"""Divides the problems that a judge is made from so that no prompt stands on two sides."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
-
-from transformers import PreTrainedTokenizerBase
+from dataclasses import dataclass
 
 from hf_judge.checking.checkers import NumericChecker
-from hf_judge.checking.correctness import is_right
-from hf_judge.evaluation.tasks import Example, Task, read_prompts
-from hf_judge.labelling.prompts import RefusedPrompt, encode_prompt, prompt_of
-from hf_judge.labelling.responses import hash_prompt
 from hf_judge.making.settings import MakeSettings
+from hf_judge.tasks.problems import Problems
 from hf_judge.tiny.world import problems
 from hf_judge.training.fit import part_of
 
 WORLD_CHECKER = r"has (\d+) \w+ left"
-
-
-@dataclass(frozen=True)
-class Problems:
-    """Prompts with their right answers, and the checker that reads an answer out of a response."""
-
-    name: str
-    """Name of the work, written into the record of a run."""
-    rows: list[dict]
-    """Objects with `prompt` (or `messages`), and what the checker compares with: `answer`, or `tests`."""
-    checker: Callable[[str, dict], object]
-    """See [`hf_judge.checking.correctness.is_right`]."""
-    names: list[str]
-    """Where each row stands, for reports: "prompts.jsonl, line 3"."""
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def chosen(self, numbers: list[int]) -> Problems:
-        """Return some of the problems, by their places in `rows`."""
-        return replace(self, rows=[self.rows[i] for i in numbers], names=[self.names[i] for i in numbers])
-
-    def first(self, n: int) -> Problems:
-        """Return the first `n` problems, or all if there are fewer."""
-        return self.chosen(list(range(min(n, len(self)))))
-
-    def hashes(self) -> list[str]:
-        """Return the name of each row's prompt, as the labels use it."""
-        return [hash_prompt(prompt_of(row).content) for row in self.rows]
-
-    def digest(self) -> str:
-        """Return 16 hex digits of all rows: other prompts or answers give others."""
-        text = json.dumps(self.rows, sort_keys=True, default=str)
-        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-
-    def task(self) -> Task:
-        """Return the problems in the form that the measuring code reads."""
-        examples = [
-            Example(name, prompt_of(row), partial(_is_right, self.checker, name, row))
-            for name, row in zip(self.names, self.rows, strict=True)
-        ]
-        return Task(self.name, examples)
-
-    def usable(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Problems, list[tuple[str, str]]]:
-        """Leave out the problems whose prompts the tokenizer or the chat template refuses.
-
-        Returns:
-            The others; and of each that is left out, where it stands and why.
-
-        Raises:
-            RefusedPrompt: no problem is left.
-        """
-        kept, refused = [], []
-        for number, (name, row) in enumerate(zip(self.names, self.rows, strict=True)):
-            try:
-                encode_prompt(tokenizer, prompt_of(row))
-                kept.append(number)
-            except RefusedPrompt as error:
-                refused.append((name, str(error)))
-        if not kept:
-            raise RefusedPrompt(f"all {len(refused)} prompts were refused; {': '.join(refused[0])}")
-        return self.chosen(kept), refused
-
-
-def _is_right(checker: Callable, where: str, row: dict, text: str) -> bool:
-    try:
-        return is_right(checker, text, row)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
-
-
-def file_problems(path: str, checker: Callable, checker_name: str, n: int = 0) -> Problems:
-    """Read the first `n` problems of a JSONL file; 0: all.
-
-    Raises:
-        ValueError: a line is broken, or there are none.
-    """
-    lines = read_prompts(path, checker, n)
-    name = f"{path.replace(chr(92), '/').rpartition('/')[2]}, checker {checker_name}"
-    return Problems(name, [row for _, row in lines], checker, [f"{path}, line {number}" for number, _ in lines])
 
 
 def world_problems(n: int, *, part: str, seed: int = 1) -> Problems:

@@ -9,9 +9,9 @@ from pathlib import Path
 from hf_judge.evaluation.evaluate import Decoding, JudgedAnswers, Pair, right_answers
 from hf_judge.head.judge_head import JudgeHead
 from hf_judge.making.mining import Plan
-from hf_judge.making.problems import Problems
 from hf_judge.making.settings import MakeSettings
 from hf_judge.rules.by_name import Setting
+from hf_judge.tasks.problems import Problems
 from hf_judge.training.calibration import (
     FINEST_MARGIN,
     AccuracyCertificate,

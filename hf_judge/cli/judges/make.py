@@ -15,9 +15,11 @@ from hf_judge.head.hub import is_hub_id
 from hf_judge.head.judge_head import JudgeHead
 from hf_judge.head.publish import checked_repo_id
 from hf_judge.making.make import MadeJudge, make
-from hf_judge.making.problems import Problems, file_problems, world_problems
+from hf_judge.making.problems import world_problems
 from hf_judge.making.settings import MakeSettings
-from hf_judge.tasks.load import is_named, load_named
+from hf_judge.tasks.files import file_problems
+from hf_judge.tasks.named import find_named
+from hf_judge.tasks.problems import Problems
 
 WORLD = 300, 200  # problems of the embedded world: to make the judge from, and held out
 
@@ -114,10 +116,10 @@ def _problems(args: argparse.Namespace) -> tuple[Problems, Problems | None]:
         return world_problems(n, part="label"), world_problems(n_held_out, part="test")
 
     def read(task: str, n: int = 0) -> Problems:
-        checker = checker_of(args, task)
-        if is_named(task):
-            found = load_named(task, n, allow_code_execution=args.allow_code_execution)
-            return Problems(found.name, found.rows, checker, found.names)
+        named = find_named(task)
+        checker = checker_of(args, named)
+        if named is not None:
+            return named.problems(n, checker)
         if not os.path.isfile(task):
             raise ValueError(
                 f"no task {task!r}: expected 'world', the path of a JSONL file, or a name that `hf-judge tasks` lists"

@@ -10,9 +10,9 @@ from transformers.utils.logging import tqdm
 
 from hf_judge.evaluation.compare import Work
 from hf_judge.evaluation.evaluate import Answer, Decoding, Method, Pair, head_prints, journal_key, journal_record
-from hf_judge.evaluation.tasks import Example, Task
 from hf_judge.files.durable import Journal
 from hf_judge.rules.by_name import Setting, lenient_first
+from hf_judge.tasks.problems import Example, Task
 
 
 @dataclass(frozen=True)
