@@ -226,7 +226,7 @@ class UnitTestChecker:
                 raise ValueError(
                     f"a task for unit tests needs the text '{self.tests_key}', got the keys {sorted(case)}"
                 )
-        code = code_of(response)
+        code = last_block(response, "python|py")
         return all(
             run_python(
                 f"{case.get('setup') or ''}\n{code}\n\n{case[self.tests_key]}\n",
@@ -237,9 +237,9 @@ class UnitTestChecker:
         )
 
 
-def code_of(response: str) -> str:
-    """Return the last fenced block of a response, or all of it."""
-    blocks = re.findall(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", response, re.DOTALL | re.IGNORECASE)
+def last_block(response: str, languages: str) -> str:
+    """Return the last fenced block of a response that names no language or one of `a|b`; without one, all of it."""
+    blocks = re.findall(rf"```(?:{languages})?[ \t]*\n(.*?)(?:```|\Z)", response, re.DOTALL | re.IGNORECASE)
     return blocks[-1] if blocks else response
 
 

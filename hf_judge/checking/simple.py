@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 
-from hf_judge.checking.checkers import RegexChecker
+from hf_judge.checking.checkers import RegexChecker, last_block
 
 YES_OR_NO = r"(?i)\b(yes|no)\b"
 
@@ -68,9 +68,8 @@ class JSONSchemaChecker:
         schema = task.get("schema")
         if not isinstance(schema, dict):
             raise ValueError(f"a task for json_schema needs the object 'schema', got the keys {sorted(task)}")
-        blocks = re.findall(r"```(?:json)?[ \t]*\n(.*?)(?:```|\Z)", response, re.DOTALL | re.IGNORECASE)
         try:
-            self._library.validate(json.loads(blocks[-1] if blocks else response), schema)
+            self._library.validate(json.loads(last_block(response, "json")), schema)
         except (json.JSONDecodeError, RecursionError, self._library.ValidationError):
             return False
         except self._library.SchemaError as error:
