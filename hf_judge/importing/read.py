@@ -6,10 +6,12 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import numpy
 import torch
 
+from hf_judge.files.datasets import import_datasets
 from hf_judge.files.jsonl import decode_text, read_jsonl_lines
 from hf_judge.head.hub import is_hub_id
 
@@ -101,11 +103,9 @@ def _numbers() -> list:
     return [*named, numpy.ndarray, numpy.dtype, *map(type, kinds)]
 
 
-def _datasets():
-    try:
-        import datasets
-    except ImportError:
-        raise ImportError("this needs the `datasets` package: pip install 'hf-judge[data]'") from None
+def _datasets() -> ModuleType:
+    """Return the package `datasets`, without its progress bars."""
+    datasets = import_datasets()
     if not os.environ.get("HF_DATASETS_DISABLE_PROGRESS_BARS"):
         datasets.disable_progress_bars()
     return datasets

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from hf_judge.files.datasets import import_datasets
 from hf_judge.files.durable import replacing
 from hf_judge.files.jsonl import BrokenLine, read_jsonl_lines, type_name
 from hf_judge.head.fingerprint import check_fingerprint
@@ -234,20 +235,12 @@ def marked(row: LabelledResponse, left: str = "[[", right: str = "]]") -> str:
 
 def _saved_dataset(path: str | os.PathLike):
     try:
-        return _datasets().load_from_disk(str(path))
+        return import_datasets().load_from_disk(str(path))
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise ValueError(
             f"'{path}' is a folder and no dataset of Dataset.save_to_disk ({str(error).splitlines()[0]:.200}): give "
             "such a folder, or a JSONL file"
         ) from None
-
-
-def _datasets():
-    try:
-        import datasets
-    except ImportError:
-        raise ImportError("this needs the `datasets` package: pip install 'hf-judge[data]'") from None
-    return datasets
 
 
 def _spans(name: str, spans: object, length: int) -> tuple[tuple[int, int], ...]:

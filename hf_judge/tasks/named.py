@@ -9,6 +9,7 @@ from functools import partial
 from itertools import islice
 
 from hf_judge.checking.correctness import make_checker
+from hf_judge.files.datasets import import_datasets
 from hf_judge.tasks.own import OwnTask, is_own, load_own
 from hf_judge.tasks.problems import Problems
 from hf_judge.tasks.table import TASKS, TaskSpec
@@ -132,7 +133,7 @@ def _public_rows(asked: TaskName, n: int) -> tuple[str, list[dict], list[str]]:
 
 def _entries(spec: TaskSpec, asked: TaskName) -> tuple[list[dict], str, str | None]:
     """Return the entries asked for, the name of their part, and the commit that they come from, if it is known."""
-    datasets, kinds = _datasets(), dict(spec.kinds)
+    datasets, kinds = import_datasets(), dict(spec.kinds)
     split = spec.split if asked.split is None or asked.split in kinds else asked.split
     is_file = spec.dataset.startswith(("http://", "https://")) or os.path.exists(spec.dataset)
     revision = None if is_file else _commit(spec.dataset, asked.revision)
@@ -175,11 +176,3 @@ def _row(spec: TaskSpec, entry: dict, where: str) -> dict:
         return spec.make(entry)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{where} of {spec.source} is not of the layout that is known here: {error!r:.200}") from None
-
-
-def _datasets():
-    try:
-        import datasets
-    except ImportError:
-        raise ImportError("tasks by name need the `datasets` package: pip install 'hf-judge[data]'") from None
-    return datasets
