@@ -50,6 +50,11 @@ def is_hub_id(name: str | os.PathLike) -> bool:
     return True
 
 
+def public_name(name: str) -> str:
+    """Return the name that others may read of a model: its Hub id, or of a path on this machine the last part."""
+    return name if is_hub_id(name) else os.path.basename(os.path.abspath(name.replace("\\", "/"))) or "model"
+
+
 def locate(
     pretrained_model_name_or_path: str | os.PathLike,
     filenames: tuple[str, ...],

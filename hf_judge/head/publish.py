@@ -23,7 +23,7 @@ from hf_judge.head.adapter import Adapter, read_adapter, write_adapter
 from hf_judge.head.card import head_card
 from hf_judge.head.config import JudgeConfig
 from hf_judge.head.files import CONFIG_NAME, WEIGHTS_NAME
-from hf_judge.head.hub import explained, is_hub_id
+from hf_judge.head.hub import explained, is_hub_id, public_name
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ def without_base_commit(config: JudgeConfig) -> JudgeConfig:
             "base_model_name_or_path is not set: name the target that the head was trained on (--base NAME), also "
             "where it is not on the Hub"
         )
-    name = base if is_hub_id(base) else _folder_name(base)
+    name = public_name(base)
     logger.warning(
         "the base model '%s' is published as unknown: nobody can check that a target is the head's own%s",
         name,
@@ -167,8 +167,8 @@ def write_repository(folder: str | os.PathLike, adapter: Adapter, repo_id: str, 
     """
     folder = Path(folder)
     draft = adapter.config.draft_name_or_path
-    if draft is not None and not is_hub_id(draft):  # a folder of this machine
-        config = dataclasses.replace(adapter.config, draft_name_or_path=_folder_name(draft))
+    if draft is not None:
+        config = dataclasses.replace(adapter.config, draft_name_or_path=public_name(draft))
         adapter = adapter._replace(config=config)
     write_adapter(folder, *adapter)
     read_adapter(folder)
@@ -188,10 +188,6 @@ def write_repository(folder: str | os.PathLike, adapter: Adapter, repo_id: str, 
         f"CONFIG = {ascii(text)}\nWEIGHTS = {data!r}\n",
         encoding="utf-8",
     )
-
-
-def _folder_name(path: str) -> str:
-    return path.replace("\\", "/").rstrip("/").rpartition("/")[2] or "model"
 
 
 def is_private(text: str) -> bool:

@@ -18,7 +18,7 @@ from transformers.utils.logging import tqdm
 from hf_judge.files.durable import Journal, check_writable
 from hf_judge.files.jsonl import listed
 from hf_judge.head.fingerprint import fingerprint_of
-from hf_judge.head.hub import is_hub_id
+from hf_judge.head.hub import public_name
 from hf_judge.labelling.prompts import prompt_of
 from hf_judge.labelling.responses import LabelledResponse, row_from_dict, write_jsonl
 from hf_judge.upstream.devices import input_device
@@ -190,8 +190,7 @@ def draft_of(model: PreTrainedModel) -> dict:
 
     Of a directory only the last part is kept: where a model lies on a disk is nothing about its labels.
     """
-    name = model.config.name_or_path or type(model).__name__
-    name = name if is_hub_id(name) else os.path.basename(os.path.abspath(name))
+    name = public_name(model.config.name_or_path or type(model).__name__)
     return {"name": name, "fingerprint": fingerprint_of(model)}
 
 

@@ -42,8 +42,8 @@ def file_problems(path: str, checker: Callable, checker_name: str, n: int = 0) -
         ValueError: a line is broken, or there are none.
     """
     lines = read_prompts(path, checker, n)
-    name = f"{path.replace(chr(92), '/').rpartition('/')[2]}, checker {checker_name}"
-    return Problems(name, [row for _, row in lines], checker, [f"{path}, line {number}" for number, _ in lines])
+    names = [f"{path}, line {number}" for number, _ in lines]
+    return Problems(f"{os.path.basename(path)}, checker {checker_name}", [row for _, row in lines], checker, names)
 
 
 def read_prompts(path: str, checker: Callable | None = None, n: int = 0) -> list[tuple[int, dict]]:
