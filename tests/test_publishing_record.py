@@ -29,8 +29,12 @@ def test_a_smaller_run_never_replaces_a_larger_one(folder):
     for n, written in ((20, True), (5, False), (20, True), (30, True)):
         assert record(folder, "evaluate", "/data/held_out.jsonl (numeric)", {"n": n}) is written
     assert record(folder, "bench", "world", {"n": 2})
+    assert record(folder, "bench", "gsm8k:test of openai/gsm8k (main) at 0123", {"n": 3})
     found = provenance(folder)["measured"]
-    assert found == {"evaluate": {"held_out.jsonl (numeric)": {"n": 30}}, "bench": {"world": {"n": 2}}}
+    assert found == {
+        "evaluate": {"held_out.jsonl (numeric)": {"n": 30}},
+        "bench": {"world": {"n": 2}, "gsm8k:test of openai/gsm8k (main) at 0123": {"n": 3}},
+    }
 
 
 def test_draft_and_prompt_are_kept_where_they_are_public(folder):

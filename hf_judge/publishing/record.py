@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import hf_judge
@@ -96,8 +97,8 @@ def record(
         return False
     head = read_adapter(directory)
     provenance = dict(head.config.provenance)
-    # the name of a task ends in its options: "held_out.jsonl (numeric)"
-    task = task.replace("\\", "/").rpartition("/")[2]
+    if re.match(r"[/\\~.]|[A-Za-z]:[/\\]", task):  # the options stay: "/data/held_out.jsonl (numeric)"
+        task = task.replace("\\", "/").rpartition("/")[2]
     measured = _groups(provenance.get(MEASURED))
     of_kind = _groups(measured.get(kind))
     if of_kind.get(task, {}).get("n", 0) > figures["n"]:
