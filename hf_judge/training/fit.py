@@ -100,9 +100,8 @@ def _tokens_of(store: FeatureStore, part_by_prompt: dict[str, str], name: str, l
 
 def _decided(labels: torch.Tensor, matched: torch.Tensor) -> torch.Tensor:
     """Return the tokens on which a judge decides: mistakes, and acceptable ones that strict verification rejects."""
-    decided = (labels == 0) | ~matched
-    # text of the target's own: its tokens are all that there is to learn from
-    return decided if bool((decided & (labels > 0)).any()) else torch.ones_like(decided)
+    # in text of the target's own no acceptable token is decided: all its tokens are to learn from
+    return _with_both_classes((labels == 0) | ~matched, labels)
 
 
 def _with_both_classes(decided: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

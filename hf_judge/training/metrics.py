@@ -9,6 +9,8 @@ import os
 
 import torch
 
+from hf_judge.head.card_tables import TOKENS
+
 # dense where judges work: most tokens score near 1
 THRESHOLDS = (
     0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.96, 0.97, 0.98, 0.985, 0.99, 0.995, 0.998, 0.999,
@@ -123,7 +125,7 @@ def described(metrics: dict) -> str:
     return "; ".join(
         f"AUC {'-' if metrics[kind]['auc'] is None else format(metrics[kind]['auc'], '.4f')} over {tokens} "
         f"({metrics[kind]['n_acceptable']} good, {metrics[kind]['n_mistaken']} mistaken)"
-        for kind, tokens in (("decided", "the tokens on which the judge decides"), ("all", "all labelled tokens"))
+        for kind, tokens in TOKENS.items()
     )
 
 
