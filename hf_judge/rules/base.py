@@ -11,7 +11,7 @@ from hf_judge.head.distributions import at
 from hf_judge.verify.decide import decide
 from hf_judge.verify.round import Candidates, TargetOutputs, Verdict
 from hf_judge.verify.stats import JudgeStats
-from hf_judge.verify.strict import StrictChoice, draft_lengths, strict_choice
+from hf_judge.verify.strict import StrictChoice, draft_lengths, drawn, strict_choice
 
 
 @dataclass(eq=False)
@@ -129,7 +129,7 @@ def residual_tokens(
     inside = torch.arange(residual.shape[1], device=residual.device) < draft_lengths(candidates).unsqueeze(1)
     usable = (residual.sum(dim=-1) > 0) & inside
     rows = torch.cat([torch.where(usable.unsqueeze(-1), residual, target[:, :-1]), target[:, -1:]], dim=1)
-    return torch.multinomial(rows.flatten(0, 1), num_samples=1).view(rows.shape[:2])
+    return drawn(rows)
 
 
 def drafted(outputs: TargetOutputs) -> torch.Tensor:
