@@ -24,13 +24,12 @@ from hf_judge.labelling.responses import HOLDS, hash_prompt, load_rows, marked, 
 from hf_judge.labelling.swaps import mine_swaps
 from hf_judge.labelling.tokens import label_rows
 from hf_judge.making.preflight import CannotPay, preflight
+from hf_judge.making.settings import MakeSettings
 from hf_judge.tasks.named import find_named
 from hf_judge.tasks.problems import Problems
 from hf_judge.training.fit import METRICS_NAME
 from hf_judge.training.metrics import described
 from hf_judge.training.store import INDEX_NAME, FeatureStore
-
-PREFLIGHT_PROMPTS = 20  # answered by both models before mining
 
 # --- mine -----------------------------------------------------------------------------------------------------------
 
@@ -123,7 +122,7 @@ def _look_first(args: argparse.Namespace, tasks: list[dict], names: list[str], c
     if args.force or Path(f"{args.output}.journal").is_dir() or processes().num_processes > 1:
         return  # an earlier run has looked
     target, draft, tokenizer = models
-    n = PREFLIGHT_PROMPTS
+    n = MakeSettings.preflight_prompts
     first = Problems("prompts", tasks[:n], checker, names[:n])
     try:
         looked = preflight(

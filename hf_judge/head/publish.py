@@ -112,7 +112,7 @@ def with_base_commit(config: JudgeConfig, api: HfApi, *, token: str | bool | Non
         OSError: the Hub does not return its commit.
     """
     base = config.base_model_name_or_path
-    if not base or not is_hub_id(base):
+    if is_base_unknown(config):
         raise ValueError(
             f"base_model_name_or_path must be the Hub id of the target the head was trained on, got {base!r:.200}: "
             "set head.config.base_model_name_or_path (--base; a path on this machine helps nobody else), or pass "
@@ -129,6 +129,11 @@ def with_base_commit(config: JudgeConfig, api: HfApi, *, token: str | bool | Non
             "the head was trained on, or pass base_unknown=True (--base-unknown) if the target is private"
         ) from error
     return dataclasses.replace(config, revision=commit)
+
+
+def is_base_unknown(config: JudgeConfig) -> bool:
+    """Tell whether a config names its base model by nothing that the Hub could know."""
+    return not is_hub_id(config.base_model_name_or_path or "")
 
 
 def without_base_commit(config: JudgeConfig) -> JudgeConfig:

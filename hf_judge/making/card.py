@@ -8,8 +8,7 @@ from pathlib import Path
 from hf_judge.files.durable import write_together
 from hf_judge.head.adapter import read_adapter
 from hf_judge.head.card import head_card
-from hf_judge.head.hub import is_hub_id
-from hf_judge.head.publish import without_base_commit
+from hf_judge.head.publish import is_base_unknown, without_base_commit
 
 
 def write_card(output: Path, repo_id: str | None = None) -> Path:
@@ -23,7 +22,7 @@ def write_card(output: Path, repo_id: str | None = None) -> Path:
         The file.
     """
     config = read_adapter(output).config
-    base_unknown = not is_hub_id(config.base_model_name_or_path or "")
+    base_unknown = is_base_unknown(config)
     if base_unknown:
         config = without_base_commit(replace(config, base_model_name_or_path=config.base_model_name_or_path or "model"))
     card = head_card(config, repo_id or output.resolve().name, base_unknown=base_unknown)

@@ -123,7 +123,7 @@ def residual_tokens(
         draft: (batch, k, V) float, q.
 
     Returns:
-        (batch, k+1) long.
+        (batch, k+1) long; -1 as of [`drawn`].
     """
     residual = (wanted - draft).clamp(min=0)
     inside = torch.arange(residual.shape[1], device=residual.device) < draft_lengths(candidates).unsqueeze(1)

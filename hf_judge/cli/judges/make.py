@@ -11,9 +11,8 @@ from hf_judge.cli.options import TASK_NAME, add_checker, add_pair, checker_of, c
 from hf_judge.cli.terminal import natural, positive, printable, share, warn
 from hf_judge.evaluation.loading import load_models
 from hf_judge.files.durable import check_writable
-from hf_judge.head.hub import is_hub_id
 from hf_judge.head.judge_head import JudgeHead
-from hf_judge.head.publish import checked_repo_id
+from hf_judge.head.publish import checked_repo_id, is_base_unknown
 from hf_judge.making.make import MadeJudge, make
 from hf_judge.making.problems import world_problems
 from hf_judge.making.settings import MakeSettings
@@ -132,7 +131,7 @@ def _problems(args: argparse.Namespace) -> tuple[Problems, Problems | None]:
 
 def _push(args: argparse.Namespace, made: MadeJudge) -> None:
     head = JudgeHead.from_pretrained(made.output_dir)
-    base_unknown = not is_hub_id(head.config.base_model_name_or_path or "")
+    base_unknown = is_base_unknown(head.config)
     if base_unknown:
         warn(["the target is not on the Hub: the card will say that its commit is unknown"])
     if not args.yes:
