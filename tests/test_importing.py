@@ -11,7 +11,7 @@ import torch
 
 from hf_judge.cli.commands import main
 from hf_judge.importing.formats import FORMATS
-from hf_judge.importing.run import import_labels
+from hf_judge.importing.run import Sample, import_labels
 from hf_judge.labelling.responses import load_rows, marked
 from hf_judge.labelling.tokens import label_rows
 
@@ -240,18 +240,18 @@ def many(n_wrong: int, n_right: int, name: str) -> list[dict]:
 
 def test_balanced_samples_are_even_and_do_not_depend_on_the_order(tmp_path):
     records = many(30, 5, "gsm8k") + many(4, 40, "math") + many(3, 0, "omnimath")
-    report, rows = imported(tmp_path, "processbench", records, balanced=True)
+    report, rows = imported(tmp_path, "processbench", records, sample=Sample(balanced=True))
     counts = {source: (count["rows"], count["with_mistakes"]) for source, count in report.sources.items()}
     assert counts == {"all": (18, 9), "processbench/gsm8k": (10, 5), "processbench/math": (8, 4)}
-    report, few = imported(tmp_path, "processbench", records, balanced=True, max_rows=5)
+    report, few = imported(tmp_path, "processbench", records, sample=Sample(5, balanced=True))
     assert (report.sources["all"]["rows"], report.sources["all"]["with_mistakes"]) == (4, 2)
     assert {row.task_id for row in few} <= {row.task_id for row in rows}
-    _, again = imported(tmp_path, "processbench", records[::-1], balanced=True, max_rows=5)
+    _, again = imported(tmp_path, "processbench", records[::-1], sample=Sample(5, balanced=True))
     assert {row.task_id for row in again} == {row.task_id for row in few}
-    _, others = imported(tmp_path, "processbench", records, balanced=True, max_rows=5, seed=1)
+    _, others = imported(tmp_path, "processbench", records, sample=Sample(5, balanced=True, seed=1))
     assert {row.task_id for row in others} != {row.task_id for row in few}
     with pytest.raises(ValueError, match="leave --balanced out"):
-        imported(tmp_path, "processbench", many(3, 0, "gsm8k"), balanced=True)
+        imported(tmp_path, "processbench", many(3, 0, "gsm8k"), sample=Sample(balanced=True))
 
 
 def test_lists_and_saved_datasets_are_read(tmp_path):

@@ -16,7 +16,7 @@ from hf_judge.head.files import CONFIG_NAME
 from hf_judge.head.hub import is_hub_id
 from hf_judge.head.judge_head import JudgeHead
 from hf_judge.importing.formats import FORMATS
-from hf_judge.importing.run import import_labels
+from hf_judge.importing.run import Sample, import_labels
 from hf_judge.labelling.drafts import label_drafts
 from hf_judge.labelling.jobs import MiningReport, processes
 from hf_judge.labelling.prompts import RefusedPrompt, prompt_of
@@ -216,9 +216,7 @@ def run_import(args: argparse.Namespace) -> None:
         args.data,
         args.output,
         tokenizer=load_tokenizer(args.tokenizer) if args.tokenizer else None,
-        max_rows=args.max_rows,
-        balanced=args.balanced,
-        seed=args.seed,
+        sample=Sample(args.max_rows, args.balanced, args.seed),
         revision=args.revision,
         step_separator=args.step_separator,
     )

@@ -70,15 +70,66 @@ class ImportReport:
         }
 
 
+@dataclass(frozen=True)
+class Sample:
+    """Says which of the imported examples are written.
+
+    Args:
+        max_rows: largest number of examples, drawn at random; None: all.
+        balanced: whether each source gets as many examples with a mistake as without.
+        seed: seed of the draw, which does not depend on the order of the records.
+
+    Raises:
+        ValueError: the number is below 1.
+    """
+
+    max_rows: int | None = None
+    balanced: bool = False
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.max_rows is not None and self.max_rows < 1:
+            raise ValueError(f"max_rows must be at least 1, got {self.max_rows}")
+
+    def draw(self, examples: dict[str, LabelledResponse]) -> list[LabelledResponse]:
+        """Draw examples, by hashes of their contents: the same ones in whatever order they came, in their old order.
+
+        Balanced: from each source as many with a mistake as without, and as evenly from all sources as they allow.
+
+        Args:
+            examples: examples by these hashes.
+
+        Raises:
+            ValueError: no balanced sample can be drawn.
+        """
+        order = sorted(examples, key=lambda key: hashlib.sha256(f"{self.seed}/{key}".encode()).digest())
+        if self.balanced:
+            groups = {}
+            for key in order:
+                row = examples[key]
+                groups.setdefault(row.source, {True: [], False: []})[bool(row.mistakes)].append(key)
+            pairs = [list(zip(group[True], group[False], strict=False)) for group in groups.values()]
+            longest = max(map(len, pairs))
+            turns = [own[turn] for turn in range(longest) for own in pairs if turn < len(own)]
+            if self.max_rows is not None:
+                turns = turns[: self.max_rows // 2]
+            order = [key for pair in turns for key in pair]
+            if not order:
+                raise ValueError(
+                    "no balanced sample: no source has examples both with and without a mistake, or max_rows is "
+                    "below 2; leave --balanced out"
+                )
+        chosen = set(order if self.max_rows is None else order[: self.max_rows])
+        return [example for key, example in examples.items() if key in chosen]
+
+
 def import_labels(
     name: str,
     sources: Sequence[str],
     output: str | os.PathLike,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    max_rows: int | None = None,
-    balanced: bool = False,
-    seed: int = 0,
+    sample: Sample | None = None,
     revision: str | None = None,
     step_separator: str | None = None,
 ) -> ImportReport:
@@ -90,29 +141,14 @@ def import_labels(
             response.jsonl and source_info.jsonl.
         output: JSONL file of labelled responses.
         tokenizer: tokenizer of the labelled tokens, for formats that label tokens.
-        max_rows: largest number of examples to write, drawn at random; None: all.
-        balanced: whether each source gets as many examples with a mistake as without.
-        seed: seed of the draw, which does not depend on the order of the records.
+        sample: which examples to write; None: all.
         revision: revision of datasets on the Hub.
         step_separator: text between two steps, for formats of steps; None: the one of the dataset's authors.
 
     Raises:
         ValueError: the format is unknown or lacks what it needs, a file is broken, or no record could be lined up.
     """
-    if name not in FORMATS:
-        raise ValueError(f"no format {name!r}: there are {', '.join(FORMATS)}")
-    made_by = FORMATS[name]
-    if max_rows is not None and max_rows < 1:
-        raise ValueError(f"max_rows must be at least 1, got {max_rows}")
-    if made_by.needs_tokenizer and tokenizer is None:
-        raise ValueError(
-            f"the labels of {name} are of tokens, which need their tokenizer: pass --tokenizer "
-            f"({made_by.needs_tokenizer})"
-        )
-    if not sources and made_by.hub_id is None:
-        raise ValueError(f"{name} is read from files: pass them (they are at {made_by.url})")
-    if step_separator is not None and not made_by.of_steps:
-        raise ValueError(f"{name} has no steps: leave --step-separator out")
+    made_by = _checked_format(name, sources, tokenizer, step_separator)
     check_writable(output)
     read, sources = _reader(made_by, list(sources) or [made_by.hub_id], tokenizer)
     if step_separator is not None:
@@ -129,10 +165,31 @@ def import_labels(
         raise ValueError(
             f"nothing to import: none of {report.n_records} records could be lined up ({reasons or 'there are none'})"
         )
-    chosen = _draw(examples, max_rows, balanced, seed)
+    chosen = (sample or Sample()).draw(examples)
     write_jsonl(chosen, output)
     report.sources, report.data_hash = summarise(chosen), data_hash(chosen)
     return report
+
+
+def _checked_format(name: str, sources: Sequence[str], tokenizer: object, step_separator: str | None) -> Format:
+    """Return a format that has all that it needs.
+
+    Raises:
+        ValueError: the format is unknown, or something is missing or out of place.
+    """
+    if name not in FORMATS:
+        raise ValueError(f"no format {name!r}: there are {', '.join(FORMATS)}")
+    made_by = FORMATS[name]
+    if made_by.needs_tokenizer and tokenizer is None:
+        raise ValueError(
+            f"the labels of {name} are of tokens, which need their tokenizer: pass --tokenizer "
+            f"({made_by.needs_tokenizer})"
+        )
+    if not sources and made_by.hub_id is None:
+        raise ValueError(f"{name} is read from files: pass them (they are at {made_by.url})")
+    if step_separator is not None and not made_by.of_steps:
+        raise ValueError(f"{name} has no steps: leave --step-separator out")
+    return made_by
 
 
 def _examples(read: Callable, record_name: str, record: dict, report: ImportReport) -> Iterator[LabelledResponse]:
@@ -175,31 +232,3 @@ def _reader(made_by: Format, sources: list[str], tokenizer) -> tuple[Callable, l
     if made_by.needs_tokenizer:
         return lambda record: made_by.read(record, tokenizer), sources
     return made_by.read, sources
-
-
-def _draw(
-    examples: dict[str, LabelledResponse], max_rows: int | None, balanced: bool, seed: int
-) -> list[LabelledResponse]:
-    """Draw examples, by hashes of their contents: the same ones in whatever order they came, in their old order.
-
-    Balanced: from each source as many with a mistake as without, and as evenly from all sources as they allow.
-    """
-    order = sorted(examples, key=lambda key: hashlib.sha256(f"{seed}/{key}".encode()).digest())
-    if balanced:
-        groups = {}
-        for key in order:
-            row = examples[key]
-            groups.setdefault(row.source, {True: [], False: []})[bool(row.mistakes)].append(key)
-        pairs = [list(zip(group[True], group[False], strict=False)) for group in groups.values()]
-        longest = max(map(len, pairs))
-        turns = [own[turn] for turn in range(longest) for own in pairs if turn < len(own)]
-        if max_rows is not None:
-            turns = turns[: max_rows // 2]
-        order = [key for pair in turns for key in pair]
-        if not order:
-            raise ValueError(
-                "no balanced sample: no source has examples both with and without a mistake, or max_rows is below 2; "
-                "leave --balanced out"
-            )
-    chosen = set(order if max_rows is None else order[:max_rows])
-    return [example for key, example in examples.items() if key in chosen]
