@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM, LlamaModel, pip
 import hf_judge.integrations.peft_method
 from hf_judge import JudgeConfig, JudgeHead, JudgeLlamaForCausalLM, StrictVerifier, judged
 from hf_judge.integrations.peft_method import register
-from hf_judge.upstream import versions
+from hf_judge.upstream.peft import installed as installed_peft
 
 pytestmark = pytest.mark.contract  # also run on every supported transformers: make test-matrix
 
@@ -101,23 +101,23 @@ def test_registration_is_idempotent_and_complete():
 def test_other_peft_versions_are_named_with_the_remedy(monkeypatch, version, message):
     def installed(name):
         if version is None:
-            raise versions.importlib.metadata.PackageNotFoundError(name)
+            raise installed_peft.importlib.metadata.PackageNotFoundError(name)
         return version
 
-    monkeypatch.setattr(versions.importlib.metadata, "version", installed)
+    monkeypatch.setattr(installed_peft.importlib.metadata, "version", installed)
     with pytest.raises(ImportError, match=rf"{message}.*pip install 'peft>="):
-        versions.require_peft()
+        installed_peft.require_peft()
 
 
 @pytest.mark.parametrize("version", ["0.20.0", "0.21.2", "0.21.3.dev0"])
 def test_supported_peft_versions(monkeypatch, version):
-    monkeypatch.setattr(versions.importlib.metadata, "version", lambda name: version)
-    assert versions.peft_problem() is None
+    monkeypatch.setattr(installed_peft.importlib.metadata, "version", lambda name: version)
+    assert installed_peft.peft_problem() is None
 
 
 def test_a_newer_peft_is_tried_with_a_warning(monkeypatch, caplog):
-    monkeypatch.setattr(versions.importlib.metadata, "version", lambda name: "0.77.1")
-    assert versions.peft_problem() is None
+    monkeypatch.setattr(installed_peft.importlib.metadata, "version", lambda name: "0.77.1")
+    assert installed_peft.peft_problem() is None
     assert "peft 0.77.1 is installed, hf_judge was tested with 0.20 <= peft < 0.22" in caplog.text
 
 

@@ -24,7 +24,8 @@ from transformers import (
 )
 
 from hf_judge import JudgeLlamaForCausalLM, StrictVerifier, judged
-from hf_judge.upstream import adapters, forward, generation, private_names, versions
+from hf_judge.upstream import forward, generation, private_names, versions
+from hf_judge.upstream.peft import adapters
 from hf_judge.upstream.versions import CACHE
 
 pytestmark = pytest.mark.contract  # also run on every supported transformers: make test-matrix

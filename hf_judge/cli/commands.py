@@ -31,7 +31,7 @@ from hf_judge.labelling.greedy import ANSWER_ALONE
 from hf_judge.labelling.prompts import encode_prompt
 from hf_judge.publishing.dry_run import dry_run
 from hf_judge.publishing.search import find_heads
-from hf_judge.upstream.devices import input_device
+from hf_judge.upstream.forward import input_device
 from hf_judge.upstream.generation import tokenizer_arguments
 
 

@@ -19,8 +19,7 @@ from hf_judge.decoding.backend import Backend, Draft, Forward
 from hf_judge.decoding.output import JudgeDecoderOnlyOutput, VerdictStreamer
 from hf_judge.decoding.record import Record, merged
 from hf_judge.decoding.stopping import StoppingRule
-from hf_judge.upstream.devices import sent
-from hf_judge.upstream.forward import pad_token, with_cache
+from hf_judge.upstream.forward import pad_token, sent, with_cache
 from hf_judge.upstream.generation import PreparedCall
 from hf_judge.upstream.processes import Ranks
 from hf_judge.upstream.processors import PromptProcessor, check_own_processors

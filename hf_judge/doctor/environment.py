@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from hf_judge.doctor.findings import Diagnosis
-from hf_judge.upstream.versions import asked_for_by_transformers
+from hf_judge.upstream.peft.installed import asked_for_by_transformers
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "huggingface-hub", "safetensors")
 

@@ -12,7 +12,7 @@ from hf_judge.doctor.pair import Models
 from hf_judge.evaluation.evaluate import left_padded
 from hf_judge.modeling.keywords import constant_drafts
 from hf_judge.ragged.model import PREFILL_CHUNK
-from hf_judge.upstream.devices import input_device
+from hf_judge.upstream.forward import input_device
 from hf_judge.upstream.generation import tokenizer_arguments
 from hf_judge.upstream.states import StateReader
 from hf_judge.verify.decide import StrictVerifier

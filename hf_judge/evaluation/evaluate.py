@@ -31,7 +31,7 @@ from hf_judge.modeling.keywords import constant_drafts
 from hf_judge.rules.by_name import Setting, make_verifier
 from hf_judge.tasks.problems import Example, Task
 from hf_judge.training.threshold_range import ThresholdRangeVerifier, holds_at
-from hf_judge.upstream.devices import input_device
+from hf_judge.upstream.forward import input_device
 from hf_judge.upstream.generation import tokenizer_arguments
 from hf_judge.verify.stats import VerdictCode
 

@@ -195,9 +195,6 @@ def _refuse_constant(name: str) -> object:
     raise ValueError(f"{name} is no JSON: write a number, a text or null")
 
 
-_STRICTLY = {"object_pairs_hook": _without_doubles, "parse_constant": _refuse_constant, "parse_float": _finite}
-
-
 def listed(found: list[tuple[str, str]], most: int = 20) -> list[str]:
     """Write a line for each of the first `most` (name, reason) pairs, and one that counts the others."""
     lines = [f"  {name}: {reason}" for name, reason in found[:most]]

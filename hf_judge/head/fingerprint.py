@@ -17,8 +17,8 @@ import torch
 from torch.utils.weak import WeakIdKeyDictionary
 from transformers import PreTrainedModel
 
-from hf_judge.upstream.devices import version_of
 from hf_judge.upstream.forward import unwrapped
+from hf_judge.upstream.modules import version_of
 
 Fingerprint = dict[str, str]  # name of a matrix in the decoder -> 16 hex digits
 

@@ -17,7 +17,7 @@ from hf_judge.head.config import JudgeConfig
 from hf_judge.head.files import CONFIG_NAME, WEIGHTS_NAME
 from hf_judge.head.hub import is_hub_id, locate
 from hf_judge.head.publish import publish
-from hf_judge.upstream.devices import KeepsDtype
+from hf_judge.upstream.modules import KeepsDtype
 
 
 class JudgeHead(KeepsDtype):

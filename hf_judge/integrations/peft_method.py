@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 
 from hf_judge.head.config import PEFT_TYPE, PEFT_TYPES, JudgeConfig
-from hf_judge.upstream.versions import peft_problem
+from hf_judge.upstream.peft.installed import peft_problem
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +23,6 @@ def register() -> None:
         logger.log(logging.WARNING if PEFT_TYPES else logging.DEBUG, "PEFT does not know judge heads: %s", problem)
         return
     from hf_judge.integrations.peft_tuner import PREFIX, JudgeModel
-    from hf_judge.upstream import adapters
+    from hf_judge.upstream.peft import adapters
 
     adapters.register(PEFT_TYPE, JudgeConfig, JudgeModel, PREFIX)

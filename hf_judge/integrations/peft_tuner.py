@@ -16,7 +16,7 @@ from hf_judge.head.files import HEADS_NAME, LAYER_NAME, check_finite
 from hf_judge.head.judge_head import JudgeHead
 from hf_judge.modeling.classes import become_judge
 from hf_judge.modeling.mixin import JudgeGenerationMixin
-from hf_judge.upstream.adapters import SideLayer, SideModel
+from hf_judge.upstream.peft.adapters import SideLayer, SideModel
 
 PREFIX = "judge_"  # PEFT finds adapter tensors by it: HEADS_NAME starts with it, LAYER_NAME must not contain it
 

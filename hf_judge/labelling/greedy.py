@@ -8,8 +8,7 @@ from collections.abc import Iterator
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_judge.upstream.devices import input_device
-from hf_judge.upstream.forward import of_width, readable, vocabulary_rows
+from hf_judge.upstream.forward import input_device, of_width, readable, vocabulary_rows
 
 PASS_VALUES = 1 << 28  # logits held at once by a pass over whole texts
 # Units in the last place of the largest logit. In another batch we measured shifts of up to 15 units in float32, and of

@@ -21,7 +21,7 @@ from hf_judge.head.fingerprint import fingerprint_of
 from hf_judge.head.hub import public_name
 from hf_judge.labelling.prompts import prompt_of
 from hf_judge.labelling.responses import LabelledResponse, row_from_dict, write_jsonl
-from hf_judge.upstream.devices import input_device
+from hf_judge.upstream.forward import input_device
 
 PATIENCE = timedelta(days=30)  # for processes that finish early; torch's own default is 10 or 30 minutes
 # Up to this closeness, see `hf_judge.labelling.greedy.closeness`, another batch size may choose another token.

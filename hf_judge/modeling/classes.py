@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from hf_judge.modeling.default_judge import set_default_judge
 from hf_judge.modeling.mixin import JudgeGenerationMixin, judge_class
 from hf_judge.modeling.refusals import check_model
-from hf_judge.upstream.views import shared_view
+from hf_judge.upstream.modules import shared_view
 
 
 class AutoJudgeModelForCausalLM:

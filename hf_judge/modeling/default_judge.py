@@ -15,7 +15,7 @@ from hf_judge.head.files import CONFIG_NAME, WEIGHTS_NAME, is_judge_adapter
 from hf_judge.head.hub import cached_commit, holds, locate
 from hf_judge.head.judge_head import JudgeHead
 from hf_judge.upstream.forward import commit_of, remember_commit
-from hf_judge.upstream.versions import require_peft
+from hf_judge.upstream.peft.installed import require_peft
 from hf_judge.verify.judge import JudgeCandidateVerifier
 from hf_judge.verify.round import CandidateVerifier
 

@@ -23,9 +23,9 @@ from hf_judge.modeling.engines import decode
 from hf_judge.rules.combine import heads_of
 from hf_judge.upstream.candidates import DraftingOptions
 from hf_judge.upstream.generation import Call
+from hf_judge.upstream.modules import shared_view
 from hf_judge.upstream.private_names import causal_lm_class, let_pipelines_take
 from hf_judge.upstream.versions import warn_if_untested
-from hf_judge.upstream.views import shared_view
 from hf_judge.verify.judge import JudgeCandidateVerifier
 from hf_judge.verify.round import CandidateVerifier
 

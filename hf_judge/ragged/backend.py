@@ -13,8 +13,7 @@ from hf_judge.ragged.drafting import Drafter
 from hf_judge.ragged.model import RaggedModel, draft_step
 from hf_judge.ragged.schedule import length_schedule
 from hf_judge.upstream.candidates import DraftingOptions
-from hf_judge.upstream.devices import sent
-from hf_judge.upstream.forward import max_positions, unwrapped
+from hf_judge.upstream.forward import max_positions, sent, unwrapped
 from hf_judge.upstream.generation import PreparedCall
 from hf_judge.upstream.processes import Ranks
 from hf_judge.upstream.states import StateReader

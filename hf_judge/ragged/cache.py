@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import torch
 import torch._dynamo
 
-from hf_judge.upstream.devices import sent
+from hf_judge.upstream.forward import sent
 from hf_judge.upstream.private_names import Cache, CacheLayerMixin
 
 STEP = 64  # keys; the smallest cache

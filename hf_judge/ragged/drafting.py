@@ -9,8 +9,7 @@ import torch
 
 from hf_judge.ragged.model import RaggedModel
 from hf_judge.upstream.candidates import DraftingOptions
-from hf_judge.upstream.devices import sent
-from hf_judge.upstream.forward import of_width, stop_tokens, vocabulary_rows
+from hf_judge.upstream.forward import of_width, sent, stop_tokens, vocabulary_rows
 from hf_judge.upstream.generation import PreparedCall
 from hf_judge.upstream.processors import PromptProcessor
 from hf_judge.verify.strict import drawn

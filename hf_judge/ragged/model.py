@@ -11,8 +11,7 @@ from transformers.utils.logging import tqdm
 
 from hf_judge.ragged.cache import RaggedCache, bucket
 from hf_judge.ragged.compiling import Compiled, give_back, take_buffers
-from hf_judge.upstream.devices import sent
-from hf_judge.upstream.forward import with_cache
+from hf_judge.upstream.forward import sent, with_cache
 from hf_judge.upstream.private_names import ModelOutput
 
 PREFILL_CHUNK = 256  # tokens read at once, so that a long prompt needs little memory beside the cache

@@ -32,8 +32,7 @@ from hf_judge.labelling.jobs import processes
 from hf_judge.labelling.responses import LabelledResponse, data_hash
 from hf_judge.labelling.tokens import IGNORED, LabelReport, TokenLabels, label_rows
 from hf_judge.training.store import FORMAT_VERSION, INDEX_NAME, FeatureStore, read_index
-from hf_judge.upstream.devices import input_device
-from hf_judge.upstream.forward import of_width, readable, vocabulary_rows
+from hf_judge.upstream.forward import input_device, of_width, readable, vocabulary_rows
 from hf_judge.upstream.states import StateReader
 
 SHARD_BYTES = 1 << 28

@@ -17,6 +17,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from hf_judge.upstream.forward import max_positions, of_length, of_width, vocabulary_rows
 from hf_judge.upstream.generation import PreparedCall
+from hf_judge.upstream.modules import shared_view
 from hf_judge.upstream.private_names import (
     AssistantToTargetTranslator,
     AssistedCandidateGenerator,
@@ -29,7 +30,6 @@ from hf_judge.upstream.private_names import (
     private,
 )
 from hf_judge.upstream.versions import CACHE
-from hf_judge.upstream.views import shared_view
 
 # kwargs of the target that mean nothing to a generator: it makes its own cache, and drafts from token ids
 _TARGET_ONLY = ("inputs_embeds", CACHE, "output_attentions", "output_hidden_states")

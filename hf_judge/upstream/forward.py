@@ -1,4 +1,4 @@
-"""Reads and changes what surrounds a model's forward: its cache, private settings, kwargs of a step.
+"""Reads and changes what surrounds a model's forward: device, cache, private settings, kwargs of a step.
 
 Read in transformers 5.19 to 5.24.
 """
@@ -20,6 +20,22 @@ from hf_judge.upstream.private_names import (
     private,
 )
 from hf_judge.upstream.versions import CACHE
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Return the device for the ids of a forward.
+
+    A model whose first weights are offloaded is on `meta`: accelerate brings its inputs to where they are used, and its
+    outputs back.
+    """
+    return torch.device("cpu") if model.device.type == "meta" else model.device
+
+
+def sent(values: list[int], device: torch.device) -> torch.LongTensor:
+    """Return a list as a tensor on the device, without waiting for what the device is doing."""
+    values = torch.tensor(values, dtype=torch.long, device="cpu")  # whatever the default device is
+    # a copy from memory that the system may move would wait for all work launched before
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 def with_cache(cache: Cache) -> dict[str, Cache]:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from hf_judge.upstream.versions import moved
 
+# ruff: noqa: F401 - other modules take these names from here
 try:
     from transformers.cache_utils import Cache, CacheLayerMixin
     from transformers.distributed.fsdp import is_fsdp_managed_module
@@ -34,30 +35,6 @@ try:
     from transformers.utils import ModelOutput
 except ImportError as error:
     raise moved(str(error)) from error
-
-__all__ = [
-    "AssistantToTargetTranslator",
-    "AssistedCandidateGenerator",
-    "AssistedCandidateGeneratorDifferentTokenizers",
-    "BaseStreamer",
-    "Cache",
-    "CacheLayerMixin",
-    "CandidateGenerator",
-    "GenerateDecoderOnlyOutput",
-    "GenerationMode",
-    "ModelOutput",
-    "PromptLookupCandidateGenerator",
-    "SinglePositionMultiTokenCandidateGenerator",
-    "UniversalSpeculativeDecodingGenerator",
-    "causal_lm_class",
-    "is_deepspeed_zero3_enabled",
-    "is_fsdp_managed_module",
-    "let_pipelines_take",
-    "prepare_attention_mask",
-    "prepare_position_ids",
-    "prepare_token_type_ids",
-    "private",
-]
 
 
 def private(owner: object, name: str):

@@ -14,7 +14,8 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import register_peft_method
 from torch import nn
 
-from hf_judge.upstream.versions import INSTALLED, asked_for_by_transformers, installed_peft, is_tested, peft_is_tested
+from hf_judge.upstream.peft.installed import asked_for_by_transformers, installed_peft, peft_is_tested
+from hf_judge.upstream.versions import INSTALLED, is_tested
 
 logger = logging.getLogger(__name__)
 

@@ -1,10 +1,11 @@
-"""Makes a second object over the same weights, whose class or config can change without touching the user's object."""
+"""Copies, moves and watches modules and tensors by what torch and accelerate do not promise to keep."""
 
 from __future__ import annotations
 
 import functools
 import types
 
+import torch
 from torch import nn
 
 # what nn.Module keeps in dicts of its own: copied, so that adding a module or a hook to the view leaves the original
@@ -22,6 +23,8 @@ _OWN_DICTS = (
 
 def shared_view(module: nn.Module, cls: type | None = None) -> nn.Module:
     """Return a new object with the parameters, buffers and submodules of `module`; only the outermost object is new.
+
+    Its class or config can change without touching the user's object.
 
     Args:
         module: any module.
@@ -41,3 +44,23 @@ def shared_view(module: nn.Module, cls: type | None = None) -> nn.Module:
         if isinstance(module._old_forward, types.MethodType):
             view._old_forward = types.MethodType(module._old_forward.__func__, view)
     return view
+
+
+class KeepsDtype(nn.Module):
+    """A module whose numbers move between devices with the model that it hangs on, but keep their dtype.
+
+    `Module.to`, `half()` and their kin all go through `_apply` (torch 2.6 to 2.15).
+    """
+
+    def _apply(self, fn, recurse=True):
+        def moved(tensor: torch.Tensor) -> torch.Tensor:
+            found = fn(tensor)
+            cast = tensor.is_floating_point() and found.dtype != tensor.dtype
+            return tensor.to(found.device) if cast and found.device.type != "meta" else found.to(tensor.dtype)
+
+        return super()._apply(moved, recurse)
+
+
+def version_of(tensor: torch.Tensor) -> int | None:
+    """Return how often a tensor was changed in place; None: torch does not count (tensors of inference mode)."""
+    return None if tensor.is_inference() else tensor._version

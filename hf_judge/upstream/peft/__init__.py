@@ -1,0 +1,1 @@
+"""Touch what PEFT does not promise to keep."""
