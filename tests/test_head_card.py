@@ -10,8 +10,8 @@ import pytest
 from huggingface_hub import ModelCard
 
 from hf_judge import JudgeConfig
-from hf_judge.head.card import head_card
-from hf_judge.head.publish import refuse_private
+from hf_judge.head.repository.card import head_card
+from hf_judge.head.repository.publish import refuse_private
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PROVENANCE = {

@@ -10,7 +10,7 @@ import pytest
 
 from hf_judge import JudgeHead
 from hf_judge.cli.commands import main
-from hf_judge.head.card import head_card
+from hf_judge.head.repository.card import head_card
 from hf_judge.publishing.record import evaluated, record
 from hf_judge.tiny.pair import HOME
 

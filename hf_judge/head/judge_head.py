@@ -16,7 +16,7 @@ from hf_judge.head.adapter import Adapter, read_adapter, write_adapter
 from hf_judge.head.config import JudgeConfig
 from hf_judge.head.files import CONFIG_NAME, WEIGHTS_NAME
 from hf_judge.head.hub import is_hub_id, locate
-from hf_judge.head.publish import publish
+from hf_judge.head.repository.publish import publish
 from hf_judge.upstream.modules import KeepsDtype
 
 
@@ -145,7 +145,7 @@ class JudgeHead(KeepsDtype):
     ):
         """Publish the head: its two files, a card, and the code for use without this package, in one commit.
 
-        The arguments are those of [`hf_judge.head.publish.publish`].
+        The arguments are those of [`hf_judge.head.repository.publish.publish`].
 
         Returns:
             `huggingface_hub.CommitInfo`.

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from hf_judge.files.durable import write_together
 from hf_judge.head.adapter import read_adapter
-from hf_judge.head.card import head_card
-from hf_judge.head.publish import is_base_unknown, without_base_commit
+from hf_judge.head.repository.card import head_card
+from hf_judge.head.repository.publish import is_base_unknown, without_base_commit
 
 
 def write_card(output: Path, repo_id: str | None = None) -> Path:

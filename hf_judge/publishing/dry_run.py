@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 
 from hf_judge.files.durable import check_writable, write_together
 from hf_judge.head.adapter import Adapter
-from hf_judge.head.publish import checked_repo_id, with_base_commit, without_base_commit, write_repository
+from hf_judge.head.repository.publish import checked_repo_id, with_base_commit, without_base_commit, write_repository
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def dry_run(
         adapter: the head.
         repo_id: repository of the push, as `user/repo`.
         output_dir: folder that gets a folder with the repository's name, and `card.html`; both are replaced.
-        base_unknown, token: arguments of [`hf_judge.head.publish.publish`].
+        base_unknown, token: arguments of [`hf_judge.head.repository.publish.publish`].
 
     Raises:
         ValueError, TypeError: a push would refuse the head, for the same reasons.

@@ -12,9 +12,9 @@ from pathlib import Path
 import hf_judge
 from hf_judge.files.jsonl import type_name
 from hf_judge.head.adapter import read_adapter, write_adapter
-from hf_judge.head.card_tables import MEASURED
 from hf_judge.head.hub import is_hub_id
-from hf_judge.head.publish import example_of
+from hf_judge.head.repository.publish import example_of
+from hf_judge.head.repository.tables import MEASURED
 from hf_judge.rules.by_name import BASELINES, needs_head
 
 _ACCURACY = ("accuracy", "accuracy_interval", "gained", "lost", "mcnemar_p")

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HTTPError
 
-from hf_judge.head.card_tables import is_of_both
 from hf_judge.head.config import JudgeConfig
 from hf_judge.head.files import CONFIG_NAME, read_values
 from hf_judge.head.hub import explained, is_hub_id, locate
+from hf_judge.head.repository.tables import is_of_both
 
 logger = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from hf_judge.head.compatibility import quantization_of
 from hf_judge.head.config import HIDDEN_STATES, check_extra_features
 from hf_judge.head.distributions import DRAFT_FEATURES, extra_features
 from hf_judge.head.fingerprint import fingerprint_of
-from hf_judge.head.publish import example_of
+from hf_judge.head.repository.publish import example_of
 from hf_judge.labelling.jobs import processes
 from hf_judge.labelling.responses import LabelledResponse, data_hash
 from hf_judge.labelling.tokens import IGNORED, LabelReport, TokenLabels, label_rows

@@ -9,7 +9,7 @@ import os
 
 import torch
 
-from hf_judge.head.card_tables import TOKENS
+from hf_judge.head.repository.tables import TOKENS
 
 # dense where judges work: most tokens score near 1
 THRESHOLDS = (

@@ -12,7 +12,7 @@ from hf_judge.cli.terminal import natural, positive, printable, share, warn
 from hf_judge.evaluation.loading import load_models
 from hf_judge.files.durable import check_writable
 from hf_judge.head.judge_head import JudgeHead
-from hf_judge.head.publish import checked_repo_id, is_base_unknown
+from hf_judge.head.repository.publish import checked_repo_id, is_base_unknown
 from hf_judge.making.make import MadeJudge, make
 from hf_judge.making.problems import world_problems
 from hf_judge.making.settings import MakeSettings

@@ -24,9 +24,9 @@ from importlib.resources import files
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from hf_judge.head.card_tables import MEASURED, Table, index_values, is_of_both, tables, validation_rows
 from hf_judge.head.config import JudgeConfig
 from hf_judge.head.hub import is_hub_id
+from hf_judge.head.repository.tables import MEASURED, Table, index_values, is_of_both, tables, validation_rows
 
 TAGS = ("hf-judge", "judge", "judge-decoding", "speculative-decoding")
 EXAMPLE_PROMPT = "Question: Ana has 17 coins and finds 5 more. How many has she now?\nAnswer:"

@@ -20,10 +20,10 @@ from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.errors import HTTPError
 
 from hf_judge.head.adapter import Adapter, read_adapter, write_adapter
-from hf_judge.head.card import head_card
 from hf_judge.head.config import JudgeConfig
 from hf_judge.head.files import CONFIG_NAME, WEIGHTS_NAME
 from hf_judge.head.hub import explained, is_hub_id, public_name
+from hf_judge.head.repository.card import head_card
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +164,7 @@ def write_repository(folder: str | os.PathLike, adapter: Adapter, repo_id: str, 
         folder: the folder to fill.
         adapter: the head.
         repo_id: the name that the card's examples use.
-        base_unknown: argument of [`hf_judge.head.card.head_card`].
+        base_unknown: argument of [`hf_judge.head.repository.card.head_card`].
 
     Raises:
         ValueError: the files do not pass strict loading, or hold something private.
