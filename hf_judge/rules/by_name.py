@@ -144,7 +144,7 @@ def _make(term: str, value: float | None, heads: dict[str, JudgeHead]) -> Candid
         (value,) = _numbers(term, own)
     elif value is None and spec.number and not spec.needs_head:
         raise ValueError(f"{name} needs a value here, as in '{name}={spec.quick[0]:g}'")
-    return spec.make(value, heads.get(name))
+    return spec.make(*([value] if spec.number else []), *([heads.get(name)] if spec.needs_head else []))
 
 
 def _numbers(text: str, values: str) -> list[float]:
