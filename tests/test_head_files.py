@@ -248,7 +248,7 @@ class TestBadFiles:
             ({"hidden_size": 0}, r"hidden_size must be between 1 and"),
             ({"hidden_size": 10**9}, r"hidden_size must be between 1 and"),
             ({"hidden_state": "middle"}, r"hidden_state must be one of \('post_norm', 'pre_norm'\), got 'middle'"),
-            ({"threshold": 1.5}, r"threshold must be between 0 and 1 .*got 1.5"),
+            ({"threshold": 1.5}, r"threshold must be between 0 and 1, got 1.5"),
             ({"threshold": -0.1}, r"threshold must be between 0 and 1"),
             ({"threshold": float("nan")}, r"threshold must be between 0 and 1"),
             ({"format_version": 2}, r"format_version 2 is not known .*upgrade hf_judge"),

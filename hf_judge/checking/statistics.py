@@ -35,37 +35,37 @@ def binomial_upper_bound(n_events: int, n: int, error: float) -> float:
     return high
 
 
-def mistakes_needed(rate: float, risk: float, error: float, limit: int = 1_000_000) -> int | None:
+def mistakes_needed(rate: float, risk: float, error: float) -> int | None:
     """Return the number of mistakes at which a share `rate` of accepted ones is certified to be under `risk`.
 
     Returns:
-        The smallest such number, up to rounding of the events; None above `limit`.
+        The smallest such number, up to rounding of the events; None above a million.
     """
     if rate >= risk:
         return None
     n = math.ceil(math.log(error) / math.log1p(-risk))
-    while n <= limit:
+    while n <= 1_000_000:
         if binomial_upper_bound(math.ceil(rate * n), n, error) <= risk:
             return n
         n = math.ceil(n * 1.05)
     return None
 
 
-def wilson_interval(n_right: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Return Wilson's score interval of a share, (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n).
+def wilson_interval(n_right: int, n: int) -> tuple[float, float]:
+    """Return Wilson's 95% score interval of a share, (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n).
 
     Wilson 1927; unlike p -+ z sqrt(p(1-p)/n) it stays inside [0, 1] and holds for small n and shares near 0 and 1.
 
     Args:
         n_right: successes.
         n: trials.
-        z: 1.96 for 95%.
 
     Returns:
         (low, high); (0, 1) without trials.
     """
     if n == 0:
         return 0.0, 1.0
+    z = 1.96
     share, square = n_right / n, z * z / n
     middle = share + square / 2
     half = z * math.sqrt(share * (1 - share) / n + square / (4 * n))
@@ -87,20 +87,16 @@ def mcnemar_p(n_gained: int, n_lost: int) -> float:
     return min(1.0, 2 * tail / 2**n)
 
 
-def ratio_interval(
-    numerators: list[float], denominators: list[float], *, n_draws: int = 1000, seed: int = 0
-) -> tuple[float, float]:
+def ratio_interval(numerators: list[float], denominators: list[float]) -> tuple[float, float]:
     """Return a 95% interval of sum(numerators) / sum(denominators), by percentile bootstrap over pairs.
 
     Args:
         numerators, denominators: figures of the same items, in the same order.
-        n_draws: bootstrap samples.
-        seed: seed of the draws.
 
     Returns:
         (low, high); for a single pair both are its ratio.
     """
-    draw, n = random.Random(seed), len(numerators)
+    draw, n, n_draws = random.Random(0), len(numerators), 1000
     ratios = []
     for _ in range(n_draws):
         chosen = draw.choices(range(n), k=n)

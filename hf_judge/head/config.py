@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from dataclasses import dataclass, field, fields
 
@@ -170,8 +171,7 @@ class JudgeConfig(PeftConfig):
             raise ValueError("auto_mapping names code to import: a judge head holds none, drop the key")
         if self.hidden_size is not None:
             _check_type("hidden_size", self.hidden_size, int)
-            if not 1 <= self.hidden_size <= MAX_HIDDEN_SIZE:
-                raise ValueError(f"hidden_size must be between 1 and {MAX_HIDDEN_SIZE}, got {_short(self.hidden_size)}")
+            check_number("hidden_size", self.hidden_size, 1, MAX_HIDDEN_SIZE)
         self.extra_features = check_extra_features(self.extra_features)
         if self.hidden_state not in HIDDEN_STATES:
             raise ValueError(f"hidden_state must be one of {HIDDEN_STATES}, got {_short(self.hidden_state)}")
@@ -209,21 +209,32 @@ def check_threshold(threshold: float) -> float:
         TypeError: it is not a number.
         ValueError: it is not finite, or outside [0, 1].
     """
-    return check_fraction("threshold", threshold, " (the judge accepts above it)")
+    check_number("threshold", threshold, 0, 1)
+    return float(threshold)
 
 
-def check_fraction(name: str, value: float, meaning: str = "") -> float:
-    """Return the value as a float, or refuse it by its name.
+def check_number(name: str, value: float, least: float = -math.inf, most: float = math.inf, kind: type = float) -> None:
+    """Refuse a setting that is no number, not finite, or outside its range.
+
+    Args:
+        name: name of the setting.
+        value: its value.
+        least, most: the range, both included.
+        kind: int for a whole number.
 
     Raises:
-        TypeError: it is not a number.
-        ValueError: it is not finite, or outside [0, 1].
+        TypeError, ValueError: the setting is refused; the message says what is allowed.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number between 0 and 1, got {_short(value)}")
-    if not 0.0 <= value <= 1.0:  # NaN is not, and an integer of any size can be compared
-        raise ValueError(f"{name} must be between 0 and 1{meaning}, got {_short(value)}")
-    return float(value)
+    if math.isinf(least):
+        bounds = "" if math.isinf(most) else f"at most {most}"
+    else:
+        bounds = f"at least {least}" if math.isinf(most) else f"between {least} and {most}"
+    if isinstance(value, bool) or not isinstance(value, (int, kind)):
+        wanted = f"{'a whole number' if kind is int else 'a number'} {bounds}".rstrip()
+        raise TypeError(f"{name} must be {wanted}, got {_short(value)}")
+    # NaN is in no range, and a whole number of any size can be compared
+    if not least <= value <= most or abs(value) == math.inf:
+        raise ValueError(f"{name} must be {bounds or 'finite'}, got {_short(value)}")
 
 
 def check_extra_features(names: list | tuple) -> list[str]:

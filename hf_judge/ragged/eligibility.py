@@ -32,13 +32,7 @@ from hf_judge.upstream.versions import CACHE
 def why_not_ragged(call: PreparedCall) -> str | None:
     """Return why the ragged engine cannot serve this call; None: it can."""
     config, draft = call.generation_config, call.assistant_model
-    others = (
-        config.prompt_lookup_num_tokens,
-        config.assistant_early_exit,
-        config.speculation_type,
-        config.use_mtp or None,
-    )
-    if draft is None or any(source is not None for source in others):
+    if draft is None or config.prompt_lookup_num_tokens is not None or call.drafts_with_target:
         return "drafts do not come from an assistant model's own forward"
     if call.has_other_vocabulary:
         return "the assistant has another vocabulary"

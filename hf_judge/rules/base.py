@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 import torch
 
+from hf_judge.head.config import check_number
 from hf_judge.head.distributions import at
 from hf_judge.verify.decide import decide
 from hf_judge.verify.round import Candidates, TargetOutputs, Verdict
@@ -30,7 +30,7 @@ class AddingRule:
 
     def __post_init__(self):
         if self.max_rescue_fraction is not None:
-            check("max_rescue_fraction", self.max_rescue_fraction, 0, 1)
+            check_number("max_rescue_fraction", self.max_rescue_fraction, 0, 1)
         self.stats = JudgeStats()
 
     def verify(self, candidates: Candidates, outputs: TargetOutputs) -> Verdict:
@@ -85,9 +85,12 @@ class RelaxedSampler(AddingRule):
 
     def verify(self, candidates, outputs):
         """See [`CandidateVerifier`]."""
-        choice, k = strict_choice(candidates, outputs), candidates.ids.shape[1]
+        k = candidates.ids.shape[1]
         draft = draft_scores_of(candidates, outputs, type(self).__name__).softmax(dim=-1)
-        if not outputs.do_sample or k == 0:
+        if not outputs.do_sample:
+            return super().verify(candidates, outputs)
+        choice = strict_choice(candidates, outputs)
+        if k == 0:
             return self._decide(candidates, outputs, choice, None)
         target = outputs.scores.softmax(dim=-1)
         relaxed = self.relaxed(candidates, outputs, target[:, :k], draft)
@@ -170,17 +173,3 @@ def raw_probabilities(candidates: Candidates, outputs: TargetOutputs, rule: str)
     scores = draft_scores_of(candidates, outputs, rule)
     raw = scores if candidates.raw_logits is None else candidates.raw_logits.to(scores.device, torch.float32)
     return outputs.logits[:, : candidates.ids.shape[1]].softmax(dim=-1), raw.softmax(dim=-1)
-
-
-def check(name: str, value: float, least: float = -math.inf, most: float = math.inf, kind: type = float) -> None:
-    """Refuse a setting of another type or outside its range.
-
-    Raises:
-        TypeError, ValueError: the setting is refused; the message says what is allowed.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, kind)):
-        raise TypeError(f"{name} must be {'a whole number' if kind is int else 'a number'}, got {value!r:.60}")
-    if not math.isfinite(value) or not least <= value <= most:
-        bounds = f"at least {least}" if most == math.inf else f"between {least} and {most}"
-        bounds = f"at most {most}" if least == -math.inf and most < math.inf else bounds
-        raise ValueError(f"{name} must be {bounds}, got {value}")

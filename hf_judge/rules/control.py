@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from hf_judge.rules.base import AddingRule, check
+from hf_judge.head.config import check_number
+from hf_judge.rules.base import AddingRule
 
 
 def random_accepts(ids: torch.Tensor, first_position: torch.Tensor, rate: float, seed: int) -> torch.Tensor:
@@ -37,8 +38,8 @@ class RandomVerifier(AddingRule):
 
     def __post_init__(self):
         super().__post_init__()
-        check("rate", self.rate, 0, 1)
-        check("seed", self.seed, kind=int)
+        check_number("rate", self.rate, 0, 1)
+        check_number("seed", self.seed, kind=int)
 
     def judged(self, candidates, outputs, choice):
         first = candidates.n_generated

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from hf_judge.rules.base import check
+from hf_judge.head.config import check_number
 from hf_judge.verify.decide import decide
 from hf_judge.verify.round import Candidates, CandidateVerifier, TargetOutputs, Verdict
 from hf_judge.verify.stats import JudgeStats
@@ -29,8 +29,8 @@ class ThinkingVerifier:
     """
 
     def __init__(self, rule: CandidateVerifier, open_id: int, close_id: int, *, inside: bool = True):
-        check("open_id", open_id, 0, kind=int)
-        check("close_id", close_id, 0, kind=int)
+        check_number("open_id", open_id, 0, kind=int)
+        check_number("close_id", close_id, 0, kind=int)
         if open_id == close_id:
             raise ValueError(f"open_id and close_id must be two tokens, got {open_id} for both")
         self.rule, self.open_id, self.close_id, self.inside = rule, open_id, close_id, inside

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from hf_judge.head.config import check_fraction, check_threshold
+from hf_judge.head.config import check_number, check_threshold
 from hf_judge.head.distributions import DRAFT_FEATURES, extra_features
 from hf_judge.head.judge_head import JudgeHead
 from hf_judge.verify.decide import decide
@@ -55,7 +55,7 @@ class JudgeCandidateVerifier:
         self.threshold = check_threshold(head.config.threshold if threshold is None else threshold)
         self.rescue_stop_tokens = rescue_stop_tokens
         if max_rescue_fraction is not None:
-            check_fraction("max_rescue_fraction", max_rescue_fraction)
+            check_number("max_rescue_fraction", max_rescue_fraction, 0, 1)
         self.max_rescue_fraction = max_rescue_fraction
         self.stats = JudgeStats()
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+from hf_judge.head.config import check_number
 from hf_judge.head.distributions import at
-from hf_judge.rules.base import RelaxedSampler, check
+from hf_judge.rules.base import RelaxedSampler
 
 
 def cactus_distribution(target: torch.Tensor, ids: torch.Tensor, delta: float) -> torch.Tensor:
@@ -46,7 +47,7 @@ class CactusVerifier(RelaxedSampler):
 
     def __post_init__(self):
         super().__post_init__()
-        check("delta", self.delta, 0)
+        check_number("delta", self.delta, 0)
 
     def relaxed(self, candidates, outputs, target, draft):
         return cactus_distribution(target, candidates.ids, self.delta)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
+from hf_judge.head.config import check_number
 from hf_judge.head.distributions import at
-from hf_judge.rules.base import AddingRule, RelaxedSampler, check, raw_probabilities
-from hf_judge.verify.strict import strict_choice
+from hf_judge.rules.base import AddingRule, RelaxedSampler, raw_probabilities
 
 
 def cascade_follows(target: torch.Tensor, draft: torch.Tensor, alpha: float, deferral: str) -> torch.Tensor:
@@ -56,7 +56,7 @@ class CascadeVerifier(AddingRule):
 
     def __post_init__(self):
         super().__post_init__()
-        check("alpha", self.alpha)
+        check_number("alpha", self.alpha)
         if self.deferral not in ("chow", "diff", "opt"):
             raise ValueError(f"deferral must be 'chow', 'diff' or 'opt', got {self.deferral!r}")
 
@@ -106,15 +106,8 @@ class TokenCascadeVerifier(RelaxedSampler):
 
     def __post_init__(self):
         super().__post_init__()
-        check("alpha", self.alpha, most=1)
-        check("version", self.version, 1, 3, kind=int)
-
-    def verify(self, candidates, outputs):
-        """See [`CandidateVerifier`]."""
-        if outputs.do_sample:
-            return super().verify(candidates, outputs)
-        choice = strict_choice(candidates, outputs)
-        return self._decide(candidates, outputs, choice, self.judged(candidates, outputs, choice))
+        check_number("alpha", self.alpha, most=1)
+        check_number("version", self.version, 1, 3, kind=int)
 
     def judged(self, candidates, outputs, choice):
         if outputs.do_sample:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from hf_judge.head.config import check_number
 from hf_judge.head.judge_head import JudgeHead
-from hf_judge.rules.base import check
 from hf_judge.rules.both.ensemble import EnsembleVerifier
 
 
@@ -64,7 +64,7 @@ class DiversedVerifier(EnsembleVerifier):
                 "DiversedVerifier reads the state before a token, and this head was trained on the state at the token "
                 "itself: make the features with --state before"
             )
-        check("bias", self.bias)
+        check_number("bias", self.bias)
 
     @property
     def hidden_state(self) -> str:

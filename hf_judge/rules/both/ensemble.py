@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from hf_judge.head.config import check_number
 from hf_judge.head.distributions import at
-from hf_judge.rules.base import AddingRule, check, draft_scores_of, drafted
+from hf_judge.rules.base import AddingRule, draft_scores_of, drafted
 from hf_judge.verify.round import Candidates, TargetOutputs
 from hf_judge.verify.strict import strict_choice
 
@@ -72,7 +73,7 @@ class EnsembleVerifier(AddingRule):
 
     def __post_init__(self):
         super().__post_init__()
-        check("weight", self.weight, 0, 1)
+        check_number("weight", self.weight, 0, 1)
 
     def weights(self, candidates: Candidates, outputs: TargetOutputs) -> float | torch.Tensor:
         """Return w, for all drafted tokens or, (batch, k) float, for each."""

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+from hf_judge.head.config import check_number
 from hf_judge.head.distributions import kl_divergence, over_shared_tokens
-from hf_judge.rules.base import AddingRule, check, draft_scores_of
+from hf_judge.rules.base import AddingRule, draft_scores_of
 from hf_judge.verify.strict import strict_choice
 
 
@@ -71,7 +72,7 @@ class FuzzyVerifier(AddingRule):
 
     def __post_init__(self):
         super().__post_init__()
-        check("threshold", self.threshold, 0)
+        check_number("threshold", self.threshold, 0)
         if self.divergence not in DIVERGENCES:
             raise ValueError(f"divergence must be one of {', '.join(DIVERGENCES)}, got {self.divergence!r}")
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+from hf_judge.head.config import check_number
 from hf_judge.head.distributions import kl_divergence, over_shared_tokens
-from hf_judge.rules.base import AddingRule, check, draft_scores_of, drafted
+from hf_judge.rules.base import AddingRule, draft_scores_of, drafted
 
 
 def kl_accepts(
@@ -44,8 +45,8 @@ class KLVerifier(AddingRule):
 
     def __post_init__(self):
         super().__post_init__()
-        check("threshold", self.threshold, 0)
-        check("max_confidence", self.max_confidence, 0, 1)
+        check_number("threshold", self.threshold, 0)
+        check_number("max_confidence", self.max_confidence, 0, 1)
 
     def judged(self, candidates, outputs, choice):
         draft_scores = draft_scores_of(candidates, outputs, "KLVerifier")

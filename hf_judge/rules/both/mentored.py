@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from hf_judge.rules.base import RelaxedSampler, check
+from hf_judge.head.config import check_number
+from hf_judge.rules.base import RelaxedSampler
 
 N_HALVINGS = 40  # of the interval [0, 1] of alpha: below the spacing of floats
 
@@ -64,7 +65,7 @@ class MentoredVerifier(RelaxedSampler):
 
     def __post_init__(self):
         super().__post_init__()
-        check("divergence", self.divergence, 0)
+        check_number("divergence", self.divergence, 0)
 
     def relaxed(self, candidates, outputs, target, draft):
         return mentored_distribution(target, draft, self.divergence).to(target.dtype)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
+from hf_judge.head.config import check_number
 from hf_judge.head.distributions import at, entropy
-from hf_judge.rules.base import AddingRule, check, drafted
+from hf_judge.rules.base import AddingRule, drafted
 from hf_judge.verify.strict import draft_lengths
 
 
@@ -81,8 +82,8 @@ class FlyVerifier(AddingRule):
 
     def __post_init__(self):
         super().__post_init__()
-        check("threshold", self.threshold, 0, 1)
-        check("window", self.window, 1, kind=int)
+        check_number("threshold", self.threshold, 0, 1)
+        check_number("window", self.window, 1, kind=int)
 
     def judged(self, candidates, outputs, choice):
         lengths = draft_lengths(candidates)
@@ -107,9 +108,9 @@ class VllmFlyVerifier(AddingRule):
 
     def __post_init__(self):
         super().__post_init__()
-        check("threshold", self.threshold, 0)
-        check("window", self.window, 1, kind=int)
-        check("top_k", self.top_k, 1, kind=int)
+        check_number("threshold", self.threshold, 0)
+        check_number("window", self.window, 1, kind=int)
+        check_number("top_k", self.top_k, 1, kind=int)
 
     def judged(self, candidates, outputs, choice):
         scores, lengths = drafted(outputs), draft_lengths(candidates)

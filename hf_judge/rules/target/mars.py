@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from hf_judge.rules.base import AddingRule, check
+from hf_judge.head.config import check_number
+from hf_judge.rules.base import AddingRule
 
 
 def mars_accepts(logits: torch.Tensor, ids: torch.Tensor, ratio: float) -> torch.Tensor:
@@ -43,7 +44,7 @@ class MarsVerifier(AddingRule):
 
     def __post_init__(self):
         super().__post_init__()
-        check("ratio", self.ratio, 0, 1)
+        check_number("ratio", self.ratio, 0, 1)
 
     def judged(self, candidates, outputs, choice):
         return mars_accepts(outputs.logits[:, :-1], candidates.ids, self.ratio)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
+from hf_judge.head.config import check_number
 from hf_judge.head.distributions import at
-from hf_judge.rules.base import AddingRule, check, drafted
+from hf_judge.rules.base import AddingRule, drafted
 from hf_judge.verify.strict import strict_choice
 
 
@@ -51,8 +52,8 @@ class ThresholdsVerifier(AddingRule):
 
     def __post_init__(self):
         super().__post_init__()
-        check("single", self.single, 0, 1)
-        check("accumulated", self.accumulated, 0, 1)
+        check_number("single", self.single, 0, 1)
+        check_number("accumulated", self.accumulated, 0, 1)
 
     def verify(self, candidates, outputs):
         """See [`CandidateVerifier`]."""

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+from hf_judge.head.config import check_number
 from hf_judge.head.distributions import at
-from hf_judge.rules.base import AddingRule, check, drafted
+from hf_judge.rules.base import AddingRule, drafted
 
 
 def top_k_accepts(scores: torch.Tensor, ids: torch.Tensor, k: int) -> torch.Tensor:
@@ -38,7 +39,7 @@ class TopKVerifier(AddingRule):
 
     def __post_init__(self):
         super().__post_init__()
-        check("k", self.k, 1, kind=int)
+        check_number("k", self.k, 1, kind=int)
 
     def judged(self, candidates, outputs, choice):
         return top_k_accepts(drafted(outputs), candidates.ids, self.k)
@@ -76,8 +77,8 @@ class RelaxedVerifier(AddingRule):
 
     def __post_init__(self):
         super().__post_init__()
-        check("delta", self.delta, 0, 1)
-        check("n", self.n, 1, kind=int)
+        check_number("delta", self.delta, 0, 1)
+        check_number("n", self.n, 1, kind=int)
 
     def judged(self, candidates, outputs, choice):
         return relaxed_accepts(drafted(outputs), candidates.ids, self.n, self.delta)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
+from hf_judge.head.config import check_number
 from hf_judge.head.distributions import at, entropy
-from hf_judge.rules.base import AddingRule, check, drafted
+from hf_judge.rules.base import AddingRule, drafted
 from hf_judge.verify.strict import strict_choice
 
 
@@ -48,10 +49,10 @@ class TypicalVerifier(AddingRule):
 
     def __post_init__(self):
         super().__post_init__()
-        check("epsilon", self.epsilon, 0, 1)
+        check_number("epsilon", self.epsilon, 0, 1)
         if self.delta is None:
             self.delta = math.sqrt(self.epsilon)
-        check("delta", self.delta, 0)
+        check_number("delta", self.delta, 0)
 
     def verify(self, candidates, outputs):
         """See [`CandidateVerifier`]."""
