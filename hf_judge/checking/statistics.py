@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterable
 
 import torch
 
@@ -70,6 +71,19 @@ def wilson_interval(n_right: int, n: int) -> tuple[float, float]:
     middle = share + square / 2
     half = z * math.sqrt(share * (1 - share) / n + square / (4 * n))
     return max(0.0, (middle - half) / (1 + square)), min(1.0, (middle + half) / (1 + square))
+
+
+def changes(before: Iterable[bool | None], after: Iterable[bool | None]) -> tuple[int, int]:
+    """Count the answers that became right, and those that became wrong, from one way of answering to another.
+
+    Args:
+        before, after: whether each answer is right, to the same questions in the same order.
+
+    Returns:
+        (gained, lost).
+    """
+    pairs = [(bool(a), bool(b)) for a, b in zip(before, after, strict=True)]
+    return pairs.count((False, True)), pairs.count((True, False))
 
 
 def mcnemar_p(n_gained: int, n_lost: int) -> float:

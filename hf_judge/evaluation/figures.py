@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 
-from hf_judge.checking.statistics import mcnemar_p, ratio_interval, wilson_interval
+from hf_judge.checking.statistics import changes, mcnemar_p, ratio_interval, wilson_interval
 from hf_judge.evaluation.evaluate import Answer, Answers
 from hf_judge.verify.stats import VerdictCode
 
@@ -28,8 +28,7 @@ def figures(answers: Answers) -> list[dict]:
 def _accuracy(mine: list[Answer], plain: list[Answer]) -> dict:
     """Compare the answers of a setting with the plain answers to the same examples."""
     n, n_right = len(mine), sum(a.right for a in mine)
-    gained = sum(a.right and not b.right for a, b in zip(mine, plain, strict=True))
-    lost = sum(b.right and not a.right for a, b in zip(mine, plain, strict=True))
+    gained, lost = changes((answer.right for answer in plain), (answer.right for answer in mine))
     differences = [_first_difference(a.tokens, b.tokens) for a, b in zip(mine, plain, strict=True)]
     differences = [at for at in differences if at is not None]
     return {

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_judge.checking.statistics import mcnemar_p
+from hf_judge.checking.statistics import changes, mcnemar_p
 from hf_judge.labelling.greedy import greedy
 from hf_judge.labelling.jobs import TASK_ERRORS
 from hf_judge.labelling.prompts import encode_prompt, prompt_of
@@ -117,8 +117,7 @@ class Preflight:
             ]
         if target.share_right is None:
             return []
-        better = sum(bool(d) and not t for t, d in zip(target.right, draft.right, strict=True))
-        worse = sum(bool(t) and not d for t, d in zip(target.right, draft.right, strict=True))
+        better, worse = changes(target.right, draft.right)
         if better > worse and mcnemar_p(better, worse) < 0.05:
             return [
                 f"the draft is right more often than the target ({draft.share_right:.0%} against "

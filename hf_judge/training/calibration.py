@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 
 import torch
 
-from hf_judge.checking.statistics import binomial_upper_bound, mcnemar_p, mistakes_needed, wilson_interval
+from hf_judge.checking.statistics import binomial_upper_bound, changes, mcnemar_p, mistakes_needed, wilson_interval
 from hf_judge.head.config import check_threshold
 from hf_judge.head.judge_head import JudgeHead
 from hf_judge.training.metrics import THRESHOLDS
@@ -300,24 +300,16 @@ def calibrate_by_accuracy(
         ValueError: no answers, or another number of judged ones; the target's are too few or too seldom right for the
             margin, so that any judge would do; an option is out of range.
     """
-    if not target_right:
-        raise ValueError("calibration by task needs answers: there are none")
-    check_margin(margin)
+    _check_answers(target_right, margin)
     check_thresholds(thresholds)
     check_confidence(confidence)
-    n, n_right = len(target_right), sum(target_right)
-    if n_right == 0 or (margin < 1 and n_right <= margin * n + 1e-9):
-        raise ValueError(
-            f"the target itself is right in {n_right} of {n} answers and may lose {margin * n:g}: a "
-            "judge that is never right would do; nothing was chosen. Are the answers, the checker and "
-            "--max-new-tokens those of these prompts?"
-        )
+    n = len(target_right)
     right = {threshold: list(judged_right(threshold)) for threshold in sorted(set(thresholds))}
     for answers in right.values():
         if len(answers) != n:
             raise ValueError(f"judged answers must pair with the target's {n}, got {len(answers)}")
-    lost = {t: sum(a and not b for a, b in zip(target_right, answers, strict=True)) for t, answers in right.items()}
-    gained = {t: sum(b and not a for a, b in zip(target_right, answers, strict=True)) for t, answers in right.items()}
+    changed = {threshold: changes(target_right, answers) for threshold, answers in right.items()}
+    gained, lost = ({threshold: pair[i] for threshold, pair in changed.items()} for i in (0, 1))
     error = (1 - confidence) / len(right)
     bounds = {threshold: binomial_upper_bound(lost[threshold], n, error) for threshold in right}
     # shares of whole answers: rounding must not turn an allowed loss into a refused one
@@ -328,7 +320,7 @@ def calibrate_by_accuracy(
         threshold=min(within, default=None),
         margin=margin,
         n_answers=n,
-        target_accuracy=n_right / n,
+        target_accuracy=sum(target_right) / n,
         judged_accuracy={_key(t): sum(answers) / n for t, answers in right.items()},
         lost={_key(t): count for t, count in lost.items()},
         gained={_key(t): count for t, count in gained.items()},
@@ -352,9 +344,26 @@ def _falls(right: dict[float, list[bool]]) -> list[tuple[float, float]]:
     if not pairs:
         return []
     lenient, stricter = max(pairs, key=lambda pair: sum(right[pair[0]]) - sum(right[pair[1]]))
-    changed = list(zip(right[lenient], right[stricter], strict=True))
-    p = mcnemar_p(sum(b and not a for a, b in changed), sum(a and not b for a, b in changed))
+    p = mcnemar_p(*changes(right[lenient], right[stricter]))
     return [(lenient, stricter)] if p <= 0.05 / math.comb(len(right), 2) else []
+
+
+def _check_answers(target_right: Sequence[bool], margin: float) -> None:
+    """Refuse answers of a target that any judge would be as good as.
+
+    Raises:
+        ValueError: there are none, or too few are right for the margin; or the margin is refused.
+    """
+    n, n_right = len(target_right), sum(target_right)
+    if not n:
+        raise ValueError("calibration by task needs answers: there are none")
+    check_margin(margin)
+    if n_right == 0 or (margin < 1 and n_right <= margin * n + 1e-9):
+        raise ValueError(
+            f"the target itself is right in {n_right} of {n} answers and may lose {margin * n:g}: a "
+            "judge that is never right would do; nothing was chosen. Are the answers, the checker and "
+            "--max-new-tokens those of these prompts?"
+        )
 
 
 def check_margin(margin: float, n_answers: int | None = None) -> None:

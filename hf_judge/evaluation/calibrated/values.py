@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 
 from transformers.utils.logging import tqdm
 
+from hf_judge.checking.statistics import changes
 from hf_judge.evaluation.compare import Work
 from hf_judge.evaluation.evaluate import Answer, Decoding, Method, Pair, head_prints, journal_key, journal_record
 from hf_judge.files.durable import Journal
@@ -125,7 +126,8 @@ def _choose(
         answers = []
         for batch in asked.batches(setting, examples):
             answers += batch
-            lost, gained = _changes(answers, plain)
+            so_far = plain[: len(answers)]
+            gained, lost = changes((a.right for a in so_far), (a.right for a in answers))
             # at best, every problem left that plain decoding gets wrong is gained
             if lost - gained - sum(not answer.right for answer in plain[len(answers) :]) > allowed:
                 break
@@ -137,12 +139,6 @@ def _choose(
         if len(answers) == len(plain) and lost - gained <= allowed:
             return Choice(setting, True, tried)
     return Choice(settings[-1], False, tried)
-
-
-def _changes(answers: list[Answer], plain: list[Answer]) -> tuple[int, int]:
-    """Count the answers that are wrong where plain decoding is right, and the reverse."""
-    pairs = list(zip(answers, plain, strict=False))
-    return sum(b.right and not a.right for a, b in pairs), sum(a.right and not b.right for a, b in pairs)
 
 
 class _Asked:
