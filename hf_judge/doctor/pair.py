@@ -11,6 +11,7 @@ from hf_judge.head.compatibility import doubts
 from hf_judge.head.judge_head import JudgeHead
 from hf_judge.modeling.classes import AutoJudgeModelForCausalLM
 from hf_judge.tiny.pair import load_pair
+from hf_judge.upstream.forward import vocabulary_rows
 from hf_judge.upstream.generation import disagreement
 from hf_judge.upstream.states import StateReader
 
@@ -91,7 +92,7 @@ def check_tokenizers(found: Diagnosis, models: Models) -> None:
 
 
 def _check_vocabulary(found: Diagnosis, models: Models) -> None:
-    target_rows, draft_rows = (model.config.get_text_config().vocab_size for model in (models.target, models.draft))
+    target_rows, draft_rows = vocabulary_rows(models.target), vocabulary_rows(models.draft)
     size = len(models.tokenizer)
     if disagreement(models.tokenizer, models.draft_tokenizer) is not None:
         found.warn(

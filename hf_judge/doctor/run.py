@@ -24,9 +24,7 @@ def diagnose(
         judge: Hub id or directory of a head.
         dtype, device_map: arguments of `from_pretrained`, for both models.
     """
-    found = Diagnosis()
-    check_versions(found)
-    check_devices(found)
+    found = _check_environment()
     models = load_models(found, target, draft, judge, dtype=dtype, device_map=device_map)
     if models is None:
         return found
@@ -37,11 +35,16 @@ def diagnose(
 
 def diagnose_pair(models: Models) -> Diagnosis:
     """Check this environment, and loaded models that have no judge yet."""
+    found = _check_environment()
+    check_tokenizers(found, models)
+    return _check_running(found, models)
+
+
+def _check_environment() -> Diagnosis:
     found = Diagnosis()
     check_versions(found)
     check_devices(found)
-    check_tokenizers(found, models)
-    return _check_running(found, models)
+    return found
 
 
 def _check_running(found: Diagnosis, models: Models) -> Diagnosis:

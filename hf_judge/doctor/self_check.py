@@ -12,7 +12,7 @@ from hf_judge.doctor.pair import Models
 from hf_judge.evaluation.evaluate import left_padded
 from hf_judge.modeling.keywords import constant_drafts
 from hf_judge.ragged.model import PREFILL_CHUNK
-from hf_judge.upstream.forward import input_device
+from hf_judge.upstream.forward import input_device, max_positions
 from hf_judge.upstream.generation import tokenizer_arguments
 from hf_judge.upstream.states import StateReader
 from hf_judge.verify.decide import StrictVerifier
@@ -82,10 +82,7 @@ def check_engines(found: Diagnosis, models: Models) -> None:
 
 def probe(models: Models) -> list[torch.LongTensor]:
     """Return two prompts, (1, n) long each: one longer than a prefill chunk if positions suffice, and a shorter one."""
-    limits = [
-        getattr(m.config.get_text_config(), "max_position_embeddings", None) for m in (models.target, models.draft)
-    ]
-    room = min([limit for limit in limits if limit], default=1 << 20) - N_NEW - N_DRAFTED - 2
+    room = min(max_positions(models.target), max_positions(models.draft)) - N_NEW - N_DRAFTED - 2
     ids = models.tokenizer(TEXT, return_tensors="pt", add_special_tokens=False)["input_ids"]
     n = min(PREFILL_CHUNK + 45, room)
     repeated = ids.repeat(1, -(-n // ids.shape[1]))

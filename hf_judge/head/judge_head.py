@@ -69,6 +69,13 @@ class JudgeHead(KeepsDtype):
         weight, bias = (p.to(features.device, torch.float32, non_blocking=True) for p in (self.weight, self.bias))
         return nn.functional.linear(features.to(torch.float32), weight, bias).squeeze(-1)
 
+    @torch.no_grad()
+    def set_weights(self, weight: torch.Tensor, bias: torch.Tensor) -> JudgeHead:
+        """Copy F weights and a bias, of any shape and float dtype, into the head; return the head."""
+        self.weight.copy_(weight.view(1, -1))
+        self.bias.copy_(bias.view(1))
+        return self
+
     @classmethod
     def from_pretrained(
         cls,
@@ -110,11 +117,7 @@ class JudgeHead(KeepsDtype):
             subfolder=subfolder,
         )
         config, weight, bias = read_adapter(located.directory)
-        head = cls(config)
-        with torch.no_grad():
-            head.weight.copy_(weight)
-            head.bias.copy_(bias)
-        head.requires_grad_(False)
+        head = cls(config).set_weights(weight, bias).requires_grad_(False)
         head.strict_base = strict_base
         if located.commit is not None:
             head.source = f"{name}@{located.commit}"

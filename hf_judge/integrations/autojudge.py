@@ -105,11 +105,7 @@ def import_autojudge_head(
         base_model_name_or_path=base_model_name_or_path,
         provenance={"imported_from": "AutoJudge", "polarity": "flipped: its positive class is 'important'"},
     )
-    head = JudgeHead(config)
-    with torch.no_grad():
-        head.weight.copy_(weight.view(1, -1))
-        head.bias.copy_(bias)
-    return head.requires_grad_(False)
+    return JudgeHead(config).set_weights(weight, bias).requires_grad_(False)
 
 
 def _parts(path, values: object) -> dict:

@@ -147,9 +147,7 @@ def _unknown_settings(call: PreparedCall) -> str | None:
 
 def _unknown_processors(call: PreparedCall) -> str | None:
     for one in (*call.logits_processor, *call.stopping_criteria):
-        if is_upstreams_own(one):
-            table = PROCESSORS if type(one).__name__ in PROCESSORS else CRITERIA
-            served = table.get(type(one).__name__)
-            if served == UPSTREAM or served is None:
-                return f"{type(one).__name__} is not known here"
+        name = type(one).__name__
+        if is_upstreams_own(one) and (PROCESSORS | CRITERIA).get(name, UPSTREAM) == UPSTREAM:
+            return f"{name} is not known here"
     return None

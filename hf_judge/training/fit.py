@@ -65,10 +65,7 @@ def train_judge(store: FeatureStore, args: JudgeTrainingArguments) -> TrainedJud
     metrics |= {"l2": args.l2_grid[best], "decided_auc_by_l2": dict(zip(map(str, args.l2_grid), aucs, strict=True))}
     metrics["n_fit"] = {"acceptable": int((fit.labels == 1).sum()), "mistaken": int((fit.labels == 0).sum())}
     head = JudgeHead(_config(store, args, metrics))
-    weight, bias = fold_scaler(weights[best], biases[best], *fit.scaler)
-    with torch.no_grad():
-        head.weight.copy_(weight.view(1, -1))
-        head.bias.copy_(bias.view(1))
+    head.set_weights(*fold_scaler(weights[best], biases[best], *fit.scaler))
     seen = sorted(prompt for prompt, part in part_by_prompt.items() if part != "calibration")
     trained = TrainedJudge(head, metrics, seen)
     _save(trained, args)

@@ -214,8 +214,7 @@ def _build_generator(call: PreparedCall) -> CandidateGenerator:
         # meet the truncated config.
         model = _early_exit_view(model)
     elif translates and config.prompt_lookup_num_tokens is None:
-        size = model.config.get_text_config().vocab_size
-        translator = _translator(*tokenizers, size, call.assistant_model)
+        translator = _translator(*tokenizers, vocabulary_rows(model), call.assistant_model)
         return UniversalSpeculativeDecodingGenerator(input_ids=ids, atm_translator=translator, **arguments)
     inputs = ids if call.model_kwargs.get("inputs_embeds") is not None else call.inputs_tensor
     generator = private(model, "_get_candidate_generator")(input_ids=ids, inputs_tensor=inputs, **arguments)
