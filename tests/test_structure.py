@@ -145,8 +145,10 @@ def test_few_modules_stand_at_the_top():
 
 
 def test_packages_are_of_a_size_that_a_reader_sees_at_once():
+    larger = {"cli": 11, "evaluation": 10, "making": 11}  # to be divided
     for folder in {path.parent for path in FILES} - {PACKAGE}:
-        assert len([path for path in folder.glob("*.py") if path.name != "__init__.py"]) <= 11, folder.name
+        n_modules = len([path for path in folder.glob("*.py") if path.name != "__init__.py"])
+        assert n_modules <= larger.get(folder.name, 9), folder.name
 
 
 def test_faces_are_short():
