@@ -1,20 +1,13 @@
 """Judge Decoding (arXiv 2501.19309) as a drop-in extension of Hugging Face ``generate()``."""
 
-import hf_judge.integrations.peft_method as _peft_method
+import importlib as _importlib
+import sys as _sys
+
 import hf_judge.moved as _moved
-from hf_judge.decoding.loop import JudgeDecoderOnlyOutput, VerdictStreamer
-from hf_judge.head.config import JudgeConfig
-from hf_judge.head.judge_head import JudgeHead
-from hf_judge.modeling.classes import AutoJudgeModelForCausalLM, judged
-from hf_judge.modeling.mixin import JudgeGenerationMixin, JudgeLlamaForCausalLM
-from hf_judge.verify.decide import StrictVerifier
-from hf_judge.verify.judge import JudgeCandidateVerifier
-from hf_judge.verify.round import CandidateVerifier
-from hf_judge.verify.stats import JudgeStats, VerdictCode
 
 __version__ = "0.2.0.dev0"
 
-__all__ = [
+__all__ = [  # noqa: F405
     "AutoJudgeModelForCausalLM",
     "CandidateVerifier",
     "JudgeCandidateVerifier",
@@ -31,4 +24,13 @@ __all__ = [
 ]
 
 _moved.install()
-_peft_method.register()
+
+# The command hf-judge imports torch and transformers once its arguments are right: see docs/architecture.md.
+if _sys.argv[:1] and _sys.argv[0].replace("\\", "/").rpartition("/")[2] in ("hf-judge", "hf-judge.exe"):
+
+    def __getattr__(name: str):
+        if name in __all__:
+            return getattr(_importlib.import_module("hf_judge.integrations.public"), name)
+        raise AttributeError(f"module 'hf_judge' has no attribute {name!r}")
+else:
+    from hf_judge.integrations.public import *  # noqa: F403

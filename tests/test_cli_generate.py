@@ -9,7 +9,7 @@ from hf_judge.cli import main
 from hf_judge.tiny import HOME
 
 QUESTION = "Ivy has 36 pens. Ivy gets 4 more. Ivy loses 3. Ivy gets 3 more. Ivy finds 8 more. How many pens are left?"
-ARGUMENTS = ["generate", "--model", str(HOME / "target"), "--chat", "--prompt", QUESTION]
+ARGUMENTS = ["generate", "--target", str(HOME / "target"), "--chat", "--prompt", QUESTION]
 
 
 def test_without_a_judge_nothing_is_drafted_or_marked(capsys):
@@ -24,7 +24,7 @@ def test_prompt_lookup_in_place_of_a_draft_is_told(capsys):
     assert main([*ARGUMENTS, "--judge", str(HOME / "judge")]) == 0
     printed = capsys.readouterr()
     assert "bonus: the target's own token" in printed.out
-    assert "hf-judge: warning: no --assistant: drafting by prompt lookup, 10 tokens at most" in printed.err
+    assert "hf-judge: warning: no --draft: drafting by prompt lookup, 10 tokens at most" in printed.err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")

@@ -144,10 +144,10 @@ def judge(target: Path, draft: Path, directory: Path, size: Size) -> Commands:
         write_questions(directory / f"{part}.jsonl", questions(part, n))
     commands, pair = Commands(directory), f"--target {shlex.quote(str(target))} --draft {shlex.quote(str(draft))}"
     answers = f"--checker questions:answer --max-new-tokens {MAX_NEW_TOKENS}"
-    commands.run("mine", f"mine {pair} --prompts label.jsonl {answers} --batch-size {BATCH} --output labels.jsonl")
-    commands.run("features", f"features --target {shlex.quote(str(target))} --data labels.jsonl --output features")
+    commands.run("mine", f"mine {pair} --task label.jsonl {answers} --batch-size {BATCH} --output labels.jsonl")
+    commands.run("features", f"features --target {shlex.quote(str(target))} --data labels.jsonl --output-dir features")
     commands.run("train", f"train --features features --output-dir judge --plot {size.train_options}")
-    commands.run("calibrate", "calibrate --head judge --features features --risk 0.1", may_refuse=True)
+    commands.run("calibrate", "calibrate --judge judge --features features --risk 0.1", may_refuse=True)
     answers += f" --batch-size {MEASURED_AT_ONCE}"
     evaluate = f"evaluate {pair} --judge judge {answers} --num-assistant-tokens {DRAFTED}"
     choose = f"--task choose.jsonl --problems {size.choose} --report choose --no-plots --rules {' '.join(size.rules)}"

@@ -7,10 +7,10 @@ it, by swapping the draft's tokens into the target's answers and comparing final
 run again. For models of your own, the same steps are (docs/train-a-judge.md says more):
 
     hf-judge mine --target meta-llama/Llama-3.1-70B-Instruct --draft meta-llama/Llama-3.1-8B-Instruct \\
-        --prompts gsm8k.jsonl --checker numeric --output labels.jsonl
-    hf-judge features --target meta-llama/Llama-3.1-70B-Instruct --data labels.jsonl --output features
+        --task gsm8k.jsonl --checker numeric --output labels.jsonl
+    hf-judge features --target meta-llama/Llama-3.1-70B-Instruct --data labels.jsonl --output-dir features
     hf-judge train --features features --output-dir judge --plot
-    hf-judge calibrate --head judge --features features --risk 0.05
+    hf-judge calibrate --judge judge --features features --risk 0.05
 """
 
 import argparse

@@ -10,32 +10,17 @@ from tqdm import tqdm
 from transformers import CompileConfig
 
 from hf_judge.bench.run import BenchOptions, bench
-from hf_judge.cli.options import add_measured, command_line, load_work, note_on_card, write_json
+from hf_judge.cli.inputs import command_line, load_work, loading_options, note_on_card, write_json
 from hf_judge.cli.terminal import printable, table, warn
 from hf_judge.evaluation.compare import setup, usable_work
 from hf_judge.evaluation.loading import load_models
-from hf_judge.files.durable import check_writable
 from hf_judge.publishing.record import benched
-
-
-def add_bench(commands) -> None:
-    parser = commands.add_parser("bench", help="measure the speed of a pair on this machine, and what to set")
-    add_measured(parser)
-    parser.add_argument("--lengths", type=int, nargs="+", metavar="M", help="draft lengths")
-    parser.add_argument("--thresholds", type=float, nargs="+", metavar="T", help="thresholds beside the head's own")
-    parser.add_argument("--repeats", type=int, metavar="N", help="interleaved repeats of all prompts")
-    parser.add_argument("--no-compile", action="store_true", help="compile nothing, which saves the compiling time")
-    parser.set_defaults(run=run_bench)
 
 
 def run_bench(args: argparse.Namespace) -> None:
     n = args.problems if args.problems is not None else 2 if args.quick else 8
     task = load_work(args, n, needs_answers=False)
-    if args.json:
-        check_writable(args.json)
-    pair = load_models(
-        args.target, args.draft, judges=args.judge, dtype=args.dtype, device_map=args.device_map, depth=args.depth
-    )
+    pair = load_models(args.target, args.draft, judges=args.judge, **loading_options(args))
     options = BenchOptions(
         lengths=tuple(args.lengths or ((16, 32) if args.quick else (8, 16, 32, 48))),
         thresholds=tuple(args.thresholds or ()),

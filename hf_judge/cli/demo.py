@@ -7,35 +7,19 @@ import dataclasses
 
 from tqdm import tqdm
 
-from hf_judge.cli.options import write_json
+from hf_judge.cli.inputs import write_json
 from hf_judge.cli.terminal import table
 from hf_judge.cli.verdicts import VerdictPrinter, describe, use_colour
 from hf_judge.evaluation.demo import METHODS, demo_figures
 from hf_judge.evaluation.evaluate import Decoding, Method, evaluate
 from hf_judge.evaluation.loading import load_models
-from hf_judge.files.durable import check_writable
 from hf_judge.tasks.load import load_task
-
-
-def add_demo(commands) -> None:
-    demo = commands.add_parser(
-        "demo", help="see the embedded pair at work: one streamed answer, then three methods compared"
-    )
-    demo.add_argument("--problems", type=int, default=20, metavar="N", help="held-out problems to answer (default: 20)")
-    demo.add_argument(
-        "--num-assistant-tokens", type=int, default=32, metavar="M", help="drafted tokens per round (default: 32)"
-    )
-    demo.add_argument("--seed", type=int, default=0, metavar="S", help="selects the held-out problems (default: 0)")
-    demo.add_argument("--json", metavar="FILE", help="write the figures to this file")
-    demo.set_defaults(run=run_demo)
 
 
 def run_demo(args: argparse.Namespace) -> None:
     if args.problems < 1:
         raise ValueError(f"--problems must be at least 1, got {args.problems}")
     decoding = Decoding(args.num_assistant_tokens)
-    if args.json:
-        check_writable(args.json)
     pair, task = load_models(), load_task("world", args.problems + 1, seed=args.seed)
     first, *others = task.examples
     printer = VerdictPrinter(pair.tokenizer, colour=use_colour())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from hf_judge.cli.options import add_measured, command_line, load_work, note_on_card, write_json
+from hf_judge.cli.inputs import command_line, load_work, loading_options, note_on_card, write_json
 from hf_judge.cli.terminal import printable, table, warn
 from hf_judge.evaluation.calibrated.findings import calibration_sentences
 from hf_judge.evaluation.calibrated.values import choose
@@ -17,56 +17,18 @@ from hf_judge.evaluation.evaluate import Decoding
 from hf_judge.evaluation.figures import label
 from hf_judge.evaluation.loading import load_models, load_texts
 from hf_judge.evaluation.report import write_report
-from hf_judge.files.durable import check_writable
 from hf_judge.publishing.record import evaluated
 from hf_judge.rules.by_name import Setting, parse_settings
 from hf_judge.tasks.table import TASKS
 
 
-def add_evaluate(commands) -> None:
-    evaluate = commands.add_parser("evaluate", help="compare acceptance rules: accuracy beside speed, with a report")
-    add_measured(evaluate)
-    evaluate.add_argument(
-        "--rules", nargs="+", default=[], metavar="RULE[=V,V]", help="e.g. judge=0.5,0.9 top-k=2 (default: all)"
-    )
-    evaluate.add_argument(
-        "--calibrate-to-loss",
-        type=float,
-        metavar="POINTS",
-        help="choose each rule's value on other problems: the most lenient that loses at most POINTS of accuracy",
-    )
-    evaluate.add_argument(
-        "--calibration-problems", type=int, metavar="N", help="problems to choose with (default: as many as --problems)"
-    )
-    evaluate.add_argument("--autojudge", metavar="DIR", help="the head of the rule autojudge")
-    evaluate.add_argument("--diversed", metavar="DIR", help="the head of the rule diversed")
-    evaluate.add_argument("--texts", metavar="FILE", help="JSONL of prompt and response: verified under every rule")
-    evaluate.add_argument(
-        "--num-assistant-tokens", type=int, default=16, metavar="M", help="drafted tokens per round (default: 16)"
-    )
-    evaluate.add_argument("--batch-size", type=int, default=1, metavar="N", help="answers at once (default: 1)")
-    evaluate.add_argument(
-        "--temperature",
-        type=float,
-        nargs="+",
-        metavar="T",
-        help="0 is greedy (default; with --calibrate-to-loss: 0 and 1, each with a report of its own)",
-    )
-    evaluate.add_argument("--report", metavar="DIR", help="write page, JSON, CSV and plots to this directory")
-    evaluate.add_argument("--strict", action="store_true", help="stop at a problem or text that the models refuse")
-    evaluate.add_argument("--no-plots", action="store_true", help="write no PNG files")
-    evaluate.add_argument(
-        "--resume", metavar="DIR", help="keep answers there and continue from them (default: answers/ in --report)"
-    )
-    evaluate.set_defaults(run=run_evaluate)
-
-
 def run_evaluate(args: argparse.Namespace) -> None:
-    if args.json:
-        check_writable(args.json)
-    if args.report:
-        check_writable(Path(args.report) / "report.html")
     calibrated = _calibration(args)
+    if args.batch_size > 1 and any(rule.partition("=")[0] == "assisted" for rule in args.rules):
+        raise ValueError(
+            f"the rule assisted is transformers' own loop, which serves one prompt at a time; got --batch-size "
+            f"{args.batch_size}: leave out --batch-size, or the rule"
+        )
     n = args.problems if args.problems is not None else 6 if args.quick else 200
     if args.calibration_problems is None:
         args.calibration_problems = n
@@ -78,9 +40,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
         judges=args.judge,
         autojudge=args.autojudge,
         diversed=args.diversed,
-        dtype=args.dtype,
-        device_map=args.device_map,
-        depth=args.depth,
+        **loading_options(args),
     )
     settings = parse_settings(args.rules, pair.heads, quick=args.quick)
     if args.batch_size > 1 and set(args.rules) <= {"all"}:
@@ -186,11 +146,6 @@ def texts_table(rules: list[dict]) -> str:
         stretches = [f"{row['first_accepted']:.1f}", f"{row['mean_accepted']:.1f}"]
         rows.append([label(row), *stretches, f"{row['rescued']:.1%}", f"{row['rejected']:.1%}"])
     return table(rows)
-
-
-def add_tasks_command(commands) -> None:
-    tasks = commands.add_parser("tasks", help="list the tasks that --task takes by name")
-    tasks.set_defaults(run=run_tasks)
 
 
 def run_tasks(args: argparse.Namespace) -> None:

@@ -1,30 +1,124 @@
-"""Defines options that several subcommands share, and loads or writes what they name."""
+"""Defines the words of the command line, once for all subcommands, and the options that several of them share.
+
+One thing has one name: `--target`, `--draft`, `--judge`, `--task`, `--output` (a file) and `--output-dir` (a folder).
+Nothing here imports torch.
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import shlex
-from collections.abc import Callable
+import typing
 from pathlib import Path
 
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from hf_judge.checking.correctness import CHECKERS
+from hf_judge.cli.terminal import DTYPES, natural, positive, warn
+from hf_judge.files.durable import check_writable
 
-from hf_judge.checking.correctness import CHECKERS, make_checker
-from hf_judge.cli.terminal import DTYPES, positive
-from hf_judge.evaluation.loading import loading
-from hf_judge.files.durable import write_together
-from hf_judge.head.adapter import read_adapter
-from hf_judge.labelling.jobs import processes
-from hf_judge.labelling.prompts import Prompt
-from hf_judge.publishing.record import record
-from hf_judge.tasks.files import read_prompts
-from hf_judge.tasks.load import load_task
-from hf_judge.tasks.named import NamedTask
-from hf_judge.tasks.problems import Task
-
+MODEL = "Hub id or directory"
 TASK_NAME = "NAME[:split][:n] of `hf-judge tasks`"
+FROM_FILE_CHECKER = "numeric, or the task's own"  # the checker where none is named
+
+
+class Help(argparse.HelpFormatter):
+    """Names the default of every option that has one, unless its text does."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        unset = action.default is None or action.default is False or action.default == argparse.SUPPRESS
+        if "(default" in text or unset or not action.option_strings:
+            return text
+        return text + " (default: %(default)s)"
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        values = action.default
+        if not isinstance(values, (list, tuple)):
+            return super()._expand_help(action)
+        action.default = " ".join(map(str, values)) or None  # as one types them
+        try:
+            return super()._expand_help(action)
+        finally:
+            action.default = values
+
+
+class _Renamed(argparse.Action):
+    """Stores a value; an old name of the option, which its help does not show, is told the new one."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if option_string not in self.option_strings:
+            new = self.option_strings[0]
+            warn([f"{option_string} is now called {new}: the old name will be removed in 0.3"])
+        setattr(namespace, self.dest, values)
+
+
+def add_renamed(parser, name: str, *old: str, **options: typing.Any) -> None:
+    """Add an option that also takes its names of earlier releases, with a warning.
+
+    Args:
+        parser: the parser, or a group of it.
+        name: its name, e.g. "--target".
+        *old: its earlier names.
+        **options: as `add_argument`.
+    """
+    added = parser.add_argument(name, *old, action=_Renamed, **options)
+    added.option_strings = [name]
+
+
+def add_target(parser, text: str = f"the large model: {MODEL}", **options: typing.Any) -> None:
+    """Add `--target`."""
+    add_renamed(parser, "--target", "--model", metavar="MODEL", help=text, **options)
+
+
+def add_draft(parser, text: str = f"the small model: {MODEL}", **options: typing.Any) -> None:
+    """Add `--draft`."""
+    add_renamed(parser, "--draft", "--assistant", metavar="MODEL", help=text, **options)
+
+
+def add_judge(parser, text: str = f"the judge head: {MODEL}", **options: typing.Any) -> None:
+    """Add `--judge`."""
+    add_renamed(parser, "--judge", "--head", metavar="JUDGE", help=text, **options)
+
+
+def add_task(parser, text: str, **options: typing.Any) -> None:
+    """Add `--task`."""
+    add_renamed(parser, "--task", "--prompts", metavar="TASK", help=text, **options)
+
+
+def add_output(parser, text: str) -> None:
+    """Add `--output`, the file that a command makes."""
+    add_renamed(parser, "--output", "--output-dir", required=True, metavar="FILE", help=text)
+
+
+def add_output_dir(parser, text: str, **options: typing.Any) -> None:
+    """Add `--output-dir`, the folder that a command makes."""
+    add_renamed(parser, "--output-dir", "--output", metavar="DIR", help=text, **options)
+
+
+def add_json(parser, text: str = "write every figure to this file") -> None:
+    """Add `--json`."""
+    parser.add_argument("--json", metavar="FILE", help=f"{text} (default: none is written)")
+
+
+def add_tokenizers(parser) -> None:
+    """Add the options that name the tokenizers of models that come without."""
+    parser.add_argument(
+        "--tokenizer", metavar="ID", help=f"the target's tokenizer: {MODEL} (default: the one beside the target)"
+    )
+    parser.add_argument(
+        "--draft-tokenizer",
+        metavar="ID",
+        help=f"the draft's tokenizer: {MODEL} (default: the one beside the draft, else the target's)",
+    )
+
+
+def add_loading(parser, device_map: str | None = None, unset: str = "a GPU if there is one, else the CPU") -> None:
+    """Add the options that say how models are loaded."""
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="auto", help="dtype of the weights (default: auto, which is as stored)"
+    )
+    unset = "" if device_map else f" (default: {unset})"
+    parser.add_argument(
+        "--device-map", default=device_map, metavar="MAP", help=f"device_map of from_pretrained, e.g. auto{unset}"
+    )
 
 
 def add_pair(
@@ -32,21 +126,25 @@ def add_pair(
     *,
     target_required: bool = False,
     draft_required: bool = False,
-    target_help: str = "the large model: Hub id or directory",
-    draft_help: str = "the small model: Hub id or directory",
+    target_help: str = f"the large model: {MODEL}",
+    draft_help: str = f"the small model: {MODEL}",
+    device_unset: str = "a GPU if there is one, else the CPU",
 ) -> None:
     """Add the options that name and load two models."""
-    parser.add_argument("--target", required=target_required, metavar="MODEL", help=target_help)
-    parser.add_argument("--draft", required=draft_required, metavar="MODEL", help=draft_help)
-    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="dtype of the weights (default: as stored)")
-    parser.add_argument("--device-map", metavar="MAP", help="device_map of from_pretrained, e.g. auto")
+    add_target(parser, target_help, required=target_required)
+    add_draft(parser, draft_help, required=draft_required)
+    add_tokenizers(parser)
+    add_loading(parser, unset=device_unset)
 
 
-def add_checker(parser, *, default: str | None = None) -> None:
+def add_checker(parser, default: str) -> None:
     """Add the options that name the checker of a JSONL file."""
-    names = " | ".join(CHECKERS)
-    parser.add_argument("--checker", metavar="NAME", help=names + (f" (default: {default})" if default else ""))
-    parser.add_argument("--pattern", metavar="REGEX", help="for numeric and regex: its first group is the answer")
+    parser.add_argument("--checker", metavar="NAME", help=f"{' | '.join(CHECKERS)} (default: {default})")
+    parser.add_argument(
+        "--pattern",
+        metavar="REGEX",
+        help="for numeric and regex: its first group is the answer (default: the last number, none for regex)",
+    )
     parser.add_argument(
         "--allow-code-execution",
         action="store_true",
@@ -54,127 +152,103 @@ def add_checker(parser, *, default: str | None = None) -> None:
     )
 
 
-def add_measured(parser) -> None:
-    """Add what the measuring subcommands share: models, heads, work, and the file of figures."""
-    add_pair(parser, target_help="the large model: Hub id or directory (default: the embedded pair)")
+def add_tasks(parser, *, required: bool = True) -> None:
+    """Add the options of the prompts and of their checker."""
+    add_task(parser, f"JSONL file, each line with `prompt` and `answer`, or {TASK_NAME}", required=required)
+    add_problems(parser)
+    add_checker(parser, FROM_FILE_CHECKER)
+    add_max_new_tokens(parser, 512)
+    add_batch_size(parser, 16)
+
+
+def add_problems(parser, default: str = "all") -> None:
+    """Add `--problems`."""
     parser.add_argument(
-        "--judge", action="append", metavar="DIR", help="a judge head; further heads are compared as judge:NAME"
+        "--problems",
+        type=natural,
+        metavar="N",
+        help=f"take the first N problems of the task, 0 for all (default: {default})",
     )
+
+
+def add_max_new_tokens(parser, default: int) -> None:
+    """Add `--max-new-tokens`."""
+    parser.add_argument(
+        "--max-new-tokens", type=positive, default=default, metavar="N", help="longest answer, in tokens"
+    )
+
+
+def add_batch_size(parser, default: int, what: str = "prompts") -> None:
+    """Add `--batch-size`."""
+    parser.add_argument("--batch-size", type=positive, default=default, metavar="N", help=f"{what} at once")
+
+
+def add_num_assistant_tokens(parser, default: int | None, unset: str = "") -> None:
+    """Add `--num-assistant-tokens`."""
+    text = "tokens that are drafted per round"
+    parser.add_argument(
+        "--num-assistant-tokens",
+        type=positive,
+        default=default,
+        metavar="N",
+        help=f"{text} (default: {unset})" if unset else text,
+    )
+
+
+def add_depth(parser) -> None:
+    """Add `--depth`."""
     parser.add_argument(
         "--depth",
         type=int,
         metavar="N",
         help="layers of the embedded target, 4 or more (default: 24): changes speed, not answers",
     )
-    parser.add_argument(
-        "--task", default="world", metavar="TASK", help=f"world (default), a JSONL file, or {TASK_NAME}"
+
+
+def add_measured(parser, problems: str) -> None:
+    """Add what the measuring subcommands share: models, heads, work, and the file of figures."""
+    add_pair(
+        parser,
+        target_help=f"the large model: {MODEL} (default: the embedded pair)",
+        draft_help=f"the small model: {MODEL} (default: the embedded pair)",
+        device_unset="the CPU",
     )
-    add_checker(parser)
-    parser.add_argument("--problems", type=int, metavar="N", help="number of problems")
-    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="limit per answer (default: 256)")
-    parser.add_argument("--seed", type=int, default=1000, metavar="S", help="selects the problems (default: 1000)")
-    parser.add_argument("--json", metavar="FILE", help="write every figure to this file")
+    parser.add_argument(
+        "--judge",
+        action="append",
+        metavar="JUDGE",
+        help=f"a judge head: {MODEL}; further ones are compared as judge:NAME (default: none, or the embedded pair's)",
+    )
+    add_depth(parser)
+    add_task(
+        parser,
+        f"world, which is the embedded pair's own, a JSONL file of `prompt` and `answer` rows, or {TASK_NAME}",
+        default="world",
+    )
+    add_checker(parser, "the task's own; a file needs one")
+    add_problems(parser, problems)
+    add_max_new_tokens(parser, 256)
+    parser.add_argument("--seed", type=int, default=1000, metavar="S", help="selects the problems of the world")
+    add_json(parser)
     parser.add_argument("--quick", action="store_true", help="a smaller run: under 3 minutes on 2 cores")
 
 
-def command_line(args: argparse.Namespace) -> str:
-    """Return the command as it was given."""
-    return shlex.join(["hf-judge", *args.argv])
-
-
-def write_json(path: str | None, found: dict) -> None:
-    """Write the figures to the file of `--json`, if there is one."""
-    if path:
-        write_together({path: json.dumps(found, indent=1) + "\n"})
-        print(f"\nThe same figures are in {path}")
-
-
-def note_on_card(args: argparse.Namespace, kind: str, task: Task, figures_of: Callable[[str, float], dict]) -> None:
-    """Write what was measured into the config of every measured head that lies in a directory, for its card.
-
-    Args:
-        args: arguments of [`add_measured`].
-        kind: "evaluate" or "bench".
-        task: the work.
-        figures_of: returns the figures of a head from its name among the rules and its threshold.
-    """
-    for number, name in enumerate(args.judge or []):
-        if not os.path.isdir(name):
-            continue
-        rule = "judge" if number == 0 else f"judge:{Path(name).name}"
-        prompts = [e.prompt.content if isinstance(e.prompt, Prompt) else e.prompt for e in task.examples]
-        figures = figures_of(rule, read_adapter(name).config.threshold)
-        if record(name, kind, task.name, figures, draft=args.draft, prompts=prompts):
-            print(f"\nNoted for the card of {name} (hf-judge push {name} USER/REPO --dry-run shows it)")
-
-
-def load_work(args: argparse.Namespace, n: int, *, needs_answers: bool = True) -> Task:
-    """Load the first `n` examples of the task that the arguments name.
+def check_outputs(args: argparse.Namespace) -> None:
+    """Refuse outputs that cannot be written, before anything is read or computed.
 
     Raises:
-        ValueError: no such task or checker, a line of the file is broken, or there are no right answers.
+        OSError: a file or folder of `--output`, `--output-dir`, `--json`, `--report` or `--resume` cannot be written.
+        ValueError: `--json` names a file of the report.
     """
-    return load_task(
-        args.task,
-        n,
-        seed=args.seed,
-        checker=args.checker,
-        pattern=args.pattern,
-        allow_code_execution=args.allow_code_execution,
-        needs_answers=needs_answers,
-    )
-
-
-def add_tasks(parser, *, required: bool = True) -> None:
-    """Add the options of the prompts and of their checker."""
-    parser.add_argument(
-        "--prompts", required=required, metavar="PATH", help=f"JSONL file, each line with `prompt`, or {TASK_NAME}"
-    )
-    add_checker(parser, default="numeric, or the task's own")
-    parser.add_argument(
-        "--max-new-tokens", type=positive, default=512, metavar="N", help="longest answer, in tokens (default: 512)"
-    )
-    parser.add_argument("--batch-size", type=positive, default=16, metavar="N", help="prompts at once (default: 16)")
-
-
-def load_model(name: str, args: argparse.Namespace) -> PreTrainedModel:
-    """Load a causal language model in evaluation mode, onto the GPU of this process where there is one.
-
-    Raises:
-        ValueError: several processes would spread their models over the same devices.
-    """
-    state = processes()
-    if state.num_processes > 1 and args.device_map not in (None, "cpu"):
+    for name in ("output", "json"):
+        if getattr(args, name, None):
+            check_writable(getattr(args, name))
+    for name in ("output_dir", "report", "resume"):
+        if getattr(args, name, None):
+            check_writable(Path(getattr(args, name)) / "any")
+    report = getattr(args, "report", None)
+    if report and args.json and Path(report).resolve() in Path(args.json).resolve().parents:
         raise ValueError(
-            f"--device-map {args.device_map} in each of {state.num_processes} processes would put all their models on "
-            "the same devices: drop it, or start one process"
+            f"--json {args.json} lies in the folder of --report, which may overwrite it: choose a file outside "
+            f"'{report}' (the same figures will be in '{Path(report) / 'report.json'}')"
         )
-    with loading(f"the model '{name}'"):
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=args.dtype, device_map=args.device_map)
-    if args.device_map is None and state.device.type == "cuda":
-        model = model.to(state.device)
-    return model.eval()
-
-
-def read_tasks(path: str, named: NamedTask | None) -> tuple[list[dict], list[str]]:
-    """Read the prompts of a JSONL file, or of a task that was found by its name, and name each by where it stands.
-
-    Raises:
-        ValueError: a line is no JSON object with a prompt.
-    """
-    if named is not None:
-        found = named.problems()
-        return found.rows, found.names
-    lines = read_prompts(path)
-    return [task for _, task in lines], [f"{path}, line {number}" for number, _ in lines]
-
-
-def checker_of(args: argparse.Namespace, named: NamedTask | None) -> Callable[[str, dict], object]:
-    """Make the checker that the arguments name, else that of the task that was found by its name.
-
-    Raises:
-        ValueError: the name is unknown, or an option is missing.
-    """
-    if args.checker is None and named is not None:
-        return named.make_checker(args.allow_code_execution)
-    return make_checker(args.checker or "numeric", pattern=args.pattern, allow_code_execution=args.allow_code_execution)

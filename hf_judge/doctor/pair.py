@@ -28,13 +28,20 @@ class Models:
 
 
 def load_models(
-    found: Diagnosis, target: str | None, draft: str | None, judge: str | None, *, dtype: str, device_map: str | None
+    found: Diagnosis,
+    target: str | None,
+    draft: str | None,
+    judge: str | None,
+    options: dict,
+    tokenizers: tuple[str | None, str | None],
 ) -> Models | None:
     """Load the pair; None, with a problem noted, if a part of it cannot be loaded.
 
     Args:
         found: receives what happened.
-        target, draft, judge, dtype, device_map: see [`hf_judge.doctor.run.diagnose`].
+        target, draft, judge: see [`hf_judge.doctor.run.diagnose`].
+        options: keywords of `from_pretrained`, for both models.
+        tokenizers: Hub ids or directories of the tokenizers of target and draft.
     """
     if target is None:
         if draft is not None or judge is not None:
@@ -43,14 +50,13 @@ def load_models(
         pair = load_pair()
         found.ok("pair", "the embedded pair (--target, --draft and --judge check another one)")
         return Models(pair.target, pair.draft, pair.tokenizer, pair.tokenizer, JudgeHead.from_pretrained(pair.judge))
-    options = {"dtype": dtype} | ({} if device_map is None else {"device_map": device_map})
     steps = {
         "target": (lambda: AutoJudgeModelForCausalLM.from_pretrained(target, **options).eval(), target),
-        "tokenizer": (lambda: AutoTokenizer.from_pretrained(target), target),
+        "tokenizer": (lambda: AutoTokenizer.from_pretrained(tokenizers[0]), tokenizers[0]),
     }
     if draft is not None:
         steps["draft"] = (lambda: AutoModelForCausalLM.from_pretrained(draft, **options).eval(), draft)
-        steps["draft tokenizer"] = (lambda: AutoTokenizer.from_pretrained(draft), draft)
+        steps["draft tokenizer"] = (lambda: AutoTokenizer.from_pretrained(tokenizers[1]), tokenizers[1])
     if judge is not None:
         steps["judge"] = (lambda: JudgeHead.from_pretrained(judge), judge)
     loaded = {name: _loaded(found, name, load, source) for name, (load, source) in steps.items()}

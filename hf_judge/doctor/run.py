@@ -16,6 +16,8 @@ def diagnose(
     *,
     dtype: str = "auto",
     device_map: str | None = None,
+    tokenizer: str | None = None,
+    draft_tokenizer: str | None = None,
 ) -> Diagnosis:
     """Check this environment, and a pair of models on it.
 
@@ -23,9 +25,11 @@ def diagnose(
         target, draft: Hub ids or directories; no target: the embedded pair.
         judge: Hub id or directory of a head.
         dtype, device_map: arguments of `from_pretrained`, for both models.
+        tokenizer, draft_tokenizer: Hub ids or directories of the tokenizers, where they do not lie beside the models.
     """
     found = _check_environment()
-    models = load_models(found, target, draft, judge, dtype=dtype, device_map=device_map)
+    options = {"dtype": dtype} | ({} if device_map is None else {"device_map": device_map})
+    models = load_models(found, target, draft, judge, options, (tokenizer or target, draft_tokenizer or draft))
     if models is None:
         return found
     check_tokenizers(found, models)

@@ -42,16 +42,22 @@ def loading(what: str) -> Iterator[None]:
         ) from error
 
 
-def load_tokenizers(target: str, draft: str) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
+def load_tokenizers(
+    target: str, draft: str, tokenizer: str | None = None, draft_tokenizer: str | None = None
+) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
     """Load the tokenizers of a target and its draft, each of which must read the ids of the other.
+
+    Args:
+        target, draft: Hub ids or directories of the models.
+        tokenizer, draft_tokenizer: those of their tokenizers, where they do not lie beside the models.
 
     Raises:
         ValueError, OSError: a tokenizer cannot be loaded, or the two disagree.
     """
-    tokenizer = load_tokenizer(target)
-    draft_tokenizer = load_draft_tokenizer(draft, tokenizer)
-    check_pair(tokenizer, draft_tokenizer)
-    return tokenizer, draft_tokenizer
+    of_target = load_tokenizer(tokenizer or target)
+    of_draft = load_draft_tokenizer(draft_tokenizer or draft, of_target)
+    check_pair(of_target, of_draft)
+    return of_target, of_draft
 
 
 def load_draft_tokenizer(name: str, target_tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -84,6 +90,8 @@ def load_models(
     dtype: str = "auto",
     device_map: str | None = None,
     depth: int | None = None,
+    tokenizer: str | None = None,
+    draft_tokenizer: str | None = None,
 ) -> Pair:
     """Load the pair to measure: without arguments the embedded one.
 
@@ -93,10 +101,15 @@ def load_models(
         autojudge, diversed: directory or Hub id of the head of the rule of this name.
         dtype, device_map: arguments of `from_pretrained`, for both models.
         depth: layers of the embedded target, which change its speed, not its answers.
+        tokenizer, draft_tokenizer: see [`load_tokenizers`].
 
     Raises:
         ValueError: only one of target and draft is given, two judges share a name, or the tokenizers disagree.
     """
+    if target is None and (tokenizer or draft_tokenizer):
+        raise ValueError(
+            "--tokenizer and --draft-tokenizer go with --target and --draft: the embedded pair has its own"
+        )
     if depth is not None and target is not None:
         raise ValueError("--depth is of the embedded pair: leave it out with --target")
     if (target is None) != (draft is None):
@@ -108,7 +121,7 @@ def load_models(
         judges = [tiny.judge] if judges is None else judges
     else:
         options = {"dtype": dtype} | ({} if device_map is None else {"device_map": device_map})
-        tokenizers = load_tokenizers(target, draft)
+        tokenizers = load_tokenizers(target, draft, tokenizer, draft_tokenizer)
         with loading(f"the model '{target}'"):
             big = AutoJudgeModelForCausalLM.from_pretrained(target, **options).eval()
         with loading(f"the model '{draft}'"):

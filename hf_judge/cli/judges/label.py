@@ -7,15 +7,13 @@ import json
 from pathlib import Path
 
 from hf_judge.checking.correctness import imported
-from hf_judge.cli.options import add_pair, add_tasks, checker_of, load_model, read_tasks, write_json
-from hf_judge.cli.terminal import above_zero, natural, positive, printable, warn
-from hf_judge.evaluation.loading import load_tokenizer, load_tokenizers
-from hf_judge.files.durable import check_writable
+from hf_judge.cli.inputs import checker_of, load_model, load_pair_tokenizers, read_tasks, tell_fewer, write_json
+from hf_judge.cli.terminal import printable, warn
+from hf_judge.evaluation.loading import load_tokenizer
 from hf_judge.files.jsonl import read_json_object
 from hf_judge.head.files import CONFIG_NAME
 from hf_judge.head.hub import is_hub_id
 from hf_judge.head.judge_head import JudgeHead
-from hf_judge.importing.formats import FORMATS
 from hf_judge.importing.run import Sample, import_labels
 from hf_judge.labelling.drafts import label_drafts
 from hf_judge.labelling.jobs import MiningReport, processes
@@ -34,60 +32,12 @@ from hf_judge.training.store import INDEX_NAME, FeatureStore
 # --- mine -----------------------------------------------------------------------------------------------------------
 
 
-def add_mine(commands) -> None:
-    mine = commands.add_parser("mine", help="label responses without people")
-    mine.add_argument(
-        "--source",
-        choices=("swap", "draft"),
-        default="swap",
-        help=(
-            "swap the draft's tokens into the target's answers, or label the draft's own answers with --locate "
-            "(default: swap)"
-        ),
-    )
-    add_pair(mine, draft_required=True)
-    add_tasks(mine)
-    mine.add_argument(
-        "--output", required=True, metavar="PATH", help="JSONL file of labelled responses; rerun to resume"
-    )
-    mine.add_argument("--locate", metavar="MODULE:FUNCTION", help="for --source draft: finds the first mistake")
-    mine.add_argument(
-        "--num-samples", type=positive, default=1, metavar="N", help="for --source draft: answers per prompt"
-    )
-    mine.add_argument(
-        "--num-repairs",
-        type=natural,
-        default=0,
-        metavar="N",
-        help="for --source draft: mistakes per answer that --target replaces before the draft goes on",
-    )
-    mine.add_argument(
-        "--temperature",
-        type=above_zero,
-        default=1.0,
-        help="for --source draft: sampling temperature of answers 2..N (default: 1)",
-    )
-    mine.add_argument(
-        "--label-matched",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="for --source swap: label tokens that both models chose too (default: yes)",
-    )
-    mine.add_argument("--seed", type=int, default=0, help="for --source draft: seed of the samples (default: 0)")
-    mine.add_argument("--strict", action="store_true", help="stop at a prompt that the models or the checker refuse")
-    mine.add_argument(
-        "--force",
-        action="store_true",
-        help="for --source swap: label even where the first answers look wrong, without looking at them",
-    )
-    mine.set_defaults(run=run_mine)
-
-
 def run_mine(args: argparse.Namespace) -> None:
-    named = find_named(args.prompts)
+    named = find_named(args.task)
     checker = checker_of(args, named) if args.source == "swap" else None
-    tasks, names = read_tasks(args.prompts, named)
-    check_writable(args.output)
+    tasks, names = read_tasks(args.task, named)
+    tell_fewer(args.problems, len(tasks), args.task)
+    tasks, names = tasks[: args.problems or None], names[: args.problems or None]
     _keep_other_labels(args.output, tasks)
     report = _mine_swaps(args, tasks, names, checker) if checker else _mine_drafts(args, tasks, names)
     if processes().is_main_process:
@@ -141,7 +91,7 @@ def _mine_drafts(args: argparse.Namespace, tasks: list[dict], names: list[str]) 
     if args.locate is None:
         raise ValueError("--source draft needs --locate module:function, which finds the first mistake")
     locate, repairs = imported(args.locate), bool(args.num_repairs and args.target)
-    tokenizer = load_tokenizers(args.target, args.draft)[0] if repairs else load_tokenizer(args.draft)
+    tokenizer = load_pair_tokenizers(args)[0] if repairs else load_tokenizer(args.draft_tokenizer or args.draft)
     return label_drafts(
         load_model(args.draft, args),
         tokenizer,
@@ -163,7 +113,7 @@ def _mine_drafts(args: argparse.Namespace, tasks: list[dict], names: list[str]) 
 def _mine_swaps(args: argparse.Namespace, tasks: list[dict], names: list[str], checker) -> MiningReport:
     if args.target is None:
         raise ValueError("--source swap needs --target")
-    tokenizer = load_tokenizers(args.target, args.draft)[0]
+    tokenizer = load_pair_tokenizers(args)[0]
     draft, target = load_model(args.draft, args), load_model(args.target, args)
     _look_first(args, tasks, names, checker, (target, draft, tokenizer))
     return mine_swaps(
@@ -184,33 +134,7 @@ def _mine_swaps(args: argparse.Namespace, tasks: list[dict], names: list[str], c
 # --- import ---------------------------------------------------------------------------------------------------------
 
 
-def add_import(commands) -> None:
-    parser = commands.add_parser("import", help="make labelled responses of labels that exist")
-    parser.add_argument("format", choices=sorted(FORMATS), metavar="FORMAT", help=", ".join(FORMATS))
-    parser.add_argument(
-        "data",
-        nargs="*",
-        metavar="DATA",
-        help="files, saved datasets, or datasets on the Hub as user/name:split (default: the format's own on the Hub)",
-    )
-    parser.add_argument("--output", required=True, metavar="PATH", help="JSONL file of labelled responses")
-    parser.add_argument("--tokenizer", metavar="ID", help="tokenizer of the labelled tokens, for tokenhd and autojudge")
-    parser.add_argument(
-        "--step-separator", metavar="TEXT", help="what stands between two steps (default: as in the dataset)"
-    )
-    parser.add_argument("--max-rows", type=positive, metavar="N", help="write at most N examples (default: all)")
-    parser.add_argument(
-        "--balanced", action="store_true", help="of each source as many examples with a mistake as without"
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="selects the examples (default: 0)")
-    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of the dataset on the Hub")
-    parser.add_argument("--json", metavar="FILE", help="write all counts, and what could not be lined up, to this file")
-    parser.set_defaults(run=run_import)
-
-
 def run_import(args: argparse.Namespace) -> None:
-    if args.json:
-        check_writable(args.json)
     report = import_labels(
         args.format,
         args.data,
@@ -225,15 +149,6 @@ def run_import(args: argparse.Namespace) -> None:
 
 
 # --- info -----------------------------------------------------------------------------------------------------------
-
-
-def add_info(commands) -> None:
-    info = commands.add_parser("info", help="show what is in labelled data, features or a head")
-    info.add_argument("path", help="JSONL of labelled responses, a directory of features, or a head (also on the Hub)")
-    info.add_argument("--revision", metavar="REV", help="branch, tag or commit of a head on the Hub")
-    info.add_argument("--tokenizer", metavar="ID", help="also count tokens of both classes")
-    info.add_argument("--samples", type=natural, default=3, metavar="N", help="mistakes to show (default: 3)")
-    info.set_defaults(run=run_info)
 
 
 # a missing file of these is no repository on the Hub
