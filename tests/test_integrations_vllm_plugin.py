@@ -15,8 +15,8 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 
 from hf_judge import JudgeCandidateVerifier, JudgeConfig, JudgeHead
 from hf_judge.head.compatibility import check_target
-from hf_judge.integrations.flat_rows import FORCED, force_, rescuable, stop_tokens
-from hf_judge.integrations.vllm_settings import JudgeSettings, load_verifier
+from hf_judge.integrations.vllm_plugin.flat_rows import FORCED, force_, requests_of, rescuable, stop_tokens
+from hf_judge.integrations.vllm_plugin.settings import JudgeSettings, load_verifier
 from hf_judge.verify.decide import decide
 from hf_judge.verify.round import Candidates, TargetOutputs
 
@@ -63,7 +63,7 @@ class TestAgainstTheRule:
         inside = torch.arange(k) < candidates.lengths.unsqueeze(1)
         ends = candidates.lengths.cumsum(0).int()
         flat_ids = ids[inside].int()
-        stopped = stop_tokens(table, flat_ids, ends)
+        stopped = stop_tokens(table, flat_ids, requests_of(ends, len(flat_ids)))
         assert stopped.equal(stop[inside])
         rescued = rescuable(judged[inside], hidden[:, 1:][inside], scores[:, :k][inside], flat_ids, stopped)
         rows = force_(scores[:, :k][inside].clone(), flat_ids, rescued)
@@ -121,14 +121,14 @@ class TestWhatIsNeverRescued:
         """Requests draft 2, 0 and 3 tokens; the first may not rescue 5, the last neither 1 nor 4."""
         ids, ends = torch.tensor([5, 1, 5, 1, 4], dtype=torch.int32), torch.tensor([2, 2, 5], dtype=torch.int32)
         table = torch.tensor([[5, -1], [5, 1], [1, 4]], dtype=torch.int32)
-        stop = stop_tokens(table, ids, ends)
+        stop = stop_tokens(table, ids, requests_of(ends, 5))
         assert stop.tolist() == [True, False, False, True, True]
         assert rescuable(**flat(ids.tolist(), stop=stop)).tolist() == [False, True, True, False, False]
 
     def test_requests_without_stop_tokens(self):
         empty = torch.empty(1, 0, dtype=torch.int32)
         ids, ends = torch.tensor([5, 1], dtype=torch.int32), torch.tensor([2], dtype=torch.int32)
-        assert stop_tokens(empty, ids, ends).tolist() == [False, False]
+        assert stop_tokens(empty, ids, requests_of(ends, 2)).tolist() == [False, False]
 
 
 def test_nothing_waits_for_the_device():
@@ -137,7 +137,8 @@ def test_nothing_waits_for_the_device():
     hidden, scores = torch.empty(5, D, device="meta"), torch.empty(5, VOCABULARY, device="meta")
     with pytest.raises(RuntimeError):
         ids.sum().item()
-    stop = stop_tokens(torch.empty(2, 3, device="meta"), ids, torch.empty(2, dtype=torch.int32, device="meta"))
+    request = requests_of(torch.empty(2, dtype=torch.int32, device="meta"), 5)
+    stop = stop_tokens(torch.empty(2, 3, device="meta"), ids, request)
     judged = JudgeCandidateVerifier(random_head(width=D).to("meta")).judged(hidden)
     assert force_(scores, ids, rescuable(judged, hidden, scores, ids, stop)).shape == (5, VOCABULARY)
 

@@ -17,8 +17,8 @@ from vllm.v1.sample.sampler import Sampler
 from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 
 from hf_judge import JudgeCandidateVerifier, JudgeConfig, JudgeHead
-from hf_judge.integrations import vllm_sampler
-from hf_judge.integrations.vllm_sampler import JudgedRejectionSampler, Step
+from hf_judge.integrations.vllm_plugin import runner_v1
+from hf_judge.integrations.vllm_plugin.runner_v1 import JudgedRejectionSampler, Step
 
 VOCABULARY, D = 6, 3
 IDS = [1, 2, 3, 4]  # request 0 drafts 1, 2, 3; request 1 drafts 4; request 2 drafts nothing
@@ -35,7 +35,7 @@ def expand_batch_to_tokens(values, ends, n, replace_from=0, replace_to=0):
 def one_process(monkeypatch):
     current_platform.register_triton_kernel_overrides()  # as vLLM's workers do
     monkeypatch.setattr(upstream, "expand_batch_to_tokens", expand_batch_to_tokens)
-    monkeypatch.setattr(vllm_sampler, "get_tp_group", lambda: SimpleNamespace(world_size=1))
+    monkeypatch.setattr(runner_v1, "get_tp_group", lambda: SimpleNamespace(world_size=1))
 
 
 @pytest.fixture

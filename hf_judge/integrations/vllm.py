@@ -5,8 +5,9 @@
 
 vLLM loads `register` in each of its processes (entry point group ``vllm.general_plugins``). Without ``hf_judge`` in the
 additional config nothing changes; with it, an engine that cannot be judged is refused at its start, never served
-strictly. Drafting, caches, batching and metrics stay vLLM's: `hf_judge.integrations.vllm_sampler` only rewrites the
-scores of rescued tokens. The plugin relies on vLLM 0.32 and its model runner V1; this module can be imported without.
+strictly. Drafting, caches, batching and metrics stay vLLM's: the adapters `runner_v1` and `runner_v2` of
+`hf_judge.integrations.vllm_plugin` only rewrite the scores of rescued tokens, both with its `flat_rows`. The plugin
+relies on vLLM 0.32 and 0.33; this module can be imported without.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ import logging
 
 from packaging.version import Version
 
-from hf_judge.integrations.vllm_settings import KEY, JudgeSettings, checked_verifier
+from hf_judge.integrations.vllm_plugin.settings import KEY, JudgeSettings, checked_verifier
 
 logger = logging.getLogger("vllm.hf_judge")  # below vLLM's logger, which has the handlers
 
-SUPPORTED = ("0.32",)  # minor releases that `make test-vllm` has passed on
+SUPPORTED = ("0.32", "0.33")  # minor releases whose hooks tests/test_integrations_vllm_hooks.py has found
 
 
 def register() -> None:
@@ -67,12 +68,19 @@ def _installing(init):
     @functools.wraps(init)
     def judged(self, vllm_config, *args, **kwargs):
         if checked_verifier(vllm_config) is not None:
-            from hf_judge.integrations.vllm_sampler import install
-
-            install()
+            _adapter(vllm_config).install()
         init(self, vllm_config, *args, **kwargs)
 
     return judged
+
+
+def _adapter(vllm_config):
+    """Import the adapter of the model runner that this configuration uses; each imports its own half of vLLM."""
+    if vllm_config.use_v2_model_runner:
+        from hf_judge.integrations.vllm_plugin import runner_v2 as runner
+    else:
+        from hf_judge.integrations.vllm_plugin import runner_v1 as runner
+    return runner
 
 
 def _version_problem() -> str | None:

@@ -4,7 +4,8 @@ With k drafted tokens, a request has k+1 positions with logits and hidden states
 is the position that predicts drafted token j; the next one is the token itself, whose hidden state the judge reads. The
 position of the last drafted token gives the bonus token.
 
-This module imports vLLM 0.32; `hf_judge.integrations.vllm` imports it in a worker that has a judge.
+This module imports vLLM 0.32 or 0.33; `hf_judge.integrations.vllm` imports it in a worker that has a judge and this
+runner.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from vllm.distributed.parallel_state import get_tp_group
 from vllm.v1.sample.rejection_sampler import RejectionSampler
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-from hf_judge.integrations.flat_rows import force_, rescuable, stop_tokens
-from hf_judge.integrations.vllm_settings import checked_verifier
+from hf_judge.integrations.vllm_plugin.flat_rows import force_, requests_of, rescuable, stop_table, stop_tokens
+from hf_judge.integrations.vllm_plugin.settings import checked_verifier
 from hf_judge.verify.judge import JudgeCandidateVerifier
 
 
@@ -75,7 +76,8 @@ class JudgedRejectionSampler(RejectionSampler):
         hidden = self._step.hidden[metadata.target_logits_indices + 1]
         stop = None
         if self._step.stop is not None:
-            stop = stop_tokens(self._step.stop, ids, metadata.cu_num_draft_tokens)
+            request = requests_of(metadata.cu_num_draft_tokens, ids.shape[0])
+            stop = stop_tokens(self._step.stop, ids, request)
         rescued = rescuable(self.verifier.judged(hidden), hidden, scores, ids, stop)
         if get_tp_group().world_size > 1:  # every rank commits tokens: they must not differ by rounding
             rescued = get_tp_group().broadcast(rescued.to(torch.int32), src=0).bool()
@@ -137,10 +139,5 @@ class StopTable:
         stops = [param.all_stop_token_ids for param in params]
         if stops != self._stops:
             self._stops = [set(tokens) for tokens in stops]
-            width = max(map(len, stops), default=0)
-            rows = [sorted(tokens) + [-1] * (width - len(tokens)) for tokens in stops]
-            table = torch.tensor(rows, dtype=torch.int32).view(len(rows), width)
-            if runner.device.type == "cuda":
-                table = table.pin_memory()
-            self._table = table.to(runner.device, non_blocking=True)
+            self._table = stop_table(stops, runner.device)
         return self._table

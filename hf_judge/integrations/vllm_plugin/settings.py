@@ -130,10 +130,10 @@ def checked_verifier(vllm_config) -> JudgeCandidateVerifier | None:
             f"rejection_sample_method='{speculative.rejection_sample_method}' is a rule of its own: {KEY} needs "
             "'standard'"
         )
-    if vllm_config.use_v2_model_runner:
+    if getattr(vllm_config, "watermark_config", None) is not None:
         raise ValueError(
-            f"{KEY} supports vLLM's model runner V1 and this engine would use V2: set VLLM_USE_V2_MODEL_RUNNER=0 in "
-            "the environment"
+            f"a watermark lies in what the sampler draws, and {KEY} keeps tokens that were not drawn: serve without "
+            f"--watermark-config, or without {KEY}"
         )
     if model.logprobs_mode.startswith("processed"):
         raise ValueError(

@@ -7,25 +7,57 @@ stands and what replaces a rejected token, and counts.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 import torch
 
 FORCED = 1e8  # a score above this is no model's: an engine forces that token (vLLM adds 1e9 to end a thinking budget)
 
 
-def stop_tokens(table: torch.Tensor, ids: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+def requests_of(ends: torch.Tensor, n: int) -> torch.Tensor:
+    """Find the request of each drafted token.
+
+    Args:
+        ends: (requests,) integer, cumulative numbers of drafted tokens: those of request r end before ``ends[r]``.
+        n: number of drafted tokens.
+
+    Returns:
+        (n,) int64.
+    """
+    position = torch.arange(n, device=ends.device, dtype=ends.dtype)
+    return torch.searchsorted(ends, position, right=True)
+
+
+def stop_tokens(table: torch.Tensor, ids: torch.Tensor, request: torch.Tensor) -> torch.Tensor:
     """Find the drafted tokens that would end the answer of their request.
 
     Args:
-        table: (requests, s) integer, each request's stop tokens, padded with any negative number.
-        ids: (n,) integer, drafted tokens of request 0, then of request 1, ...
-        ends: (requests,) integer, cumulative numbers of drafted tokens: those of request r end before ``ends[r]``.
+        table: (requests, s) integer, each request's stop tokens, padded with -1.
+        ids: (n,) integer, the drafted tokens; negative: no token.
+        request: (n,) integer, the row of `table` of each drafted token.
 
     Returns:
         (n,) bool.
     """
-    position = torch.arange(ids.shape[0], device=ids.device, dtype=ends.dtype)
-    request = torch.searchsorted(ends, position, right=True)
     return (table[request] == ids.unsqueeze(1)).any(dim=1)
+
+
+def stop_table(stops: Sequence[Collection[int]], device: torch.device) -> torch.Tensor:
+    """Make the table of `stop_tokens` on a device, without waiting for it.
+
+    Args:
+        stops: stop tokens of each request.
+        device: device of the table.
+
+    Returns:
+        (requests, s) int32.
+    """
+    width = max(map(len, stops), default=0)
+    rows = [sorted(tokens) + [-1] * (width - len(tokens)) for tokens in stops]
+    table = torch.tensor(rows, dtype=torch.int32).view(len(rows), width)
+    if device.type == "cuda":
+        table = table.pin_memory()
+    return table.to(device, non_blocking=True)
 
 
 def rescuable(
