@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from hf_judge import AutoJudgeModelForCausalLM
 from hf_judge.cli import main
 from hf_judge.tiny import HOME
 
@@ -35,7 +36,26 @@ def test_a_device_that_is_not_there(capsys):
     assert "Traceback" not in printed
 
 
-@pytest.mark.parametrize("name", ["nothing.jsonl", "labels.csv", "a/b/c"])
+@pytest.mark.parametrize("name", ["nothing", "nothing.jsonl", "labels.csv", "a/b/c"])
 def test_info_on_what_is_not_there(name, capsys):
     assert main(["info", name]) == 2
     assert f"'{name}' is no file, directory or Hub repository" in capsys.readouterr().err
+
+
+def test_info_on_an_empty_folder(tmp_path, capsys):
+    assert main(["info", str(tmp_path)]) == 2
+    assert "is an empty folder: expected labelled JSONL" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("judge", [None, str(HOME / "judge")])
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"assistant_model": "user/draft"}, r"got the name 'user/draft': pass AutoModelForCausalLM.from_pretrained"),
+        ({"stopping_criteria": [3]}, r"stopping_criteria must hold criteria .*, got 3: pass"),
+    ],
+)
+def test_generate_names_what_is_no_draft_and_no_criterion(options, said, judge):
+    target = AutoJudgeModelForCausalLM.from_pretrained(HOME / "target")
+    with pytest.raises(TypeError, match=said):
+        target.generate(torch.tensor([[1]]), judge=judge, max_new_tokens=1, **options)

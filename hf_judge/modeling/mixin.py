@@ -73,9 +73,10 @@ class JudgeGenerationMixin:
             As upstream: ids, or with `return_dict_in_generate=True` a [`JudgeDecoderOnlyOutput`].
 
         Raises:
-            TypeError: `judge` is of another type.
+            TypeError: `judge` is of another type, `assistant_model` is a name, or a stopping criterion is none.
             ValueError: the judge does not fit this model, or the call asks for what a judge cannot serve.
         """
+        refusals.check_kinds(kwargs.get("assistant_model"), kwargs.get("stopping_criteria"))
         verifier = self.resolve_judge(judge, judge_threshold)
         if verifier is None:
             return super().generate(*args, **kwargs)

@@ -51,6 +51,25 @@ def check_model(model: PreTrainedModel) -> None:
     _refuse(OF_MODELS, model)
 
 
+def check_kinds(assistant_model: object, stopping_criteria: object) -> None:
+    """Refuse what upstream would take and fail on in the middle of the work.
+
+    Raises:
+        TypeError: the draft is a name, not a model, or a stopping criterion is none.
+    """
+    if isinstance(assistant_model, (str, os.PathLike)):
+        raise TypeError(
+            f"assistant_model must be a model, got the name {str(assistant_model)!r}: pass "
+            f"AutoModelForCausalLM.from_pretrained({str(assistant_model)!r})"
+        )
+    for criterion in stopping_criteria if isinstance(stopping_criteria, (list, tuple)) else ():
+        if not callable(criterion):
+            raise TypeError(
+                f"stopping_criteria must hold criteria (functions of ids and scores), got {criterion!r}: pass a "
+                "transformers.StoppingCriteria, or eos_token_id= to stop at a token"
+            )
+
+
 def check_rule(judge, threshold: float | None) -> None:
     """Refuse what `generate(judge=, judge_threshold=)` does not take.
 

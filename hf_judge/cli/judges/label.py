@@ -161,9 +161,11 @@ def run_info(args: argparse.Namespace) -> None:
         _head_info(path)
     elif (path / INDEX_NAME).is_file():
         _features_info(path)
+    elif path.is_dir() and not any(path.iterdir()):
+        raise ValueError(f"'{path}' is an empty folder: expected labelled JSONL, a features directory or a judge head")
     elif path.exists():
         _data_info(path, args)
-    elif is_hub_id(args.path) and path.suffix not in FILE_SUFFIXES:
+    elif "/" in args.path and is_hub_id(args.path) and path.suffix not in FILE_SUFFIXES:
         _head_info(args.path, args.revision)
     else:
         raise ValueError(
