@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from copy import deepcopy
+from dataclasses import asdict, replace
 
 import pytest
+import torch
 from test_labelling_mining import DRAFT, TARGET
 from test_labelling_responses import TOKENIZER
 from tiny_models import save_models
@@ -14,7 +16,7 @@ from hf_judge import JudgeHead
 from hf_judge.cli.commands import main
 from hf_judge.labelling.responses import read_jsonl
 from hf_judge.making.make import STEPS, make
-from hf_judge.making.preflight import CannotPay, ModelAnswers, Preflight
+from hf_judge.making.preflight import CannotPay, ModelAnswers, Preflight, preflight
 from hf_judge.making.problems import divide, world_problems
 from hf_judge.making.settings import MakeSettings
 from hf_judge.making.worth import Text, count_rounds
@@ -175,6 +177,33 @@ def test_the_preflight_says_what_looks_wrong(target, draft, said):
     looked = Preflight([f"prompt {i}" for i in range(20)], target, draft, 12)
     assert said in " ".join(looked.faults()) if said else looked.faults() == []
     assert sum("prompt: " in line for line in looked.lines()) == 3
+
+
+def test_the_preflight_calls_the_checker_once_for_each_answer():
+    """Unit tests run for long; an answer that cannot be compared is still counted once."""
+    texts = []
+
+    def counting(response, task):
+        texts.append(response)
+        return 5
+
+    asked = replace(problems(6), checker=counting)
+    asked.rows[0]["answer"] = "no number"
+    looked = preflight(TARGET, DRAFT, TOKENIZER, asked, max_new_tokens=4, batch_size=3)
+    assert len(texts) == 12
+    assert looked.target.right == [None] + [False] * 5
+    assert len(looked.target.found) == 6
+
+
+@pytest.mark.parametrize(("n_more", "said"), [(1, "swapped"), (0, "the target is right in 0 of 6")])
+def test_what_looks_wrong_is_said_before_costs_are_measured(tmp_path, monkeypatch, n_more, said):
+    """A draft that is larger than the target comes first: a swapped target is often wrong too."""
+    draft = deepcopy(TARGET)
+    draft.more = torch.nn.Parameter(torch.zeros(n_more))
+    monkeypatch.setattr("hf_judge.doctor.run.check_costs", lambda *_: pytest.fail("costs were measured"))
+    settings = MakeSettings(max_new_tokens=12, preflight_prompts=6)
+    with pytest.raises(CannotPay, match=said):
+        make(TARGET, draft, TOKENIZER, problems(60, answer="none"), tmp_path, settings=settings)
 
 
 def test_it_stops_where_nothing_can_be_gained(tmp_path):

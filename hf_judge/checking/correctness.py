@@ -141,7 +141,20 @@ def is_right(checker: Callable, response: str, task: dict) -> bool:
     Raises:
         ValueError: the task has no `answer`, or the checker finds none in it.
     """
-    answer = checker(response, task)
+    return answer_is_right(checker, checker(response, task), task)
+
+
+def answer_is_right(checker: Callable, answer: object, task: dict) -> bool:
+    """Return whether an answer is right that a checker has read out of a response.
+
+    Args:
+        checker: see [`is_right`].
+        answer: what the checker returned; None: it found no answer.
+        task: see [`is_right`].
+
+    Raises:
+        ValueError: the task has no `answer`, or the checker finds none in it.
+    """
     if isinstance(answer, bool) or answer is None:
         return bool(answer)
     gold = reference(checker, task)

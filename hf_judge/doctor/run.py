@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from hf_judge.doctor.costs import check_costs
 from hf_judge.doctor.environment import check_devices, check_versions
 from hf_judge.doctor.findings import Diagnosis
@@ -37,11 +39,16 @@ def diagnose(
     return _check_running(found, models)
 
 
-def diagnose_pair(models: Models) -> Diagnosis:
-    """Check this environment, and loaded models that have no judge yet."""
+def diagnose_pair(models: Models, *, before_costs: Callable[[], object] = lambda: None) -> Diagnosis:
+    """Check this environment, and loaded models that have no judge yet.
+
+    Args:
+        models: the pair.
+        before_costs: called once the engines are found to work, before the costs of drafting are measured.
+    """
     found = _check_environment()
     check_tokenizers(found, models)
-    return _check_running(found, models)
+    return _check_running(found, models, before_costs)
 
 
 def _check_environment() -> Diagnosis:
@@ -51,9 +58,11 @@ def _check_environment() -> Diagnosis:
     return found
 
 
-def _check_running(found: Diagnosis, models: Models) -> Diagnosis:
+def _check_running(found: Diagnosis, models: Models, before_costs: Callable[[], object] = lambda: None) -> Diagnosis:
     if found.usable:
         check_engines(found, models)
+    if found.usable:
+        before_costs()
     if found.usable and models.draft is not models.target:
         check_costs(found, models)
     return found

@@ -25,11 +25,12 @@ from hf_judge.making.card import write_card
 from hf_judge.making.fitting import Fitted, fit
 from hf_judge.making.measuring import Measured, measure
 from hf_judge.making.mining import Mined, mine, planned
+from hf_judge.making.preflight import Preflight
 from hf_judge.making.problems import Parts, divide
 from hf_judge.making.settings import MakeSettings
 from hf_judge.making.threshold import Calibrated, calibrate, finished_head
 from hf_judge.making.words import in_plain_words
-from hf_judge.making.worth import Worth, is_it_worth_it, worth_from_json
+from hf_judge.making.worth import Worth, is_it_worth_it, look_first, worth_from_json
 from hf_judge.tasks.problems import Problems
 
 STEPS = (
@@ -134,6 +135,7 @@ class _Run:
         self._folder = output / "journal"
         self._labels = self._folder / "labels.jsonl"
         self._seconds = 0.0
+        self._looked: Preflight | None = None
 
     def run(self) -> MadeJudge:
         """Return the finished judge."""
@@ -175,7 +177,8 @@ class _Run:
     def _check(self) -> dict:
         pair = self._pair
         found = diagnose_pair(
-            Models(pair.target, pair.draft, pair.tokenizer, pair.draft_tokenizer or pair.tokenizer, None)
+            Models(pair.target, pair.draft, pair.tokenizer, pair.draft_tokenizer or pair.tokenizer, None),
+            before_costs=self._look,  # swapped models would only look too costly
         )
         for check in found.checks:
             if check.status != "ok" or check.name in ("engine", "costs"):
@@ -188,8 +191,14 @@ class _Run:
         if problems:
             raise ValueError(f"the doctor found a problem: {problems[0].message}; {problems[0].remedy}")
 
+    def _look(self) -> Preflight:
+        """Return the answers to the first problems; a later run answers them again."""
+        if self._looked is None:
+            self._looked = look_first(self._pair, self._parts, self._settings, self._say)
+        return self._looked
+
     def _weigh(self, costs: dict) -> Worth:
-        return is_it_worth_it(self._pair, self._parts, self._settings, costs, self._labels, self._say)
+        return is_it_worth_it(self._pair, self._parts, self._settings, self._look(), costs, self._labels, self._say)
 
     def _mine(self, worth: Worth, plan) -> Mined:
         self._say(f"  {plan.reason}; at most {plan.bound} prompts are labelled")

@@ -7,10 +7,12 @@ is wrong nearly always, or the draft is better than it. Labels made from such an
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_judge.checking.correctness import answer_is_right
 from hf_judge.checking.statistics import changes, mcnemar_p
 from hf_judge.labelling.greedy import greedy
 from hf_judge.labelling.jobs import TASK_ERRORS
@@ -89,7 +91,7 @@ class Preflight:
         n, target = len(self.prompts), self.target
         if n < FEW:
             return []
-        faults = []
+        faults = self._swapped()  # first: a swapped target is often wrong too
         formats = (
             "Is this the prompt format that the target expects (chat messages for a chat model, few-shot examples for "
             "a base model), is the checker the one of this task, and is max_new_tokens long enough?"
@@ -105,7 +107,6 @@ class Preflight:
                 f"more than half of the target's answers are cut off at {self.max_new_tokens} tokens: pass a greater "
                 "--max-new-tokens, or prompts that ask for shorter answers"
             )
-        faults += self._swapped()
         return faults
 
     def _swapped(self) -> list[str]:
@@ -167,22 +168,27 @@ def _answers(
         tokens += [ids for ids, _ in answers]
     seconds = time.perf_counter() - started
     texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in tokens]
-    examples, checker = problems.task().examples, problems.checker
     right, found = [], []
-    for text, row, example in zip(texts, problems.rows, examples, strict=True):
-        try:
-            found.append(checker(text, row) is not None)
-            right.append(example.is_right(text) if _comparable(row, checker, text) else None)
-        except TASK_ERRORS:  # the labelling reports the task with its reason
-            found.append(False)
-            right.append(None)
+    for text, row in zip(texts, problems.rows, strict=True):
+        was_right, was_found = _checked(problems.checker, text, row)
+        right.append(was_right)
+        found.append(was_found)
     n_parameters = sum(p.numel() for p in model.parameters())
     return ModelAnswers(texts, tokens, right, found, seconds, n_parameters)
 
 
-def _comparable(row: dict, checker, text: str) -> bool:
-    """Return whether a response can be called right or wrong."""
-    return row.get("answer") is not None or isinstance(checker(text, row), bool)
+def _checked(checker: Callable, text: str, row: dict) -> tuple[bool | None, bool]:
+    """Call the checker once, which may run for long.
+
+    Returns:
+        Whether the response is right, None where nothing can be said; and whether the checker found an answer in it.
+    """
+    try:
+        answer = checker(text, row)
+        comparable = row.get("answer") is not None or isinstance(answer, bool)
+        return answer_is_right(checker, answer, row) if comparable else None, answer is not None
+    except TASK_ERRORS:  # the labelling reports the task with its reason
+        return None, False
 
 
 def _short(text: str, limit: int = 160) -> str:

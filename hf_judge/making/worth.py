@@ -102,39 +102,15 @@ class Worth:
         )
 
 
-def is_it_worth_it(
-    pair: Pair,
-    parts: Parts,
-    settings: MakeSettings,
-    costs: dict,
-    labels: str | os.PathLike,
-    say: Callable[[str], None],
-) -> Worth:
-    """Look at the first prompts, and say whether a judge can pay, and what making it takes.
+def look_first(pair: Pair, parts: Parts, settings: MakeSettings, say: Callable[[str], None]) -> Preflight:
+    """Let both models answer the first prompts, and stop where they look swapped or the answers look wrong.
 
     Args:
-        pair: the models.
-        parts: all problems; the first of the fit part are answered, and labelled for good.
-        settings: see [`MakeSettings`].
-        costs: `c`, and `v` by draft length (as text), as the doctor measured them.
-        labels: JSONL file of the labels.
-        say: receives every line for the reader.
+        pair, parts, settings, say: see [`is_it_worth_it`].
 
     Raises:
-        CannotPay: it cannot, or the answers look wrong; with `settings.force` this is said only.
+        CannotPay: they do; with `settings.force` this is said only.
     """
-
-    def stop(reason: str) -> None:
-        if not settings.force:
-            raise CannotPay(f"{reason}. --force goes on all the same")
-        say(f"  warning: {reason}; going on, as --force says")
-
-    best = max(predicted_speedup(int(m), int(m), costs["c"], v) for m, v in costs["v"].items())
-    if best <= 1:
-        stop(
-            f"drafting cannot pay with this pair on this machine: even a draft that is always accepted gives "
-            f"{best:.2f}x plain decoding (a draft token costs {costs['c']:.2f} target forwards)"
-        )
     looked = preflight(
         pair.target,
         pair.draft,
@@ -146,20 +122,61 @@ def is_it_worth_it(
     for line in looked.lines():
         say(f"  {line}")
     for fault in looked.faults():
-        stop(fault)
+        _stop(fault, settings, say)
+    return looked
+
+
+def is_it_worth_it(
+    pair: Pair,
+    parts: Parts,
+    settings: MakeSettings,
+    looked: Preflight,
+    costs: dict,
+    labels: str | os.PathLike,
+    say: Callable[[str], None],
+) -> Worth:
+    """Say whether a judge can pay, and what making it takes.
+
+    Args:
+        pair: the models.
+        parts: all problems; the first of the fit part are labelled for good.
+        settings: see [`MakeSettings`].
+        looked: the answers to the first problems, see [`look_first`].
+        costs: `c`, and `v` by draft length (as text), as the doctor measured them.
+        labels: JSONL file of the labels.
+        say: receives every line for the reader.
+
+    Raises:
+        CannotPay: it cannot; with `settings.force` this is said only.
+    """
+    best = max(predicted_speedup(int(m), int(m), costs["c"], v) for m, v in costs["v"].items())
+    if best <= 1:
+        reason = (
+            f"drafting cannot pay with this pair on this machine: even a draft that is always accepted gives "
+            f"{best:.2f}x plain decoding (a draft token costs {costs['c']:.2f} target forwards)"
+        )
+        _stop(reason, settings, say)
     rows, n, seconds = _first_labels(pair, parts, settings, labels)
     worth = weigh(costs, _strict_texts(pair, looked, parts), rows, looked, n, seconds, parts, settings)
     if not worth.mistakes_per_prompt:
-        stop(
+        reason = (
             f"no swap changed the target's answer in {n} prompts: there is nothing to learn from. The draft may be as "
             "good as the target on these prompts, or they may be too easy; pass harder ones, or more of them "
             "(--preflight-prompts)"
         )
+        _stop(reason, settings, say)
     for line in worth.lines():
         say(f"  {line}")
     if not worth.pays:
-        stop(worth.why_not())
+        _stop(worth.why_not(), settings, say)
     return worth
+
+
+def _stop(reason: str, settings: MakeSettings, say: Callable[[str], None]) -> None:
+    """Stop for a reason, or say it and go on, as `settings.force` says."""
+    if not settings.force:
+        raise CannotPay(f"{reason}{'' if reason.endswith('?') else '.'} --force goes on all the same")
+    say(f"  warning: {reason}; going on, as --force says")
 
 
 def _first_labels(
