@@ -117,6 +117,19 @@ class TestHandMade:
         # 5 of 11, 6 of 12, but not 7 of 13
         assert as_lists(verdict) == ([2], [3], [[R, R, C, P]])
 
+    @pytest.mark.parametrize(
+        ("draft", "judged", "window", "expected"),
+        [
+            ([5, 2, 5], [1, 0, 0], 1, ([2], [3], [[R, M, C, P]])),  # the correction comes two tokens after the rescue
+            ([5, 2, 5], [1, 0, 0], 2, ([0], [1], [[C, P, P, P]])),
+            ([5, 5, 5], [1, 1, 0], 1, ([0], [1], [[C, P, P, P]])),  # an undone rescue is a correction itself
+            ([5, 2, 3], [1, 0, 0], 9, ([3], [4], [[R, M, M, B]])),  # nothing is corrected
+        ],
+    )
+    def test_a_rescue_that_leads_to_a_correction_is_undone(self, draft, judged, window, expected):
+        verdict = decide(Candidates(torch.tensor([draft])), self.ROWS, yes(judged), rescue_window=window)
+        assert as_lists(verdict) == expected
+
 
 class TestJudge:
     """JudgeCandidateVerifier: which row it reads, and its threshold."""
@@ -153,8 +166,9 @@ class TestJudge:
         assert JudgeCandidateVerifier(random_head(threshold=0.7), 0).threshold == 0.0
 
     def test_with_threshold_keeps_the_settings_and_not_the_stats(self):
-        judge = JudgeCandidateVerifier(random_head(), rescue_stop_tokens=True, max_rescue_fraction=0.2)
+        judge = JudgeCandidateVerifier(random_head(), rescue_stop_tokens=True, max_rescue_fraction=0.2, rescue_window=3)
         other = judge.with_threshold(0.1)
+        assert other.rescue_window == 3
         assert (other.threshold, other.rescue_stop_tokens, other.max_rescue_fraction) == (0.1, True, 0.2)
         assert other.head is judge.head
         assert other.stats is not judge.stats
@@ -170,6 +184,16 @@ class TestJudge:
             JudgeCandidateVerifier(random_head(), value)
         with pytest.raises(ValueError, match=r"^max_rescue_fraction must be between 0 and 1"):
             JudgeCandidateVerifier(random_head(), max_rescue_fraction=value)
+
+    @pytest.mark.parametrize(("value", "error"), [(-1, ValueError), (2.0, TypeError), (True, TypeError), ("2", TypeError)])
+    def test_windows_that_are_none(self, value, error):
+        with pytest.raises(error, match=r"^rescue_window must be"):
+            JudgeCandidateVerifier(random_head(), rescue_window=value)
+
+    def test_head_window_is_the_default(self):
+        head = random_head(rescue_window=4)
+        assert JudgeCandidateVerifier(head).rescue_window == 4
+        assert JudgeCandidateVerifier(head, rescue_window=0).rescue_window == 0
 
     def test_wrong_types(self):
         with pytest.raises(TypeError, match=r"expects a JudgeHead, got Linear"):
@@ -211,6 +235,7 @@ def rounds(draw):
     settings_ = {
         "rescue_stop_tokens": draw(st.booleans()),
         "max_rescue_fraction": draw(st.sampled_from([None, 0.0, 0.1, 0.3, 1.0])),
+        "rescue_window": draw(st.sampled_from([0, 1, 2, 5])),
     }
     return candidates, rows, coin(draw(st.sampled_from([0.0, 0.5, 1.0]))), settings_
 
@@ -267,6 +292,22 @@ class TestProperties:
                 for i in range(n):
                     already += codes[i] == R
                     assert codes[i] == M or already <= fraction * (length + i + 1) + 1e-5
+
+    @settings(max_examples=300, deadline=None, derandomize=True)
+    @given(rounds())
+    def test_a_window_takes_back_just_the_rescues_before_a_correction(self, round_):
+        candidates, rows, judged, options = round_
+        rows, window = rows._replace(do_sample=False), options["rescue_window"]
+        bare = decide(candidates, rows, judged, **options | {"rescue_window": 0})
+        verdict = decide(candidates, rows, judged, **options)
+        for row, codes in enumerate(bare.codes.tolist()):
+            end = int(bare.n_accepted[row])
+            corrected = codes[end] == C
+            for i in [i for i in range(end - 1, -1, -1) if codes[i] == R]:
+                if not corrected or end - i > window:
+                    break
+                end = i
+            assert verdict.n_accepted[row] == end
 
     @settings(max_examples=100, deadline=None, derandomize=True)
     @given(rounds())

@@ -441,7 +441,7 @@ def up_to_end(tokens: list[int], stop_tokens: set[int]) -> list[int]:
 
 
 def _fingerprint(head: JudgeHead) -> str:
-    digest = hashlib.sha256(head.config.hidden_state.encode())
+    digest = hashlib.sha256(f"{head.config.hidden_state} {head.config.rescue_window}".encode())
     for parameter in (head.weight, head.bias):
         digest.update(parameter.detach().cpu().numpy().tobytes())
     return digest.hexdigest()[:12]

@@ -62,6 +62,8 @@ class JudgeConfig(PeftConfig):
         extra_features (`list[str]`): numbers of the verification that the head reads after the state, out of
             `hf_judge.head.distributions.EXTRA_FEATURES`; not counted in `hidden_size`. Some need the draft's logits.
         threshold (`float`): a drafted token is acceptable where ``sigmoid(logit) > threshold``; between 0 and 1.
+        rescue_window (`int`): a rescue is undone where one of the next `rescue_window` drafted tokens is corrected, see
+            [`JudgeCandidateVerifier`]; 0: rescues stand.
         label (`str`): the meaning of the head's positive class.
         quantization (`str`, *optional*): quantisation of the target whose states were read, e.g.
             `"bitsandbytes 8-bit"` (see `hf_judge.head.compatibility.quantization_of`) or `"none"`; None: not known.
@@ -81,6 +83,7 @@ class JudgeConfig(PeftConfig):
     hidden_size: int | None = None
     hidden_state: str = "post_norm"
     threshold: float = 0.5
+    rescue_window: int = 0
     label: str = "1 = acceptable"
     extra_features: list = field(default_factory=list)
     quantization: str | None = None
@@ -176,6 +179,7 @@ class JudgeConfig(PeftConfig):
         if self.hidden_state not in HIDDEN_STATES:
             raise ValueError(f"hidden_state must be one of {HIDDEN_STATES}, got {_short(self.hidden_state)}")
         check_threshold(self.threshold)
+        check_window(self.rescue_window)
         _check_type("format_version", self.format_version, int)
         if self.format_version != FORMAT_VERSION:
             raise ValueError(
@@ -235,6 +239,19 @@ def check_number(name: str, value: float, least: float = -math.inf, most: float 
     # NaN is in no range, and a whole number of any size can be compared
     if not least <= value <= most or abs(value) == math.inf:
         raise ValueError(f"{name} must be {bounds or 'finite'}, got {_short(value)}")
+
+
+def check_window(window: int) -> int:
+    """Return a rescue window, or refuse it.
+
+    Raises:
+        TypeError: it is no integer.
+        ValueError: it is negative.
+    """
+    _check_type("rescue_window", window, int)
+    if window < 0:
+        raise ValueError(f"rescue_window must be a number of tokens, 0 for none, got {_short(window)}")
+    return window
 
 
 def check_extra_features(names: list | tuple) -> list[str]:

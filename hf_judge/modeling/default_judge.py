@@ -52,14 +52,14 @@ def _saved_head(name: str, commit: str | None, options: dict) -> JudgeHead | Non
 
 
 def save_judge(verifier: CandidateVerifier, save_directory: str | os.PathLike) -> None:
-    """Save the head of a default judge, with its threshold, in the folder `judge/` of a saved model."""
+    """Save the head of a default judge, with its threshold and window, in the folder `judge/` of a saved model."""
     if not isinstance(verifier, JudgeCandidateVerifier):
         logger.warning("the default judge %r is not a judge head and was not saved", verifier)
         return
     if verifier.rescue_stop_tokens or verifier.max_rescue_fraction is not None:
-        logger.warning("of the default judge, the head and its threshold were saved, not its other settings")
+        logger.warning("of the default judge, the head, its threshold and its window were saved, not its other settings")
     head = copy.copy(verifier.head)
-    head.config = dataclasses.replace(head.config, threshold=verifier.threshold)
+    head.config = dataclasses.replace(head.config, threshold=verifier.threshold, rescue_window=verifier.rescue_window)
     head.save_pretrained(os.path.join(save_directory, JUDGE_FOLDER))
 
 

@@ -7,6 +7,7 @@ import math
 import torch
 
 from hf_judge.head.judge_head import JudgeHead
+from hf_judge.verify.decide import decide
 from hf_judge.verify.judge import JudgeCandidateVerifier
 from hf_judge.verify.round import Candidates, TargetOutputs, Verdict
 from hf_judge.verify.stats import VerdictCode
@@ -17,6 +18,8 @@ class ThresholdRangeVerifier(JudgeCandidateVerifier):
 
     The judge rescues where ``score > threshold``. So an answer stays the same from the largest score that was rejected,
     inclusive, up to the smallest score that was rescued, exclusive.
+
+    The decoding must be greedy.
 
     Args:
         head: the judge.
@@ -40,11 +43,14 @@ class ThresholdRangeVerifier(JudgeCandidateVerifier):
         verdict, k = super().verify(candidates, outputs), candidates.ids.shape[1]
         if k:
             scores = self._scores.float()
-            rescued = (verdict.codes[:, :k] == VerdictCode.RESCUED).to(scores.device)
-            at = verdict.n_accepted.clamp(max=k - 1).unsqueeze(1).to(scores.device)
+            # which rescues are undone depends on the scores of them all: the range is that of the decisions before it
+            judged = scores > self.threshold
+            decided = decide(candidates, outputs, judged) if self.rescue_window else verdict
+            rescued = (decided.codes[:, :k] == VerdictCode.RESCUED).to(scores.device)
+            at = decided.n_accepted.clamp(max=k - 1).unsqueeze(1).to(scores.device)
             first_rejected = scores.gather(1, at).squeeze(1)
             # a token that a constraint rejected in spite of its score depends on no threshold
-            is_rejected = (verdict.codes == VerdictCode.CORRECTED).any(dim=1).to(scores.device)
+            is_rejected = (decided.codes == VerdictCode.CORRECTED).any(dim=1).to(scores.device)
             is_rejected &= first_rejected <= self.threshold
             places = torch.arange(len(scores)) if candidates.places is None else candidates.places.cpu()
             lowest = first_rejected.masked_fill(~is_rejected, -math.inf).cpu()

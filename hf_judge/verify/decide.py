@@ -22,6 +22,7 @@ def decide(
     tokens: torch.Tensor | None = None,
     rescue_stop_tokens: bool = False,
     max_rescue_fraction: float | None = None,
+    rescue_window: int = 0,
 ) -> Verdict:
     """Accept the longest prefix of the draft whose every token is matched or rescued.
 
@@ -39,6 +40,7 @@ def decide(
             rescue was barred, strict verification's token is used: the rule might pick the barred one again.
         rescue_stop_tokens: whether a stop token may be rescued.
         max_rescue_fraction: largest share of the answer, at every point of it, that may come from rescues.
+        rescue_window: a rescue is undone where one of the next `rescue_window` tokens is corrected; 0: none is.
 
     Returns:
         Verdict.
@@ -59,6 +61,8 @@ def decide(
     position = torch.arange(k, device=candidates.ids.device)
     drafted = position < lengths.unsqueeze(1)  # (batch, k): False on padding
     n_accepted = ((matched | rescued) & drafted).long().cumprod(dim=1).sum(dim=1)
+    if rescue_window > 0:
+        n_accepted = _before_undone(rescued, n_accepted, lengths, rescue_window)
     following = next_token(candidates, outputs, n_accepted, choice)
     if tokens is not None:
         at = n_accepted.unsqueeze(1)
@@ -111,6 +115,25 @@ def _within_budget(candidates: Candidates, rescued: torch.Tensor, max_rescue_fra
     n_rescued = n_rescued.unsqueeze(1) + rescued.cumsum(dim=1)
     length = n_generated.unsqueeze(1) + torch.arange(1, rescued.shape[1] + 1, device=rescued.device)
     return rescued & (n_rescued <= max_rescue_fraction * length)
+
+
+def _before_undone(
+    rescued: torch.Tensor, n_accepted: torch.Tensor, lengths: torch.Tensor, window: int
+) -> torch.Tensor:
+    """Return how much of each draft stays when the rescues that lead to a correction are undone, (batch,) long.
+
+    Where the correction comes at most `window` tokens after a rescue, the target's own token replaces the rescued one.
+    That is a correction too, and may undo the rescue before.
+    """
+    k = rescued.shape[1]
+    position, end = torch.arange(k, device=rescued.device).expand_as(rescued), n_accepted.unsqueeze(1)
+    stands = rescued & (position < end)
+    # (batch, k+1): the nearest rescue from here on, or the correction
+    nearest = torch.cat([torch.where(stands, position, end), end], dim=1).flip(1).cummin(dim=1).values.flip(1)
+    is_kept = stands & (nearest[:, 1:] - position > window)  # a rescue before which nothing is undone
+    last_kept = torch.where(is_kept, position, -1).amax(dim=1, keepdim=True)
+    first_undone = torch.where(stands & (position > last_kept), position, end).amin(dim=1)
+    return torch.where(n_accepted < lengths, first_undone, n_accepted)
 
 
 def _codes(rescued: torch.Tensor, n_accepted: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from hf_judge.head.config import check_number, check_threshold
+from hf_judge.head.config import check_number, check_threshold, check_window
 from hf_judge.head.distributions import DRAFT_FEATURES, extra_features
 from hf_judge.head.judge_head import JudgeHead
 from hf_judge.verify.decide import decide
@@ -21,16 +21,22 @@ class JudgeCandidateVerifier:
     h is the target's hidden state at the drafted token itself, which holds the target's reaction to that token
     (2501.19309, section 3).
 
+    A few rescued tokens may leave a text that neither model would have written, and from which the target goes on worse
+    than from its own. The sign of it is a correction soon after a rescue: with a `rescue_window`, such a rescue is undone
+    and the target's own token stands in its place. docs/thresholds.md has the figures.
+
     Args:
         head ([`JudgeHead`]): the judge.
         threshold (`float`, *optional*): between 0 (every token is accepted) and 1 (strict verification); default: the
             head's own.
         rescue_stop_tokens (`bool`): whether the judge may end the answer earlier than the target would.
         max_rescue_fraction (`float`, *optional*): largest share of an answer that may come from rescues.
+        rescue_window (`int`, *optional*): a rescue is undone where one of the next `rescue_window` tokens of the same
+            draft is corrected; 0: rescues stand; default: the head's own.
 
     Raises:
         TypeError: `head` is no JudgeHead, or a number is none.
-        ValueError: a number is outside [0, 1].
+        ValueError: a number is outside [0, 1], or `rescue_window` is negative.
     """
 
     def __init__(
@@ -40,6 +46,7 @@ class JudgeCandidateVerifier:
         *,
         rescue_stop_tokens: bool = False,
         max_rescue_fraction: float | None = None,
+        rescue_window: int | None = None,
     ):
         if not isinstance(head, JudgeHead):
             raise TypeError(
@@ -57,6 +64,7 @@ class JudgeCandidateVerifier:
         if max_rescue_fraction is not None:
             check_number("max_rescue_fraction", max_rescue_fraction, 0, 1)
         self.max_rescue_fraction = max_rescue_fraction
+        self.rescue_window = check_window(head.config.rescue_window if rescue_window is None else rescue_window)
         self.stats = JudgeStats()
 
     @property
@@ -77,6 +85,7 @@ class JudgeCandidateVerifier:
             self.judged(head_features(self.head, candidates, outputs)),
             rescue_stop_tokens=self.rescue_stop_tokens,
             max_rescue_fraction=self.max_rescue_fraction,
+            rescue_window=self.rescue_window,
         )
 
     def judged(self, features: torch.Tensor) -> torch.Tensor:
@@ -97,6 +106,7 @@ class JudgeCandidateVerifier:
             threshold,
             rescue_stop_tokens=self.rescue_stop_tokens,
             max_rescue_fraction=self.max_rescue_fraction,
+            rescue_window=self.rescue_window,
         )
 
     def __repr__(self) -> str:
