@@ -185,7 +185,9 @@ class TestJudge:
         with pytest.raises(ValueError, match=r"^max_rescue_fraction must be between 0 and 1"):
             JudgeCandidateVerifier(random_head(), max_rescue_fraction=value)
 
-    @pytest.mark.parametrize(("value", "error"), [(-1, ValueError), (2.0, TypeError), (True, TypeError), ("2", TypeError)])
+    @pytest.mark.parametrize(
+        ("value", "error"), [(-1, ValueError), (2.0, TypeError), (True, TypeError), ("2", TypeError)]
+    )
     def test_windows_that_are_none(self, value, error):
         with pytest.raises(error, match=r"^rescue_window must be"):
             JudgeCandidateVerifier(random_head(), rescue_window=value)

@@ -57,7 +57,9 @@ def save_judge(verifier: CandidateVerifier, save_directory: str | os.PathLike) -
         logger.warning("the default judge %r is not a judge head and was not saved", verifier)
         return
     if verifier.rescue_stop_tokens or verifier.max_rescue_fraction is not None:
-        logger.warning("of the default judge, the head, its threshold and its window were saved, not its other settings")
+        logger.warning(
+            "of the default judge, the head, its threshold and its window were saved, not its other settings"
+        )
     head = copy.copy(verifier.head)
     head.config = dataclasses.replace(head.config, threshold=verifier.threshold, rescue_window=verifier.rescue_window)
     head.save_pretrained(os.path.join(save_directory, JUDGE_FOLDER))

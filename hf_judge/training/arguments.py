@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from hf_judge.head.config import check_extra_features, check_threshold
+from hf_judge.head.config import check_extra_features, check_threshold, check_window
 
 OPTIMIZERS = ("auto", "lbfgs", "adamw")
+# docs/thresholds.md has the figures that chose it
+RESCUE_WINDOW = 16
 
 
 @dataclass
@@ -33,6 +35,7 @@ class JudgeTrainingArguments:
         max_memory_gb (`float`): limit above which the features are streamed from disk.
         extra_features (`tuple[str]`): numbers of the verification that the head reads too, see [`JudgeConfig`].
         threshold (`float`): threshold of the saved head, until it is calibrated.
+        rescue_window (`int`): window of the saved head, see [`JudgeConfig`].
         seed (`int`): seed of the split and of the minibatches.
         device (`str`, *optional*): device of the fit; default: a GPU if there is one.
         plot (`bool`): whether to draw the curves.
@@ -55,6 +58,7 @@ class JudgeTrainingArguments:
     max_memory_gb: float = 2.0
     extra_features: tuple[str, ...] = ()
     threshold: float = 0.5
+    rescue_window: int = RESCUE_WINDOW
     seed: int = 0
     device: str | None = None
     plot: bool = False
@@ -83,6 +87,7 @@ class JudgeTrainingArguments:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         check_threshold(self.threshold)
+        check_window(self.rescue_window)
         if self.device is None:
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
         try:

@@ -161,6 +161,7 @@ def _config(store: FeatureStore, args: JudgeTrainingArguments, metrics: dict) ->
         hidden_state=index["hidden_state"],
         quantization=index.get("quantization"),
         threshold=args.threshold,
+        rescue_window=args.rescue_window,
         base_model_name_or_path=index["model"],
         fingerprint=index.get("fingerprint") or None,
         draft_name_or_path=draft.get("name"),

@@ -117,9 +117,7 @@ def _within_budget(candidates: Candidates, rescued: torch.Tensor, max_rescue_fra
     return rescued & (n_rescued <= max_rescue_fraction * length)
 
 
-def _before_undone(
-    rescued: torch.Tensor, n_accepted: torch.Tensor, lengths: torch.Tensor, window: int
-) -> torch.Tensor:
+def _before_undone(rescued: torch.Tensor, n_accepted: torch.Tensor, lengths: torch.Tensor, window: int) -> torch.Tensor:
     """Return how much of each draft stays when the rescues that lead to a correction are undone, (batch,) long.
 
     Where the correction comes at most `window` tokens after a rescue, the target's own token replaces the rescued one.

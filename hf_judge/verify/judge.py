@@ -21,9 +21,9 @@ class JudgeCandidateVerifier:
     h is the target's hidden state at the drafted token itself, which holds the target's reaction to that token
     (2501.19309, section 3).
 
-    A few rescued tokens may leave a text that neither model would have written, and from which the target goes on worse
-    than from its own. The sign of it is a correction soon after a rescue: with a `rescue_window`, such a rescue is undone
-    and the target's own token stands in its place. docs/thresholds.md has the figures.
+    A few rescued tokens may leave a text that neither model would have written, and from which the target goes on
+    worse than from its own. The sign of it is a correction soon after a rescue: with a `rescue_window`, such a rescue
+    is undone and the target's own token stands in its place. docs/thresholds.md has the figures.
 
     Args:
         head ([`JudgeHead`]): the judge.
