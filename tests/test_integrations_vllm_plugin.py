@@ -15,7 +15,7 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 
 from hf_judge import JudgeCandidateVerifier, JudgeConfig, JudgeHead
 from hf_judge.head.compatibility import check_target
-from hf_judge.integrations.vllm_plugin.flat_rows import FORCED, force_, requests_of, rescuable, stop_tokens
+from hf_judge.integrations.vllm_plugin.flat_rows import FORCED, force_, requests_of, rescuable, stop_tokens, undone
 from hf_judge.integrations.vllm_plugin.settings import JudgeSettings, load_verifier
 from hf_judge.verify.decide import decide
 from hf_judge.verify.round import Candidates, TargetOutputs
@@ -40,15 +40,17 @@ def flat(ids: list[int], **kwargs):
 class TestAgainstTheRule:
     """An engine that verifies strictly over the rewritten rows decides as `decide` does over the plain ones."""
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=200, deadline=None)
     @given(st.data())
     def test_greedy(self, data):
-        lengths = data.draw(st.lists(st.integers(0, 4), min_size=1, max_size=4))
+        lengths = data.draw(st.lists(st.integers(0, 7), min_size=1, max_size=4))
         generator = torch.Generator().manual_seed(data.draw(st.integers(0, 10**6)))
         k = max(lengths)
         ids = torch.randint(0, VOCABULARY, (len(lengths), k), generator=generator)
         # of three values: the draft is the argmax now and then, and often forbidden
         scores = torch.randn(len(lengths), k + 1, VOCABULARY, generator=generator)
+        liked = torch.rand(ids.shape, generator=generator) < 0.4
+        scores[:, :k].scatter_add_(-1, ids.unsqueeze(-1), 5.0 * liked.unsqueeze(-1))
         scores[torch.rand(scores.shape, generator=generator) < 0.3] = -INF
         scores[..., 0] = scores[..., 0].clamp(min=-3)  # no row forbids everything
         hidden = torch.randn(len(lengths), k + 1, D, generator=generator)
@@ -58,14 +60,17 @@ class TestAgainstTheRule:
         stop = (table.unsqueeze(1) == ids.unsqueeze(-1)).any(-1)
         drafted = scores[:, :k].gather(-1, ids.unsqueeze(-1)).squeeze(-1)
         candidates = Candidates(ids, torch.tensor(lengths), forbidden=drafted == -INF, stop=stop)
-        expected = decide(candidates, TargetOutputs(scores, scores, hidden), judged)
+        window = data.draw(st.integers(0, 4))
+        expected = decide(candidates, TargetOutputs(scores, scores, hidden), judged, rescue_window=window)
 
         inside = torch.arange(k) < candidates.lengths.unsqueeze(1)
         ends = candidates.lengths.cumsum(0).int()
         flat_ids = ids[inside].int()
-        stopped = stop_tokens(table, flat_ids, requests_of(ends, len(flat_ids)))
+        request = requests_of(ends, len(flat_ids))
+        stopped = stop_tokens(table, flat_ids, request)
         assert stopped.equal(stop[inside])
         rescued = rescuable(judged[inside], hidden[:, 1:][inside], scores[:, :k][inside], flat_ids, stopped)
+        rescued &= ~undone(rescued, scores[:, :k][inside].argmax(-1) == flat_ids, request, window)
         rows = force_(scores[:, :k][inside].clone(), flat_ids, rescued)
         for r, length in enumerate(lengths):
             start = int(ends[r]) - length

@@ -27,7 +27,7 @@ from hf_judge.labelling.greedy import greedy
 from hf_judge.labelling.responses import load_rows
 from hf_judge.labelling.swaps import mine_swaps
 from hf_judge.rules.by_name import Setting
-from hf_judge.tasks.load import Example, Task
+from hf_judge.tasks.problems import Example, Task
 from hf_judge.tiny.world import check_answer, first_mistake, problems
 from hf_judge.training.calibration import calibrate_by_accuracy
 from hf_judge.training.extraction import extract_features
@@ -201,7 +201,7 @@ def main() -> None:
         return figures[name]
 
     def measure_after(head: JudgeHead, threshold: float) -> dict:
-        judged = replace(pair, heads={"judge": head})
+        judged = replace(pair, heads={"judge": with_window(head, 0)})
         return after_rescues(judged, answered(judged, Setting("judge", threshold), task), plain, task)
 
     found = keep("plain", lambda: [asdict(answer) for answer in answered(pair, Setting("plain"), task)])

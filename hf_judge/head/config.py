@@ -179,7 +179,7 @@ class JudgeConfig(PeftConfig):
         if self.hidden_state not in HIDDEN_STATES:
             raise ValueError(f"hidden_state must be one of {HIDDEN_STATES}, got {_short(self.hidden_state)}")
         check_threshold(self.threshold)
-        check_window(self.rescue_window)
+        check_number("rescue_window", self.rescue_window, 0, kind=int)
         _check_type("format_version", self.format_version, int)
         if self.format_version != FORMAT_VERSION:
             raise ValueError(
@@ -239,19 +239,6 @@ def check_number(name: str, value: float, least: float = -math.inf, most: float 
     # NaN is in no range, and a whole number of any size can be compared
     if not least <= value <= most or abs(value) == math.inf:
         raise ValueError(f"{name} must be {bounds or 'finite'}, got {_short(value)}")
-
-
-def check_window(window: int) -> int:
-    """Return a rescue window, or refuse it.
-
-    Raises:
-        TypeError: it is no integer.
-        ValueError: it is negative.
-    """
-    _check_type("rescue_window", window, int)
-    if window < 0:
-        raise ValueError(f"rescue_window must be a number of tokens, 0 for none, got {_short(window)}")
-    return window
 
 
 def check_extra_features(names: list | tuple) -> list[str]:

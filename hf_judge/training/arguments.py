@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hf_judge.head.config import check_extra_features, check_threshold, check_window
+from hf_judge.head.config import check_extra_features, check_number, check_threshold
 
 OPTIMIZERS = ("auto", "lbfgs", "adamw")
 # docs/thresholds.md has the figures that chose it
@@ -87,7 +87,7 @@ class JudgeTrainingArguments:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         check_threshold(self.threshold)
-        check_window(self.rescue_window)
+        check_number("rescue_window", self.rescue_window, 0, kind=int)
         if self.device is None:
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
         try:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from hf_judge.head.config import check_number, check_threshold, check_window
+from hf_judge.head.config import check_number, check_threshold
 from hf_judge.head.distributions import DRAFT_FEATURES, extra_features
 from hf_judge.head.judge_head import JudgeHead
 from hf_judge.verify.decide import decide
@@ -64,7 +64,8 @@ class JudgeCandidateVerifier:
         if max_rescue_fraction is not None:
             check_number("max_rescue_fraction", max_rescue_fraction, 0, 1)
         self.max_rescue_fraction = max_rescue_fraction
-        self.rescue_window = check_window(head.config.rescue_window if rescue_window is None else rescue_window)
+        self.rescue_window = head.config.rescue_window if rescue_window is None else rescue_window
+        check_number("rescue_window", self.rescue_window, 0, kind=int)
         self.stats = JudgeStats()
 
     @property

@@ -88,6 +88,37 @@ def rescuable(
     return rescued if stop is None else rescued & ~stop
 
 
+def undone(rescued: torch.Tensor, matched: torch.Tensor, request: torch.Tensor, window: int) -> torch.Tensor:
+    """Find the rescues that lead to a correction: `rescue_window` of `hf_judge.verify.decide`, on flat rows.
+
+    An engine that samples draws only later whether a token that is no first choice stands; here it counts as corrected,
+    so that more rescues are undone than in `generate()`, never fewer.
+
+    Args:
+        rescued: (n,) bool, see [`rescuable`]; of these, matched tokens are no rescues.
+        matched: (n,) bool, where the drafted token is the target's first choice, and where there is none.
+        request: (n,) integer, the request of each drafted token; a request's tokens lie side by side.
+        window: largest distance in tokens between such a rescue and the correction; 0: none is undone.
+
+    Returns:
+        (n,) bool.
+    """
+    n = len(rescued)  # as a position: none
+    if window <= 0 or n == 0:
+        return torch.zeros_like(rescued)
+    position = torch.arange(n, device=rescued.device)
+    segment = torch.nn.functional.pad(request[1:] != request[:-1], (1, 0)).long().cumsum(0)
+    none = torch.full_like(position, n)
+    first = torch.where(rescued | matched, n, position)
+    correction = none.scatter_reduce(0, segment, first, "amin")[segment]  # of each row's request
+    stands = rescued & ~matched & (position < correction) & (correction < n)
+    later = torch.where(stands, position, n).flip(0).cummin(0).values.flip(0)
+    nearest = torch.cat([later[1:], none[:1]]).minimum(correction)
+    is_kept = stands & (nearest - position > window)
+    last_kept = torch.full_like(none, -1).scatter_reduce(0, segment, torch.where(is_kept, position, -1), "amax")
+    return stands & (position > last_kept[segment])
+
+
 def force_(scores: torch.Tensor, ids: torch.Tensor, rescued: torch.Tensor) -> torch.Tensor:
     """Rule out all tokens but the drafted one where it is rescued, in place.
 

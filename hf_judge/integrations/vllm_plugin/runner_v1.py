@@ -20,7 +20,14 @@ from vllm.distributed.parallel_state import get_tp_group
 from vllm.v1.sample.rejection_sampler import RejectionSampler
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-from hf_judge.integrations.vllm_plugin.flat_rows import force_, requests_of, rescuable, stop_table, stop_tokens
+from hf_judge.integrations.vllm_plugin.flat_rows import (
+    force_,
+    requests_of,
+    rescuable,
+    stop_table,
+    stop_tokens,
+    undone,
+)
 from hf_judge.integrations.vllm_plugin.settings import checked_verifier
 from hf_judge.verify.judge import JudgeCandidateVerifier
 
@@ -74,11 +81,13 @@ class JudgedRejectionSampler(RejectionSampler):
             return scores
         ids = metadata.draft_token_ids
         hidden = self._step.hidden[metadata.target_logits_indices + 1]
+        request = requests_of(metadata.cu_num_draft_tokens, ids.shape[0])
         stop = None
         if self._step.stop is not None:
-            request = requests_of(metadata.cu_num_draft_tokens, ids.shape[0])
             stop = stop_tokens(self._step.stop, ids, request)
         rescued = rescuable(self.verifier.judged(hidden), hidden, scores, ids, stop)
+        matched = scores.argmax(dim=-1) == ids
+        rescued &= ~undone(rescued, matched, request, self.verifier.rescue_window)
         if get_tp_group().world_size > 1:  # every rank commits tokens: they must not differ by rounding
             rescued = get_tp_group().broadcast(rescued.to(torch.int32), src=0).bool()
         return force_(scores, ids, rescued)

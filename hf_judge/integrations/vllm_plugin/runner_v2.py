@@ -26,7 +26,7 @@ from vllm.v1.worker.gpu.model_states.interface import ModelState
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor
 from vllm.v1.worker.gpu.spec_decode.rejection_sampler import RejectionSampler
 
-from hf_judge.integrations.vllm_plugin.flat_rows import force_, rescuable, stop_table, stop_tokens
+from hf_judge.integrations.vllm_plugin.flat_rows import force_, rescuable, stop_table, stop_tokens, undone
 from hf_judge.integrations.vllm_plugin.settings import KEY, checked_verifier
 from hf_judge.verify.judge import JudgeCandidateVerifier
 
@@ -104,8 +104,11 @@ class JudgeLogitsProcessor(LogitsProcessor):
         # row r predicts the token of row r+1; a request's first token is no draft, so rows of two requests never mix
         ids = ctx.input_ids.masked_fill(~drafted, -1)[1:]
         scores, hidden = logits[:-1], self._hidden[rows][1:]
-        stop = stop_tokens(self._table, ids, ctx.expanded_idx_mapping[1:])
+        request = ctx.expanded_idx_mapping[1:]
+        stop = stop_tokens(self._table, ids, request)
         rescued = rescuable(self._verifier.judged(hidden), hidden, scores, ids, stop)
+        matched = (scores.argmax(dim=-1) == ids) | (ctx.expanded_local_pos[1:] == 0)
+        rescued &= ~undone(rescued, matched, request, self._verifier.rescue_window)
         if self._alike and get_tp_group().world_size > 1:  # every rank commits tokens: no difference by rounding
             rescued = get_tp_group().broadcast(rescued.to(torch.int32), src=0).bool()
         force_(scores, ids, rescued)
