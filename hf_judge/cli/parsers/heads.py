@@ -44,6 +44,11 @@ TRAINING = {
     "max_memory_gb": (float, 2.0, "gigabytes of features above which they are streamed from disk"),
     "extra_features": (str, (), "numbers of the verification that the head reads too (default: none)"),
     "threshold": (float, 0.5, "threshold of the saved head, from 0 to 1, until it is calibrated"),
+    "rescue_window": (
+        int,
+        16,
+        "a rescue is undone where one of the next N drafted tokens is corrected; 0: rescues stand",
+    ),
     "seed": (int, 0, "seed of the split and of the minibatches"),
     "device": (str, None, "device of the fit, e.g. cpu or cuda:0 (default: a GPU if there is one)"),
     "plot": (bool, False, "draw the curves, as judge_curves.png"),
