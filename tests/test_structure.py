@@ -25,6 +25,7 @@ ORDER = (
     "training",
     "rules",
     "decoding",
+    "speculators",
     "ragged",
     "modeling",
     "tiny",

@@ -30,6 +30,8 @@ from hf_judge.files.durable import write_together
 logger = logging.getLogger(__name__)
 
 _COMMIT = re.compile("[0-9a-f]{40}")
+# what is looked for, and what it is made of, in errors
+HEAD = "judge head: a head is the two files adapter_config.json and adapter_model.safetensors"
 
 
 class Located(NamedTuple):
@@ -65,6 +67,7 @@ def locate(
     local_files_only: bool = False,
     token: str | bool | None = None,
     subfolder: str | None = None,
+    kind: str = HEAD,
 ) -> Located:
     """Find files in a directory, or fetch them from a repository, all at one commit.
 
@@ -76,6 +79,7 @@ def locate(
         filenames: names of the files to fetch from a repository; a directory is not looked into.
         revision, cache_dir, force_download, local_files_only, token, subfolder: arguments of
             `huggingface_hub.hf_hub_download`.
+        kind: what is looked for, and what it is made of, in words.
 
     Raises:
         OSError: a file cannot be fetched; the message says why and what to do.
@@ -90,7 +94,8 @@ def locate(
     repo_id = os.fspath(pretrained_model_name_or_path)
     if isinstance(pretrained_model_name_or_path, os.PathLike) or not is_hub_id(repo_id):
         raise ValueError(
-            f"no judge head at '{repo_id:.200}': the directory does not exist, and it is no repository id (user/repo)"
+            f"no {kind.partition(':')[0]} at '{repo_id:.200}': the directory does not exist, and it is no repository "
+            "id (user/repo)"
         )
     where = f"'{repo_id}'" + (f" at revision '{revision}'" if revision else "")
     options = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only or constants.HF_HUB_OFFLINE}
@@ -107,7 +112,7 @@ def locate(
             for name in filenames
         ]
     except (HTTPError, OSError, EntryNotFoundError) as error:
-        raise explained(error, where, token=token, offline=options["local_files_only"]) from error
+        raise explained(error, where, token=token, offline=options["local_files_only"], kind=kind) from error
     if online:
         _remember(repo_id, revision, commit, cache_dir)
     return Located(Path(paths[0]).parent, commit)
@@ -152,7 +157,9 @@ def cached_commit(repo_id: str, revision: str | None, cache_dir: str | os.PathLi
         return None
 
 
-def explained(error: Exception, where: str, *, token: str | bool | None = None, offline: bool = False) -> OSError:
+def explained(
+    error: Exception, where: str, *, token: str | bool | None = None, offline: bool = False, kind: str = HEAD
+) -> OSError:
     """Return an error that says what a failed call to the Hub means and what to do about it.
 
     Args:
@@ -160,6 +167,7 @@ def explained(error: Exception, where: str, *, token: str | bool | None = None, 
         where: the repository, in words.
         token: token that the user passed.
         offline: whether the user switched the network off.
+        kind: what was looked for, and what it is made of, in words.
     """
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
     has_token = isinstance(token, str) or (token is not False and get_token() is not None)
@@ -188,9 +196,9 @@ def explained(error: Exception, where: str, *, token: str | bool | None = None, 
         )
     elif isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
         text = (
-            f"{where} holds no judge head: a file is missing ({_first_line(error)}). A head is the two files "
-            f"adapter_config.json and adapter_model.safetensors; pickles (*.bin) are not read. If they lie in a folder "
-            f"of the repository, pass subfolder="
+            f"{where} holds no {kind.partition(': ')[0]}: a file is missing ({_first_line(error)}). "
+            f"{kind.partition(': ')[2].capitalize()}; pickles (*.bin) are not read. If they lie in a folder of the "
+            "repository, pass subfolder="
         )
     elif status == 401:
         text = f"{where} could not be read: the Hub does not accept your token. Log in again with `hf auth login`"

@@ -12,6 +12,8 @@ from hf_judge.decoding.upstream_caches import CroppingBackend
 from hf_judge.modeling import refusals
 from hf_judge.ragged.backend import RaggedBackend
 from hf_judge.ragged.eligibility import why_not_ragged
+from hf_judge.speculators.model import Eagle3DraftModel
+from hf_judge.speculators.source import Eagle3Source
 from hf_judge.upstream.candidates import CandidateSource, DraftingOptions
 from hf_judge.upstream.forward import cache_of
 from hf_judge.upstream.generation import PreparedCall
@@ -33,8 +35,11 @@ def decode(call: PreparedCall, verifier: CandidateVerifier, options: DraftingOpt
     """
     refusals.check_prepared(call)
     ranks = Ranks.of(call.model, draft_alone=_drafts_alone(call))
+    refusals.check_processes(call, ranks)
     state = getattr(verifier, "hidden_state", "post_norm")
-    with StateReader(call.model, state) as reader, ranks.one_random_stream():
+    draft = call.assistant_model
+    layers = draft.eagle_config.aux_layers if isinstance(draft, Eagle3DraftModel) else ()
+    with StateReader(call.model, state, layers) as reader, ranks.one_random_stream():
         backend = _backend(call, verifier, options, engine, reader, ranks)
         try:
             output = judged_decoding(call, backend, verifier, ranks)
@@ -62,7 +67,11 @@ def _backend(
         logger.info("judge_engine: upstream's caches, because %s", reason)
     # sliding-window and linear layers keep what a rollback needs
     cache_of(call.model_kwargs).activate_past_recording()
-    source = CandidateSource(call, options, raw_logits=getattr(verifier, "reads_draft_logits", False))
+    draft = call.assistant_model
+    if isinstance(draft, Eagle3DraftModel):
+        source = Eagle3Source(call, draft, options, reader)
+    else:
+        source = CandidateSource(call, options, raw_logits=getattr(verifier, "reads_draft_logits", False))
     refusals.check_source(call, source)
     return CroppingBackend(call, source, reader, ranks)
 

@@ -21,11 +21,14 @@ from hf_judge.modeling import refusals
 from hf_judge.modeling.default_judge import checked_adapter, save_judge, set_default_judge
 from hf_judge.modeling.engines import decode
 from hf_judge.rules.combine import heads_of
+from hf_judge.speculators.auto import shared_draft
+from hf_judge.speculators.model import Eagle3DraftModel
 from hf_judge.upstream.candidates import DraftingOptions
 from hf_judge.upstream.generation import Call
 from hf_judge.upstream.modules import shared_view
 from hf_judge.upstream.private_names import causal_lm_class, let_pipelines_take
 from hf_judge.upstream.versions import warn_if_untested
+from hf_judge.verify.decide import StrictVerifier
 from hf_judge.verify.judge import JudgeCandidateVerifier
 from hf_judge.verify.round import CandidateVerifier
 
@@ -55,7 +58,9 @@ class JudgeGenerationMixin:
         """Generate as `GenerationMixin.generate` does, accepting drafted tokens that the judge finds acceptable.
 
         Args:
-            *args, **kwargs: as upstream. With a judge, something must draft: `assistant_model=`,
+            *args, **kwargs: as upstream. `assistant_model` may also be an EAGLE-3 draft ([`AutoDraftModel`]), or its
+                repository or directory; without a judge such a draft is verified strictly. With a judge, something must
+                draft: `assistant_model=`,
                 `prompt_lookup_num_tokens=`, `assistant_early_exit=`, ... `num_assistant_tokens`,
                 `num_assistant_tokens_schedule` and `assistant_confidence_threshold` given here count for this call.
             judge (`str`, `os.PathLike`, [`JudgeHead`], [`CandidateVerifier`] or `False`, *optional*): the judge's
@@ -73,11 +78,17 @@ class JudgeGenerationMixin:
             As upstream: ids, or with `return_dict_in_generate=True` a [`JudgeDecoderOnlyOutput`].
 
         Raises:
-            TypeError: `judge` is of another type, `assistant_model` is a name, or a stopping criterion is none.
+            TypeError: `judge` is of another type, a stopping criterion is none.
             ValueError: the judge does not fit this model, or the call asks for what a judge cannot serve.
         """
-        refusals.check_kinds(kwargs.get("assistant_model"), kwargs.get("stopping_criteria"))
+        refusals.check_kinds(kwargs.get("stopping_criteria"))
         verifier = self.resolve_judge(judge, judge_threshold)
+        draft = kwargs.get("assistant_model")
+        if isinstance(draft, (str, os.PathLike)):
+            draft = kwargs["assistant_model"] = shared_draft(draft, self)
+        if isinstance(draft, Eagle3DraftModel):
+            draft.check_target(self)
+            verifier = StrictVerifier() if verifier is None else verifier  # upstream cannot run such a draft
         if verifier is None:
             return super().generate(*args, **kwargs)
         refusals.check_engine(judge_engine)

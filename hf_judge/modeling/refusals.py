@@ -16,6 +16,7 @@ import torch
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, SynthIDTextWatermarkLogitsProcessor
 
 from hf_judge.head.judge_head import JudgeHead
+from hf_judge.speculators.model import Eagle3DraftModel
 from hf_judge.upstream.candidates import CandidateSource
 from hf_judge.upstream.forward import (
     cache_of,
@@ -26,7 +27,7 @@ from hf_judge.upstream.forward import (
     takes_cache,
 )
 from hf_judge.upstream.generation import STATIC_CACHES, Call, PreparedCall
-from hf_judge.upstream.processes import is_sharded
+from hf_judge.upstream.processes import Ranks, is_sharded
 from hf_judge.upstream.versions import LONGROPE_READS_ALL_AGAIN
 from hf_judge.verify.judge import JudgeCandidateVerifier
 from hf_judge.verify.round import CandidateVerifier
@@ -51,17 +52,12 @@ def check_model(model: PreTrainedModel) -> None:
     _refuse(OF_MODELS, model)
 
 
-def check_kinds(assistant_model: object, stopping_criteria: object) -> None:
+def check_kinds(stopping_criteria: object) -> None:
     """Refuse what upstream would take and fail on in the middle of the work.
 
     Raises:
-        TypeError: the draft is a name, not a model, or a stopping criterion is none.
+        TypeError: a stopping criterion is none.
     """
-    if isinstance(assistant_model, (str, os.PathLike)):
-        raise TypeError(
-            f"assistant_model must be a model, got the name {str(assistant_model)!r}: pass "
-            f"AutoModelForCausalLM.from_pretrained({str(assistant_model)!r})"
-        )
     for criterion in stopping_criteria if isinstance(stopping_criteria, (list, tuple)) else ():
         if not callable(criterion):
             raise TypeError(
@@ -124,6 +120,19 @@ def check_prepared(call: PreparedCall) -> None:
         ValueError: a check fails.
     """
     _refuse(OF_PREPARED_CALLS, call)
+
+
+def check_processes(call: PreparedCall, ranks: Ranks) -> None:
+    """Refuse a draft that reads the target's states where several processes run the call together.
+
+    Raises:
+        ValueError: there are several processes.
+    """
+    if isinstance(call.assistant_model, Eagle3DraftModel) and (not ranks.alone or call.synced_gpus):
+        raise ValueError(
+            "an EAGLE-3 draft reads the target's states in one process, and several run this call (tensor parallelism, "
+            "FSDP, ZeRO-3): draft with an ordinary model, or load the target with device_map"
+        )
 
 
 def check_chosen_engine(call: PreparedCall, engine: str, reason: str | None) -> None:
@@ -389,8 +398,8 @@ def _offloaded_draft(call: PreparedCall) -> str | None:
 def _earlier_turn(call: PreparedCall, source: CandidateSource) -> str | None:
     if source.reads_target_states and cache_of(call.model_kwargs).get_seq_length() > 0:
         return (
-            "MTP and DFlash draft from the target's states of the whole prompt, but the cache already holds an earlier "
-            "turn: pass the whole prompt without a cache, or draft with an assistant_model"
+            "MTP, DFlash and EAGLE-3 draft from the target's states of the whole prompt, but the cache already holds "
+            "an earlier turn: pass the whole prompt without a cache, or draft with an assistant_model"
         )
     return None
 

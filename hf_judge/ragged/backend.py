@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 import time
 
 import torch
@@ -12,11 +14,15 @@ from hf_judge.ragged.compiling import compile_for
 from hf_judge.ragged.drafting import Drafter
 from hf_judge.ragged.model import RaggedModel, draft_step
 from hf_judge.ragged.schedule import length_schedule
+from hf_judge.speculators.drafting import Eagle3Drafter
+from hf_judge.speculators.model import Eagle3DraftModel
 from hf_judge.upstream.candidates import DraftingOptions
 from hf_judge.upstream.forward import max_positions, sent, unwrapped
 from hf_judge.upstream.generation import PreparedCall
 from hf_judge.upstream.processes import Ranks
 from hf_judge.upstream.states import StateReader
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_TOKENS = 20  # upstream's default draft length
 
@@ -39,10 +45,11 @@ class RaggedBackend:
         self._reader, self._ranks = reader, ranks
         self._schedule = _schedule(options, draft.generation_config)
         self._max_length = call.generation_config.max_length
-        self._draft_positions = max_positions(draft)
+        self._reads_states = isinstance(draft, Eagle3DraftModel)  # the draft goes on from the target's own states
+        self._draft_positions = sys.maxsize if self._reads_states else max_positions(draft)
         self._max_position = min(max_positions(model), self._draft_positions)
         # compiling runs the target, in each process on its own
-        may_compile = ranks.alone and not call.synced_gpus
+        may_compile = ranks.alone and not call.synced_gpus and not self._reads_states
         self._compiled = compile_for(model, draft, call.generation_config) if may_compile else None
         if self._compiled is not None:
             reader.leave_forwards_alone()
@@ -50,8 +57,13 @@ class RaggedBackend:
         room = {"limit": self._max_length + n_more, "compiled": self._compiled, "device": call.input_ids.device}
         last = self._max_length - 1
         self._target = RaggedModel(model, batch, last_position=last, **room)
-        last = min(last, self._draft_positions - 1)
-        self._drafter = Drafter(RaggedModel(draft, batch, draft_step, last_position=last, **room), call, options)
+        if self._reads_states:
+            self._drafter = Eagle3Drafter(draft, call, options)
+            if call.generation_config.compile_config is not None:
+                logger.info("compile_config: not compiled, because an EAGLE-3 draft reads states between the layers")
+        else:
+            last = min(last, self._draft_positions - 1)
+            self._drafter = Drafter(RaggedModel(draft, batch, draft_step, last_position=last, **room), call, options)
         self._started, self._warm = 0.0, None
         try:
             self._read_prompts(call, n_more)
@@ -67,7 +79,9 @@ class RaggedBackend:
         request = self._reader.request({}, {})
         self._target.prefill(packed, lengths, n_more=n_more, in_one=call.synced_gpus, **request)
         self._reader.forget()
-        if self._ranks.decides and max(lengths) <= self._draft_positions:
+        if self._reads_states:
+            self._drafter.extend(self._reader.read_layers(), lengths)
+        elif self._ranks.decides and max(lengths) <= self._draft_positions:
             self._drafter.prefill(packed, lengths, n_more=n_more)
 
     def propose(self, texts: list[torch.LongTensor], budgets: list[int]) -> Draft:
@@ -77,7 +91,8 @@ class RaggedBackend:
         longest = max(text.shape[1] for text in unpadded)
         # a draft with fewer positions than the target stops drafting where they end
         n_tokens = min(scheduled, max(budgets), self._draft_positions - longest)
-        if n_tokens <= 0:
+        if n_tokens <= 0 or (self._reads_states and not self._drafter.can_draft):
+            self._eagerly = True
             none = texts[0].new_zeros(len(texts), 0)
             return Draft(none, none.new_zeros(len(texts)), None)
         n_wanted, width = n_tokens, _width(scheduled) if self._schedule.compiled_lengths_round_up else scheduled
@@ -86,7 +101,10 @@ class RaggedBackend:
         if not self._eagerly:
             n_tokens = width
             self._warm_up(n_tokens)
-        if self._ranks.decides:
+        if self._reads_states:
+            ids, lengths, *logits = self._drafter.propose(texts, unpadded, n_tokens)
+            lengths = lengths.clamp(max=sent([min(budget, n_wanted) for budget in budgets], lengths.device))
+        elif self._ranks.decides:
             ids, lengths, *logits = self._drafter.propose(texts, unpadded, n_tokens, eagerly=self._eagerly)
             lengths = lengths.clamp(max=sent([min(budget, n_wanted) for budget in budgets], lengths.device))
         else:
@@ -117,7 +135,9 @@ class RaggedBackend:
         No rollback is needed: the next round overwrites from each prompt's new length.
         """
         n_drafted, lengths = scores.shape[1] - 1, [text.shape[1] for text in self._unpadded(texts)]
-        if n_drafted and self._ranks.decides:
+        if self._reads_states:
+            self._drafter.extend(self._reader.read_layers(), lengths)
+        elif n_drafted and self._ranks.decides:
             self._drafter.accept([n - n_new + n_ok for n, (n_new, n_ok) in zip(lengths, growth, strict=True)])
         if self._n_cached is not None:
             self._n_cached = lengths[0] - 1
@@ -150,7 +170,8 @@ class RaggedBackend:
     def close(self, *, failed: bool = False) -> None:
         """See [`hf_judge.decoding.backend.Backend`]."""
         self._target.close(failed=failed)
-        self._drafter.model.close(failed=failed)
+        if not self._reads_states:
+            self._drafter.model.close(failed=failed)
 
     def _unpadded(self, texts: list[torch.LongTensor]) -> list[torch.LongTensor]:
         """Return the texts without the padding of their prompts, (1, n) long each."""

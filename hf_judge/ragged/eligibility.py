@@ -16,6 +16,7 @@ from hf_judge.ragged.allow_list import (
     SETTINGS,
     UPSTREAM,
 )
+from hf_judge.speculators.model import Eagle3DraftModel
 from hf_judge.upstream.forward import (
     attention_of,
     forward_parameters,
@@ -36,7 +37,10 @@ def why_not_ragged(call: PreparedCall) -> str | None:
         return "drafts do not come from an assistant model's own forward"
     if call.has_other_vocabulary:
         return "the assistant has another vocabulary"
-    for name, model in (("target", call.model), ("assistant", unwrapped(draft))):
+    models = [("target", call.model)]
+    if not isinstance(draft, Eagle3DraftModel):  # whose network is this package's own
+        models.append(("assistant", unwrapped(draft)))
+    for name, model in models:
         if (reason := _unfit(model)) is not None:
             return f"the {name} {reason}"
     if unwrapped(draft).device.type == "meta":

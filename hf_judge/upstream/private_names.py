@@ -31,6 +31,7 @@ try:
     from transformers.generation.streamers import BaseStreamer
     from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
     from transformers.pipelines.base import SUPPORTED_PEFT_TASKS
     from transformers.utils import ModelOutput
 except ImportError as error:

@@ -28,12 +28,22 @@ class StateReader:
     Args:
         model: the target.
         hidden_state: "post_norm", "pre_norm" or None for no state.
+        layers: layers of the target whose input a draft reads, counted from 0; the number of layers means the last
+            one's output. See [`read_layers`].
 
     Raises:
-        ValueError: the final norm of this architecture is not known.
+        ValueError: the final norm or the layers of this architecture are not known.
     """
 
-    def __init__(self, model: PreTrainedModel, hidden_state: str | None):
+    def __init__(self, model: PreTrainedModel, hidden_state: str | None, layers: tuple[int, ...] = ()):
+        if layers and is_compiled(model):
+            raise ValueError(
+                "this draft reads the states between the target's layers with hooks, which a compiled forward does not "
+                "have: pass the target without torch.compile"
+            )
+        self._layers = [_input_of(model, i) for i in layers]
+        self._of_layers: list[list[torch.Tensor]] = [[] for _ in layers]
+        self._layer_handles = []
         self._selected = None  # index of the hidden state that output_hidden_states must include
         self._hooked = None  # module whose input is the state
         self._handle = None
@@ -57,11 +67,18 @@ class StateReader:
                     self._captured = args[0]
 
             self._handle = self._hooked.register_forward_pre_hook(keep_input)
+        for module, kept in zip(self._layers, self._of_layers, strict=True):
+            hook = _keeps_input(kept, threading.get_ident())
+            self._layer_handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
         return self
 
     def __exit__(self, *exception) -> None:
         if self._handle is not None:
             self._handle.remove()
+        for handle in self._layer_handles:
+            handle.remove()
+        for kept in self._of_layers:
+            kept.clear()
 
     def leave_forwards_alone(self) -> None:
         """Read without hooks from now on, where this architecture allows it: the target's forwards are compiled."""
@@ -98,9 +115,40 @@ class StateReader:
             return state[:, -n:]
         return None
 
+    def read_layers(self) -> torch.Tensor:
+        """Return the joined states (batch, n, n_layers * D) of all tokens that were fed since the last call."""
+        joined = [torch.cat(kept, dim=1) for kept in self._of_layers]
+        for kept in self._of_layers:
+            kept.clear()
+        return torch.cat([states.to(joined[0].device) for states in joined], dim=-1)
+
     def forget(self) -> None:
         """Free the states of a forward that are not needed."""
         self._captured = None
+
+
+def _keeps_input(kept: list, owner: int):
+    """Return a hook that adds a module's first input to `kept`, in the thread `owner`."""
+
+    def keep(module, args, kwargs):
+        if threading.get_ident() == owner:
+            kept.append(args[0] if args else kwargs["hidden_states"])
+
+    return keep
+
+
+def _input_of(model: PreTrainedModel, index: int) -> torch.nn.Module:
+    """Return the module whose input is the input of the layer `index`."""
+    n_layers = model.config.get_text_config().num_hidden_layers
+    if index == n_layers:
+        return _final_norm(model)
+    for module in model.get_decoder().children():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == n_layers:
+            return module[index]
+    raise ValueError(
+        f"this draft reads the states between the layers of the target, and those of {type(model).__name__} are not "
+        "found: draft with an ordinary model"
+    )
 
 
 def _union(wanted: list) -> bool | list[int]:
