@@ -40,6 +40,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
         judges=args.judge,
         autojudge=args.autojudge,
         diversed=args.diversed,
+        takes_eagle3=True,
         **loading_options(args),
     )
     settings = parse_settings(args.rules, pair.heads, quick=args.quick)

@@ -17,6 +17,7 @@ from hf_judge.head.judge_head import JudgeHead
 from hf_judge.labelling.greedy import ANSWER_ALONE
 from hf_judge.labelling.prompts import Prompt
 from hf_judge.rules.by_name import Setting, make_verifier
+from hf_judge.speculators.model import Eagle3DraftModel
 from hf_judge.tasks.problems import Task
 from hf_judge.upstream.forward import of_width, readable
 from hf_judge.upstream.states import StateReader
@@ -50,14 +51,20 @@ def read_text(pair: Pair, prompt_ids: torch.LongTensor, ids: torch.LongTensor) -
     """
     sequence, n = torch.cat([prompt_ids, ids], dim=1), ids.shape[1]
     wanted = {head.config.hidden_state for head in pair.heads.values()}
-    hidden, logits = {None: None}, None
+    hidden, logits, joined = {None: None}, None, None
+    reads_states = isinstance(pair.draft, Eagle3DraftModel)
+    layers = pair.draft.eagle_config.aux_layers if reads_states else ()
     for state in sorted(wanted) or [None]:
-        with StateReader(pair.target, state) as reader:
+        with StateReader(pair.target, state, layers) as reader:
             outputs = pair.target(**reader.request({"input_ids": sequence, "use_cache": False}, {}))
             hidden[state] = reader.read(outputs, n + 1)
             logits = outputs.logits[:, -n - 1 :].float()
-    known = readable(pair.draft, sequence).to(pair.draft.device)
-    draft_logits = of_width(pair.draft(input_ids=known, use_cache=False).logits, logits.shape[-1])
+            joined = reader.read_layers() if reads_states else None
+    if reads_states:
+        draft_logits = pair.draft.logits_of_text(sequence, joined)
+    else:
+        known = readable(pair.draft, sequence).to(pair.draft.device)
+        draft_logits = of_width(pair.draft(input_ids=known, use_cache=False).logits, logits.shape[-1])
     return ReadText(ids, logits, hidden, draft_logits[:, -n - 1 : -1].float().to(logits.device), prompt_ids)
 
 
@@ -210,7 +217,8 @@ def score_curves(pair: Pair, task: Task, n_examples: int, decoding: Decoding) ->
         "thresholds"}}
     """
     thresholds = [i / 50 for i in range(51)]
-    judges = _judges(pair)
+    # a draft that reads the target's states writes no answer of its own
+    judges = {} if isinstance(pair.draft, Eagle3DraftModel) else _judges(pair)
     scores = {name: {} for name in judges}
     for example in task.examples[:n_examples] if judges else []:
         prompt_ids = pair.encode(example.prompt)

@@ -18,6 +18,7 @@ from hf_judge.head.compatibility import check_fit, check_pair, draft_tokenizer_o
 from hf_judge.head.judge_head import JudgeHead
 from hf_judge.labelling.responses import LabelledResponse, read_named
 from hf_judge.modeling.classes import AutoJudgeModelForCausalLM
+from hf_judge.speculators.auto import AutoDraftModel, is_eagle3
 from hf_judge.tiny.pair import load_pair
 
 DEPTH = 24  # layers of the embedded target, unless a command chooses another number
@@ -66,6 +67,8 @@ def load_draft_tokenizer(name: str, target_tokenizer: PreTrainedTokenizerBase) -
     Raises:
         ValueError, OSError: the tokenizer cannot be loaded.
     """
+    if is_eagle3(name):
+        return target_tokenizer  # such a draft drafts the target's own tokens
     with loading(f"the tokenizer of '{name}'"):
         return draft_tokenizer_of(name, target_tokenizer)
 
@@ -90,6 +93,7 @@ def load_models(
     dtype: str = "auto",
     device_map: str | None = None,
     depth: int | None = None,
+    takes_eagle3: bool = False,
     tokenizer: str | None = None,
     draft_tokenizer: str | None = None,
 ) -> Pair:
@@ -101,6 +105,7 @@ def load_models(
         autojudge, diversed: directory or Hub id of the head of the rule of this name.
         dtype, device_map: arguments of `from_pretrained`, for both models.
         depth: layers of the embedded target, which change its speed, not its answers.
+        takes_eagle3: whether `draft` may be an EAGLE-3 draft, which cannot write anything by itself.
         tokenizer, draft_tokenizer: see [`load_tokenizers`].
 
     Raises:
@@ -125,7 +130,16 @@ def load_models(
         with loading(f"the model '{target}'"):
             big = AutoJudgeModelForCausalLM.from_pretrained(target, **options).eval()
         with loading(f"the model '{draft}'"):
-            small = AutoModelForCausalLM.from_pretrained(draft, **options).eval()
+            if is_eagle3(draft):
+                if not takes_eagle3:
+                    raise ValueError(
+                        f"'{draft}' is an EAGLE-3 draft, which runs beside its target alone, and this command runs the "
+                        "draft by itself: pass an ordinary draft model here; `hf-judge evaluate` and generate() take "
+                        "EAGLE-3 drafts"
+                    )
+                small = AutoDraftModel.from_pretrained(draft, target=big)
+            else:
+                small = AutoModelForCausalLM.from_pretrained(draft, **options).eval()
         pair = Pair(big, small, tokenizers[0], name=f"target {target}, draft {draft}", draft_tokenizer=tokenizers[1])
     for number, directory in enumerate(judges or []):
         name = "judge" if number == 0 else f"judge:{Path(directory).name}"

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_judge.head.hub import locate
-from hf_judge.speculators.config import CONFIG_NAME, read_config
+from hf_judge.speculators.config import CONFIG_NAME, ORIGINAL, read_config, read_object
 from hf_judge.speculators.model import Eagle3DraftModel, empty
 from hf_judge.speculators.weights import EMBEDDING, WEIGHTS_NAME, read_weights
 from hf_judge.upstream.forward import input_device
@@ -60,6 +60,21 @@ class AutoDraftModel:
         dtype = (target.dtype if target.dtype.is_floating_point else torch.float32) if dtype is None else dtype
         model.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors.items()}, assign=True)
         return model.to(input_device(target) if device is None else device).eval().requires_grad_(False)
+
+
+def is_eagle3(name: str | os.PathLike, **hub_options) -> bool:
+    """Tell whether a directory or repository holds an EAGLE-3 draft, by its `config.json`; False where it has none.
+
+    Args:
+        name: a directory, or a repository on the Hub.
+        **hub_options: as [`AutoDraftModel.from_pretrained`].
+    """
+    try:
+        path = locate(name, (CONFIG_NAME,), **hub_options).directory / CONFIG_NAME
+        values = read_object(path)
+    except (OSError, ValueError):
+        return False  # whoever loads it says what is wrong
+    return values.get("speculators_model_type") is not None or ORIGINAL in (values.get("architectures") or ())
 
 
 _shared: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()

@@ -96,7 +96,7 @@ def read_config(directory: Path, target: PreTrainedConfig, aux_layers: tuple[int
             that is not understood; the message says expected, received and remedy.
     """
     source = str(directory / CONFIG_NAME)
-    values = _read_object(directory / CONFIG_NAME)
+    values = read_object(directory / CONFIG_NAME)
     if values.get("speculators_model_type") is not None:
         layer_values, layers_of_file = _of_speculators(values, source)
     elif ORIGINAL in (values.get("architectures") or ()):
@@ -118,7 +118,12 @@ def read_config(directory: Path, target: PreTrainedConfig, aux_layers: tuple[int
     )
 
 
-def _read_object(path: Path) -> dict:
+def read_object(path: Path) -> dict:
+    """Read the JSON object in a config.
+
+    Raises:
+        ValueError: the file is missing, too large, not JSON, or names code to import.
+    """
     if not path.is_file():
         raise ValueError(f"no draft at '{path.parent}': {path.name} is missing")
     with path.open("rb") as file:

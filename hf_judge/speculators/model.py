@@ -271,6 +271,24 @@ class Eagle3DraftModel(nn.Module):
         """Return the logits (..., draft_vocab_size) of states that [`forward`] returned."""
         return self.lm_head(states if self.eagle_config.norm_output else self.norm(states))
 
+    def logits_of_text(self, input_ids: torch.LongTensor, states: torch.Tensor) -> torch.Tensor:
+        """Return the logits (1, n, V) over the target's vocabulary, each of them one token ahead of the target.
+
+        Args:
+            input_ids: (1, n) long, the text.
+            states: (1, n, n_aux * target width), the target's joined states at its tokens.
+
+        Returns:
+            At place i, what the draft expects after token i; at place 0, where it has read no state, zeros.
+        """
+        ids = input_ids.to(self.device)[:, 1:]
+        positions = torch.arange(ids.shape[1], device=self.device)[None]
+        found = input_ids.new_zeros((1, 1, self.config.vocab_size), dtype=self.dtype, device=self.device)
+        if ids.shape[1] == 0:
+            return found
+        read = self.logits(self(ids, self.fuse(states[:, :-1]), positions))
+        return torch.cat([found, self.of_target(read)], dim=1)
+
     def of_target(self, logits: torch.Tensor) -> torch.Tensor:
         """Return logits (..., V) over the target's vocabulary; what the draft lacks has -inf: it is never drawn."""
         if self.ids is None:
