@@ -434,8 +434,6 @@ class TestCommand:
             (["--rules", "judge=2"], "between 0 and 1"),
             (["--task", "nonsense"], "no task 'nonsense'"),
             (["--problems", "0"], "at least 1"),
-            (["--batch-size", "0"], "batch_size must be at least 1"),
-            (["--num-assistant-tokens", "0"], "num_assistant_tokens must be at least 1"),
             (["--texts", "missing.jsonl"], "missing.jsonl"),
         ],
     )
@@ -443,4 +441,12 @@ class TestCommand:
         assert self.run(*arguments) == 2
         error = capsys.readouterr().err
         assert message in error
+        assert error.count("\n") == 1
+
+    @pytest.mark.parametrize("option", ["--batch-size", "--num-assistant-tokens"])
+    def test_a_count_that_is_none_is_one_line(self, option, capsys):
+        with pytest.raises(SystemExit, match="2"):
+            self.run(option, "0")
+        error = capsys.readouterr().err
+        assert f"argument {option}: expected a whole number from 1 on, got '0'" in error
         assert error.count("\n") == 1
