@@ -190,7 +190,7 @@ def test_assisted_takes_no_batch(task, no_models, capsys):
 def test_figures_do_not_go_into_the_report(task, tmp_path, no_models, capsys):
     report = str(tmp_path / "report")
     assert main(["evaluate", "--task", task, "--report", report, "--json", f"{report}/report.json"]) == 2
-    assert "lies in the folder of --report" in capsys.readouterr().err
+    assert "is a file that --report writes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["mine", "evaluate", "bench", "make"])

@@ -186,7 +186,8 @@ def test_an_untested_version_is_a_warning(monkeypatch):
 
 
 def test_an_unwritable_file_is_refused_before_any_work(tmp_path, capsys):
-    assert main(["doctor", "--json", str(tmp_path / "no" / "such" / "file.json")]) == 2
+    (tmp_path / "file").write_text("mine")
+    assert main(["doctor", "--json", str(tmp_path / "file" / "found.json")]) == 2
     assert capsys.readouterr().err.startswith("hf-judge: error: ")
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
-from pathlib import Path
 
+from hf_judge.cli.inputs import write_json
 from hf_judge.cli.terminal import printable
 from hf_judge.doctor.run import diagnose
 
@@ -20,7 +19,5 @@ def run_doctor(args: argparse.Namespace) -> int:
         if check.remedy is not None and check.status != "ok":
             print(f"{'':8}  -> {printable(check.remedy)}")
     print("\nusable" if found.usable else "\nnot usable: see the lines marked PROBLEM")
-    if args.json:
-        Path(args.json).write_text(json.dumps(found.json(), indent=1) + "\n", encoding="utf-8")
-        print(f"Everything is in {args.json}")
+    write_json(args.json, found.json())
     return 0 if found.usable else 1

@@ -233,6 +233,9 @@ def add_measured(parser, problems: str) -> None:
     parser.add_argument("--quick", action="store_true", help="a smaller run: under 3 minutes on 2 cores")
 
 
+REPORT_FILES = ("", "report.html", "report.json", "rules.csv")  # "": the folder itself
+
+
 def check_outputs(args: argparse.Namespace) -> None:
     """Refuse outputs that cannot be written, before anything is read or computed.
 
@@ -247,8 +250,8 @@ def check_outputs(args: argparse.Namespace) -> None:
         if getattr(args, name, None):
             check_writable(Path(getattr(args, name)) / "any")
     report = getattr(args, "report", None)
-    if report and args.json and Path(report).resolve() in Path(args.json).resolve().parents:
+    if report and args.json and Path(args.json).resolve() in [Path(report).resolve() / name for name in REPORT_FILES]:
         raise ValueError(
-            f"--json {args.json} lies in the folder of --report, which may overwrite it: choose a file outside "
-            f"'{report}' (the same figures will be in '{Path(report) / 'report.json'}')"
+            f"--json {args.json} is a file that --report writes: choose another name (the same figures will be in "
+            f"'{Path(report) / 'report.json'}')"
         )
