@@ -183,12 +183,15 @@ def _checked(checker: Callable, text: str, row: dict) -> tuple[bool | None, bool
     Returns:
         Whether the response is right, None where nothing can be said; and whether the checker found an answer in it.
     """
+    is_right, is_found = None, False
     try:
         answer = checker(text, row)
-        comparable = row.get("answer") is not None or isinstance(answer, bool)
-        return answer_is_right(checker, answer, row) if comparable else None, answer is not None
+        is_found = answer is not None
+        if row.get("answer") is not None or isinstance(answer, bool):
+            is_right = answer_is_right(checker, answer, row)
     except TASK_ERRORS:  # the labelling reports the task with its reason
-        return None, False
+        pass
+    return is_right, is_found
 
 
 def _short(text: str, limit: int = 160) -> str:
