@@ -342,9 +342,22 @@ def test_the_server_streams_a_judged_chat(pair, tmp_path):
             metrics = response.read().decode()
         accepted = re.search(r"^vllm:spec_decode_num_accepted_tokens_total\{.*\} (\S+)$", metrics, re.M)
         assert float(accepted[1]) >= reference.stats.accepted > reference.stats.matched
+        counts = judge_counts(metrics)
+        assert sum(counts["draft"]) == K * reference.stats.rounds
+        assert sum(counts["accepted"]) == float(accepted[1])
+        # vLLM may count what its last round rescued behind the answer's end
+        assert 0 <= sum(counts["rescued"]) - reference.stats.rescued <= K
+        assert reference.stats.rescued > 0
     finally:
         stop(server)
     assert "drafted tokens are judged by" in (tmp_path / "log").read_text()
+
+
+def judge_counts(metrics: str) -> dict[str, list[float]]:
+    """The plugin's counters, of each place in a draft."""
+    found = re.findall(r'^vllm:hf_judge_(\w+)_tokens_total\{.*position="(\d+)".*\} (\S+)$', metrics, re.M)
+    assert [int(place) for kind, place, _ in found if kind == "draft"] == list(range(K))
+    return {kind: [float(n) for name, _, n in found if name == kind] for kind in ("draft", "accepted", "rescued")}
 
 
 def stop(server: subprocess.Popen) -> None:

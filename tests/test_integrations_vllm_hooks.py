@@ -17,6 +17,14 @@ import pytest
 # Class and method, and the arguments that the plugin passes by position, in their order.
 HOOKS = {
     "engine/arg_utils.py": {"EngineArgs.create_engine_config": ["self"]},
+    "v1/core/sched/scheduler.py": {
+        "Scheduler.update_from_output": ["self", "scheduler_output", "model_runner_output"],
+        "Scheduler.make_stats": ["self"],
+    },
+    "v1/metrics/loggers.py": {
+        "StatLoggerManager.__init__": ["self", "vllm_config"],
+        "StatLoggerManager.record": ["self", "scheduler_stats"],
+    },
     "v1/worker/worker_base.py": {"WorkerBase.__init__": ["self", "vllm_config"]},
     "v1/worker/gpu_model_runner.py": {
         "GPUModelRunner.__init__": ["self", "vllm_config", "device"],
@@ -24,11 +32,13 @@ HOOKS = {
     },
     "v1/sample/rejection_sampler.py": {
         "RejectionSampler.__init__": ["self", "sampler", "spec_config", "device"],
+        "RejectionSampler.forward": ["self", "metadata", "draft_probs", "logits", "sampling_metadata"],
         "RejectionSampler.apply_logits_processors": ["self", "logits", "sampling_metadata", "metadata"],
     },
     "v1/worker/gpu/model_runner.py": {
         "GPUModelRunner.load_model": ["self"],
         "GPUModelRunner.sample": ["self", "hidden_states", "input_batch", "grammar_output"],
+        "GPUModelRunner.sample_tokens": ["self", "grammar_output"],
     },
     "v1/worker/gpu/model_states/interface.py": {"ModelState.custom_sampler": ["self", "sampler"]},
     "v1/worker/gpu/spec_decode/rejection_sampler.py": {
@@ -49,6 +59,8 @@ NAMES = {
     "v1/worker/gpu/model_runner.py": ["rejection_sampler", "batch_sharder", "logits_indices", "is_last_pp_rank"],
     "v1/worker/gpu/sample/sampler.py": ["logits_processors", "req_states", "needs_logits_processing"],
     "v1/worker/gpu/sample/logits_processor/interface.py": ["input_ids", "expanded_idx_mapping", "expanded_local_pos"],
+    "v1/worker/gpu/async_utils.py": ["get_output"],
+    "v1/metrics/stats.py": ["kv_connector_stats"],
     "config/vllm.py": ["use_v2_model_runner", "additional_config"],
 }  # fmt: skip
 

@@ -18,6 +18,7 @@ from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 
 from hf_judge import JudgeCandidateVerifier, JudgeConfig, JudgeHead
 from hf_judge.integrations.vllm_plugin import runner_v1
+from hf_judge.integrations.vllm_plugin.counts import DeviceCounts
 from hf_judge.integrations.vllm_plugin.runner_v1 import JudgedRejectionSampler, Step
 
 VOCABULARY, D = 6, 3
@@ -44,7 +45,8 @@ def sampler() -> JudgedRejectionSampler:
     head = JudgeHead(JudgeConfig(hidden_size=D))
     with torch.no_grad():
         head.weight[0, 0] = 10.0
-    return JudgedRejectionSampler(Sampler(), None, torch.device("cpu"), verifier=JudgeCandidateVerifier(head, 0.5))
+    verifier, counts = JudgeCandidateVerifier(head, 0.5), DeviceCounts(3, torch.device("cpu"))
+    return JudgedRejectionSampler(Sampler(), None, torch.device("cpu"), verifier=verifier, counts=counts)
 
 
 def metadata() -> SpecDecodeMetadata:
@@ -107,6 +109,22 @@ def test_greedy(sampler, logits):
     assert sampled(sampler, Step(states(0), None), **run) == [[1, 2, own[2]], [own[4]], [own[6]]]
     assert sampled(sampler, Step(states(0, 2, 3), None), **run) == [[1, 2, 3, own[3]], [4, own[5]], [own[6]]]
     assert sampled(sampler, Step(states(2), None), **run) == [[own[0]], [own[4]], [own[6]]]
+
+
+def test_counts(sampler, logits):
+    """Places in the draft of drafted, accepted and rescued tokens; a step outside the judge is not counted."""
+    logits[1, 2] = 10.0  # the target's own choice: accepted, not rescued
+    run = {"logits": logits, "temperature": 0}
+    sampled(sampler, None, **run)
+    sampled(sampler, Step(states(0, 1, 3), None), **run)  # request 0 accepts 1 and 2, request 1 accepts 4
+    output = SimpleNamespace()
+    step = SimpleNamespace(get_output=lambda: output)
+    sampler.counts.attach(step)
+    assert step.get_output() is output
+    assert output.hf_judge_counts == [[2, 1, 1], [2, 1, 0], [2, 0, 0]]
+    sampled(sampler, Step(states(2), None), **run)  # accepted by the judge behind a rejected token
+    sampler.counts.attach(output)
+    assert output.hf_judge_counts == [[4, 2, 2], [2, 1, 0], [2, 0, 0]]
 
 
 @pytest.mark.parametrize("draft", [True, False])

@@ -38,7 +38,10 @@ def register() -> None:
     if _version_problem() is None:  # else create_engine_config refuses, and nothing of vLLM is touched
         from vllm.v1.worker.worker_base import WorkerBase
 
+        from hf_judge.integrations.vllm_plugin import metrics
+
         WorkerBase.__init__ = _installing(WorkerBase.__init__)
+        metrics.install()
 
 
 def _checking(create_engine_config):

@@ -20,6 +20,7 @@ from vllm.distributed.parallel_state import get_tp_group
 from vllm.v1.sample.rejection_sampler import RejectionSampler
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
+from hf_judge.integrations.vllm_plugin.counts import DeviceCounts
 from hf_judge.integrations.vllm_plugin.flat_rows import (
     force_,
     requests_of,
@@ -47,12 +48,16 @@ class JudgedRejectionSampler(RejectionSampler):
     Args:
         sampler, spec_config, device: arguments of vLLM's sampler.
         verifier: the judge.
+        counts: where tokens are counted.
     """
 
-    def __init__(self, sampler, spec_config, device: torch.device, *, verifier: JudgeCandidateVerifier):
+    def __init__(
+        self, sampler, spec_config, device: torch.device, *, verifier: JudgeCandidateVerifier, counts: DeviceCounts
+    ):
         super().__init__(sampler, spec_config, device)
         verifier.head.to(device)
-        self.verifier = verifier
+        self.verifier, self.counts = verifier, counts
+        self._overruled: torch.Tensor | None = None
         self._step: Step | None = None
 
     @contextlib.contextmanager
@@ -62,7 +67,19 @@ class JudgedRejectionSampler(RejectionSampler):
         try:
             yield
         finally:
-            self._step = None
+            self._step = self._overruled = None
+
+    def forward(self, metadata, draft_probs, logits, sampling_metadata):
+        """Verify drafted tokens as vLLM does, and count them in a judged step."""
+        output = super().forward(metadata, draft_probs, logits, sampling_metadata)
+        if self._step is not None and self._overruled is not None:
+            ids, ends = metadata.draft_token_ids, metadata.cu_num_draft_tokens
+            request = requests_of(ends, ids.shape[0])
+            starts = torch.nn.functional.pad(ends, (1, 0))
+            place = torch.arange(ids.shape[0], device=ids.device) - starts[request]
+            n_sampled = (output.sampled_token_ids >= 0).sum(dim=1)[request]  # a rejected place holds -1
+            self.counts.add(place, n_sampled, ids >= 0, self._overruled)
+        return output
 
     def apply_logits_processors(self, logits, sampling_metadata, metadata):
         """Apply vLLM's constraints (grammar masks are in the logits already), then the judge.
@@ -90,6 +107,7 @@ class JudgedRejectionSampler(RejectionSampler):
         rescued &= ~undone(rescued, matched, request, self.verifier.rescue_window)
         if get_tp_group().world_size > 1:  # every rank commits tokens: they must not differ by rounding
             rescued = get_tp_group().broadcast(rescued.to(torch.int32), src=0).bool()
+        self._overruled = rescued & ~matched
         return force_(scores, ids, rescued)
 
 
@@ -107,8 +125,9 @@ def _with_judged_sampler(init):
         verifier = checked_verifier(vllm_config)
         # only the last pipeline stage samples
         if verifier is not None and hasattr(self, "rejection_sampler"):
+            counts = DeviceCounts(self.speculative_config.num_speculative_tokens, self.device)
             self.rejection_sampler = JudgedRejectionSampler(
-                self.sampler, self.speculative_config, self.device, verifier=verifier
+                self.sampler, self.speculative_config, self.device, verifier=verifier, counts=counts
             )
             self.stop_table = StopTable(self)
 
@@ -124,7 +143,9 @@ def _judging(sample_tokens):
             return sample_tokens(self, grammar_output)
         stop = None if sampler.verifier.rescue_stop_tokens else self.stop_table()
         with sampler.judging(Step(state.sample_hidden_states, stop)):
-            return sample_tokens(self, grammar_output)
+            output = sample_tokens(self, grammar_output)
+        sampler.counts.attach(output)
+        return output
 
     return judged
 

@@ -26,7 +26,15 @@ from vllm.v1.worker.gpu.model_states.interface import ModelState
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor
 from vllm.v1.worker.gpu.spec_decode.rejection_sampler import RejectionSampler
 
-from hf_judge.integrations.vllm_plugin.flat_rows import force_, rescuable, stop_table, stop_tokens, undone
+from hf_judge.integrations.vllm_plugin.counts import DeviceCounts
+from hf_judge.integrations.vllm_plugin.flat_rows import (
+    force_,
+    requests_of,
+    rescuable,
+    stop_table,
+    stop_tokens,
+    undone,
+)
 from hf_judge.integrations.vllm_plugin.settings import KEY, checked_verifier
 from hf_judge.verify.judge import JudgeCandidateVerifier
 
@@ -48,6 +56,8 @@ class JudgeLogitsProcessor(LogitsProcessor):
         self._invalid: torch.Tensor | None = None
         self._alike = False
         self._n_seen = 0
+        self.overruled: list[torch.Tensor] = []
+        """Of the last step, one (n,) bool for each call, at the rows of the drafted tokens themselves."""
 
     def add_request(self, req_idx: int, sampling_params) -> bool:
         """Note the stop tokens of a request; its logits are always processed (in a copy)."""
@@ -74,6 +84,7 @@ class JudgeLogitsProcessor(LogitsProcessor):
             RuntimeError: a row was not brought.
         """
         self._hidden, self._invalid, self._alike, self._n_seen = hidden, invalid, alike, 0
+        self.overruled = []
         try:
             yield
             if self._n_seen != hidden.shape[0]:
@@ -111,6 +122,7 @@ class JudgeLogitsProcessor(LogitsProcessor):
         rescued &= ~undone(rescued, matched, request, self._verifier.rescue_window)
         if self._alike and get_tp_group().world_size > 1:  # every rank commits tokens: no difference by rounding
             rescued = get_tp_group().broadcast(rescued.to(torch.int32), src=0).bool()
+        self.overruled.append(torch.nn.functional.pad(rescued & ~matched, (1, 0)))
         force_(scores, ids, rescued)
         return logits
 
@@ -128,6 +140,7 @@ class JudgedRejectionSampler(RejectionSampler):
         verifier.head.to(device)
         self.judge = JudgeLogitsProcessor(verifier, sampler.req_states.max_num_reqs, device)
         sampler.logits_processors.append(self.judge)
+        self.counts = DeviceCounts(spec_config.num_speculative_tokens, device)
         self._hidden: torch.Tensor | None = None
         self._alike = False
 
@@ -158,7 +171,11 @@ class JudgedRejectionSampler(RejectionSampler):
             )
         hidden = self._hidden[input_batch.logits_indices]
         with self.judge.judging(hidden, invalid_drafts, alike=self._alike):
-            return super().__call__(logits, input_batch, draft_logits, invalid_drafts)
+            output = super().__call__(logits, input_batch, draft_logits, invalid_drafts)
+        place = input_batch.expanded_local_pos - 1
+        request = requests_of(input_batch.cu_num_logits[1:], place.shape[0])
+        self.counts.add(place, output.num_sampled[request], place >= 0, torch.cat(self.judge.overruled))
+        return output
 
 
 def install() -> None:
@@ -167,6 +184,7 @@ def install() -> None:
         ModelState.custom_sampler = _with_judged_sampler(ModelState.custom_sampler)
         GPUModelRunner.load_model = _checking(GPUModelRunner.load_model)
         GPUModelRunner.sample = _reading(GPUModelRunner.sample)
+        GPUModelRunner.sample_tokens = _counting(GPUModelRunner.sample_tokens)
 
 
 def _with_judged_sampler(custom_sampler):
@@ -207,3 +225,14 @@ def _reading(sample):
             return sample(self, hidden_states, input_batch, grammar_output)
 
     return judged
+
+
+def _counting(sample_tokens):
+    @functools.wraps(sample_tokens)
+    def counting(self, grammar_output):
+        output = sample_tokens(self, grammar_output)
+        if isinstance(self.rejection_sampler, JudgedRejectionSampler):
+            self.rejection_sampler.counts.attach(output)
+        return output
+
+    return counting
