@@ -10,7 +10,7 @@ from decimal import Decimal
 import pytest
 
 from hf_judge.checking.correctness import CHECKERS, is_right, make_checker, needed_key, reference
-from hf_judge.cli.options import checker_of
+from hf_judge.cli.inputs import checker_of
 from hf_judge.tasks.files import read_prompts
 from hf_judge.tasks.load import load_task
 
