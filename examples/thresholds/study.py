@@ -1,6 +1,6 @@
 """Measures what a judge does at every threshold, on a target that was not trained to go on from mixtures of wordings.
 
-    python examples/thresholds/study.py --output-dir out/thresholds            # an hour and a half on 2 CPU cores
+    python examples/thresholds/study.py --output-dir out/thresholds            # about an hour on 2 CPU cores
     python examples/thresholds/study.py --output-dir out/thresholds --smoke    # minutes: proves the path alone
 
 Every head is fitted to labels of 300 prompts: `located` (a checker marks the first wrong word of the draft's answers)
@@ -178,7 +178,7 @@ def _right_from(pair: Pair, answers: list[Answer], cut: dict[int, int], task: Ta
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output-dir", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=5, help="heads of each kind, from other prompts (default: 5)")
+    parser.add_argument("--seeds", type=int, default=3, help="heads of each kind, from other prompts (default: 3)")
     parser.add_argument("--prompts", type=int, default=300, help="prompts that are labelled for a head (default: 300)")
     parser.add_argument("--problems", type=int, default=200, help="held-out problems (default: 200)")
     parser.add_argument("--smoke", action="store_true", help="everything shrunken, with the embedded target")
