@@ -8,11 +8,10 @@ from __future__ import annotations
 import torch
 
 from hf_judge.ragged.model import RaggedModel
+from hf_judge.speculators.choice import TokenChoice
 from hf_judge.upstream.candidates import DraftingOptions
-from hf_judge.upstream.forward import of_width, sent, stop_tokens, vocabulary_rows
+from hf_judge.upstream.forward import of_width, sent, vocabulary_rows
 from hf_judge.upstream.generation import PreparedCall
-from hf_judge.upstream.processors import PromptProcessor
-from hf_judge.verify.strict import drawn
 
 
 class Drafter:
@@ -28,12 +27,7 @@ class Drafter:
     def __init__(self, model: RaggedModel, call: PreparedCall, options: DraftingOptions):
         self.model = model
         self._vocabulary, self._last_id = vocabulary_rows(call.model), vocabulary_rows(model.model) - 1
-        places = range(model.cache.n_rows) if call.logits_processor else ()
-        self._processors = [PromptProcessor(call.logits_processor, place, model.cache.n_rows) for place in places]
-        self._do_sample = bool(call.generation_config.do_sample)
-        self._confidence = options.assistant_confidence_threshold or 0.0  # 0: every drafted token counts
-        stop = stop_tokens(call.generation_config)
-        self._stop_tokens = (call.input_ids.new_zeros(0) if stop is None else stop).to(model.device)
+        self._choice = TokenChoice(call, options, model.device)
         self._n_read = [0] * model.cache.n_rows  # tokens of each prompt that the cache holds
 
     def prefill(self, ids: torch.LongTensor, lengths: list[int], *, n_more: int = 0) -> None:
@@ -64,29 +58,21 @@ class Drafter:
         tails = [text[:, -2:] if text.shape[1] > 1 else text[:, [-1, -1]] for text in unpadded]
         step = self._readable(torch.cat(tails)).to(self.model.device)
         first = sent([length - 2 for length in lengths], self.model.device)
-        ids, scores, raw, confidences = [], [], [], []
+        ids, scores, raw = [], [], []
         for i in range(n_tokens):
-            logits, token = self.model.run(step, first, eagerly=eagerly)
+            logits, best = self.model.run(step, first, eagerly=eagerly)
             if self._vocabulary != logits.shape[-1]:
-                logits = of_width(logits, self._vocabulary)
-                token = logits.argmax(dim=-1, keepdim=True)
+                logits, best = of_width(logits, self._vocabulary), None
             raw.append(logits)
-            if self._processors:
-                logits = self._process(texts, ids, logits)
-                token = logits.argmax(dim=-1, keepdim=True)
-            scores.append(logits)  # greedy rules too may compare the draft with the target
-            if self._do_sample:
-                # where nothing can be drawn, any token: verification has no probability for it either
-                token = drawn(logits.float().softmax(dim=-1)).clamp(min=0).unsqueeze(1)
-            if self._confidence > 0:
-                confidences.append(logits.float().softmax(dim=-1).gather(-1, token))
+            token, score = self._choice.choose(texts, ids, logits, best)
+            scores.append(score)  # greedy rules too may compare the draft with the target
             ids.append(token)
             step, first = self._readable(token), first + (2 if i == 0 else 1)
         self._n_read = [length + n_tokens - 1 for length in lengths]
         drafted, device = torch.cat(ids, dim=1), texts[0].device
-        useful = self._useful(drafted, confidences)
+        useful = self._choice.n_useful(drafted)
         logits = torch.stack(scores, dim=1).to(device)
-        raw_logits = torch.stack(raw, dim=1).to(device) if self._processors else logits
+        raw_logits = torch.stack(raw, dim=1).to(device) if self._choice.processes else logits
         return drafted.to(device), useful.to(device), logits, raw_logits
 
     def accept(self, lengths: list[int]) -> None:
@@ -97,8 +83,7 @@ class Drafter:
         """Drop the prompts that have finished: go on with those at the places `kept`."""
         self.model.keep(kept)
         self._n_read = [self._n_read[i] for i in kept]
-        if self._processors:
-            self._processors = [self._processors[i] for i in kept]
+        self._choice.keep(kept)
 
     def _catch_up(self, unpadded: list[torch.LongTensor], lengths: list[int]) -> None:
         """Read what rounds without a draft have added."""
@@ -115,22 +100,3 @@ class Drafter:
     def _readable(self, ids: torch.LongTensor) -> torch.LongTensor:
         """Replace ids that the draft's vocabulary lacks by its last one: this lowers acceptance, not quality."""
         return ids.clamp(max=self._last_id) if self._vocabulary > self._last_id + 1 else ids
-
-    def _process(self, texts, ids: list[torch.LongTensor], logits: torch.Tensor) -> torch.Tensor:
-        processed = []
-        for i, text in enumerate(texts):
-            text = torch.cat([text.to(logits.device), *(token[i : i + 1] for token in ids)], dim=1)
-            scores, _ = self._processors[i](text, logits[i : i + 1, None].float(), text[:, :0])
-            processed.append(scores[:, 0])
-        return torch.cat(processed)
-
-    def _useful(self, ids: torch.LongTensor, confidences: list[torch.Tensor]) -> torch.LongTensor:
-        """Count the drafted tokens of use, (batch,) long.
-
-        These are the tokens up to the first stop token, and before the first token drafted without confidence.
-        """
-        ended = torch.isin(ids, self._stop_tokens)
-        useless = ended.cumsum(dim=1) - ended.long() > 0
-        if confidences:
-            useless = useless | ((torch.cat(confidences, dim=1) < self._confidence).cumsum(dim=1) > 0)
-        return (~useless).long().cumprod(dim=1).sum(dim=1)

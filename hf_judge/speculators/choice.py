@@ -36,7 +36,11 @@ class TokenChoice:
         return bool(self._processors)
 
     def choose(
-        self, texts: list[torch.LongTensor], drafted: list[torch.LongTensor], logits: torch.Tensor
+        self,
+        texts: list[torch.LongTensor],
+        drafted: list[torch.LongTensor],
+        logits: torch.Tensor,
+        best: torch.LongTensor | None = None,
     ) -> tuple[torch.LongTensor, torch.Tensor]:
         """Choose the next token of every draft.
 
@@ -44,6 +48,7 @@ class TokenChoice:
             texts: the texts, (1, n) long each, padding included.
             drafted: what was drafted after them, (batch, 1) long each.
             logits: (batch, V), the draft's, over the target's vocabulary.
+            best: (batch, 1) long, the argmax of the logits if it is known; None: it is computed where it is needed.
 
         Returns:
             tokens (batch, 1) long, and the scores (batch, V) that they were drawn from.
@@ -52,8 +57,10 @@ class TokenChoice:
         if self._do_sample:
             # where nothing can be drawn, any token: verification has no probability for it either
             token = drawn(scores.float().softmax(dim=-1)).clamp(min=0).unsqueeze(1)
-        else:
+        elif best is None or self._processors:
             token = scores.argmax(dim=-1, keepdim=True)
+        else:
+            token = best
         if self._confidence > 0:
             self._confidences.append(scores.float().softmax(dim=-1).gather(-1, token))
         return token, scores
